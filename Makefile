@@ -1,0 +1,50 @@
+# gsg_jax: every verb works on a fresh machine with Python 3.11+, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+QUICKSTART_DIR ?= runs/quickstart
+
+.PHONY: help setup quickstart test test-fast lint format bench clean
+help: ## says what the verbs are
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.runtime ## makes .venv with what gsg_jax needs to run
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "gsg_jax needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1): set PYTHON=python3.12, say" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install -q --upgrade pip >&2
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python requirements.txt pyproject.toml
+	@echo "installing gsg_jax into $(VENV) ..." >&2
+	@$(BIN)/python -m pip install -q -e . >&2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -q -e '.[dev]' >&2
+	@touch $@
+
+quickstart: setup ## pretrains simsiam_gsg on the embedded images (runs/quickstart)
+	@$(BIN)/python -m gsg_jax.main --config=configs/simsiam_gsg.py --workdir=$(QUICKSTART_DIR)
+
+test: $(VENV)/.dev ## runs the whole test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.dev ## runs the tests that are not marked slow
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+lint: $(VENV)/.dev ## checks style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev ## mends style and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## times the step of every method
+	@$(BIN)/python benchmarks/step_time.py
+
+clean: ## removes .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,16 @@
+"""BYOL with guided stop-gradient: the closest views of two images become the sources.
+
+Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "byol_gsg"
+    recipes.guided_pairs(config)
+    return config

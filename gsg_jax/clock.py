@@ -1,0 +1,64 @@
+"""Where the time of a run goes: steps, waiting for data, and everything else."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Clock:
+    """Measures views per second and the share of time spent waiting for data.
+
+    The first step of a process compiles, and monitors and checkpoints pause the steps: their time
+    counts in train_seconds, not in views_per_second.
+    """
+
+    def __init__(self, views_per_step: int, seconds_before: float = 0.0):
+        """Starts; `seconds_before` are those of the earlier processes of the run."""
+        self._views_per_step = views_per_step
+        self._start = time.monotonic() - seconds_before
+        self._is_first_step = True
+        self._total_steps, self._total_seconds = 0, 0.0
+        self._restart_interval()
+
+    def _restart_interval(self) -> None:
+        self._interval_start = time.monotonic()
+        self._interval_steps, self._waited = 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of its block as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def stepped(self) -> None:
+        """Counts a step."""
+        self._interval_steps += 1
+        if self._is_first_step:
+            self._is_first_step = False
+            self._restart_interval()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Ends an interval of steps; the time of its block belongs to no interval."""
+        self._total_steps += self._interval_steps
+        self._total_seconds += time.monotonic() - self._interval_start
+        yield
+        self._restart_interval()
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the current interval: views_per_second, data_wait_share, train_seconds."""
+        seconds = max(time.monotonic() - self._interval_start, 1e-9)
+        return {
+            "views_per_second": self._interval_steps * self._views_per_step / seconds,
+            "data_wait_share": min(self._waited / seconds, 1.0),
+            "train_seconds": self.train_seconds(),
+        }
+
+    def train_seconds(self) -> float:
+        """Seconds since the run began, over all its processes, without the time between them."""
+        return time.monotonic() - self._start
+
+    def views_per_second(self) -> float:
+        """Mean of the intervals of this process; 0 where it made no step after the first."""
+        return self._total_steps * self._views_per_step / max(self._total_seconds, 1e-9)

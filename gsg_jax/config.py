@@ -1,0 +1,271 @@
+"""Reading and checking a config: unknown keys, wrong types and impossible values, a line each."""
+
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gsg_jax.data.augment import ViewRecipe
+from gsg_jax.errors import UsageError
+from gsg_jax.methods import METHODS, PREDICTORS, TARGETS
+from gsg_jax.models.resnet import RESNETS, STEMS
+from gsg_jax.optim import OPTIMIZERS
+
+CHOICES = {
+    "method.name": tuple(METHODS),
+    "method.target": ("auto", *TARGETS),
+    "method.predictor": ("auto", *PREDICTORS),
+    "model.backbone": tuple(RESNETS),
+    "model.stem": STEMS,
+    "model.dtype": ("float32", "bfloat16"),
+    "optim.name": OPTIMIZERS,
+    "optim.cosine_per": ("epoch", "step"),
+    "data.crop": ("device", "host"),
+}
+
+# Smallest and largest value of every number that has a limit.
+RANGES = {
+    "method.num_views": (2, 64),
+    "method.ema_decay": (0, 1),
+    "model.width": (1, 4096),
+    "model.num_stages": (1, 4),
+    "model.stem_stride": (1, 8),
+    "model.projector_layers": (1, 16),
+    "model.projector_hidden_width": (1, 65536),
+    "model.projector_width": (1, 65536),
+    "model.predictor_hidden_width": (1, 65536),
+    "model.bn_momentum": (0, 1),
+    "model.bn_epsilon": (1e-12, 1),
+    "optim.learning_rate": (0, 1e4),
+    "optim.momentum": (0, 1),
+    "optim.weight_decay": (0, 1e3),
+    "optim.trust_coefficient": (0, 1e3),
+    "optim.warmup_epochs": (0, 1e6),
+    "data.batch_size": (2, 1e7),
+    "data.memory_limit_mb": (0, 1e9),
+    "data.num_threads": (1, 1024),
+    "data.prefetch": (1, 1024),
+    "views.size": (1, 4096),
+    "views.flip_probability": (0, 1),
+    "views.jitter_probability": (0, 1),
+    "views.grayscale_probability": (0, 1),
+    "eval.knn_every_epochs": (0, 1e9),
+    "eval.knn_k": (1, 1e9),
+    "eval.knn_temperature": (1e-3, 1e3),
+    "eval.batch_size": (1, 1e7),
+    "eval.max_bank": (1, 1e12),
+    "eval.min_projection_std": (0, 1),
+    "eval.min_rank_share": (0, 1),
+    "run.seed": (0, 2**31 - 1),
+    "run.num_epochs": (1, 1e9),
+    "run.num_steps": (0, 1e12),
+    "run.log_every_steps": (1, 1e12),
+    "run.checkpoint_every_steps": (1, 1e12),
+    "run.keep_checkpoints": (1, 1e6),
+}
+
+# Length (0 = one or more) and smallest and largest value of the tuples.
+TUPLES = {
+    "views.crop_area": (2, 1e-6, 1),
+    "views.crop_aspect": (2, 1e-2, 1e2),
+    "views.jitter": (4, 0, 10),
+    "views.blur_probability": (0, 0, 1),
+    "views.blur_sigma": (2, 1e-3, 100),
+    "views.solarize_probability": (0, 0, 1),
+    "views.mean": (0, -1e3, 1e3),
+    "views.std": (0, 1e-6, 1e3),
+}
+ORDERED = ("views.crop_area", "views.crop_aspect", "views.blur_sigma")
+
+
+def load_config(path_and_recipe: str) -> ConfigDict:
+    """Runs get_config of a config file, as it stands, without overrides.
+
+    Args:
+      path_and_recipe: "configs/simsiam_gsg.py" or "configs/simsiam_gsg.py:cifar10".
+
+    Returns:
+      The config.
+
+    Raises:
+      UsageError: where the file is missing, has no get_config, or knows no such recipe.
+    """
+    path, _, recipe = path_and_recipe.partition(":")
+    if not pathlib.Path(path).is_file():
+        folder = pathlib.Path(path).parent
+        there = sorted(p.name for p in folder.glob("*.py"))
+        near = difflib.get_close_matches(pathlib.Path(path).name, there, n=1)
+        hint = f"did you mean {folder / near[0]}?" if near else "give the path of a config file"
+        raise UsageError(f"--config={path}: there is no such file; {hint}")
+    spec = importlib.util.spec_from_file_location("gsg_jax_config", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={path}: not a Python file; give a file of configs/")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UsageError(f"--config={path}: defines no get_config(); give a file of configs/")
+    try:
+        return module.get_config(recipe) if recipe else module.get_config()
+    except UsageError as error:
+        raise UsageError(f"--config={path_and_recipe}: {error}") from error
+
+
+def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a config by dotted key, in order."""
+    leaves = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def check_overrides(config: ConfigDict, argv: list[str]) -> None:
+    """Checks the `--config.a.b=v` of a command line against the config they override.
+
+    Args:
+      config: as load_config returned it.
+      argv: the command line.
+
+    Raises:
+      UsageError: where a key is unknown (the nearest right one is named) or a value has the wrong
+        type.
+    """
+    known = flat(config)
+    for argument in argv:
+        name, equals, text = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        key = name.removeprefix("config.")
+        if key not in known:
+            raise UsageError(f"--config.{key}: there is no such key{_nearest(key, known)}")
+        if equals:
+            _check_type(key, text, known[key])
+
+
+def _nearest(key: str, known: dict[str, Any]) -> str:
+    if group := [name for name in known if name.startswith(key + ".")]:
+        return f"; it is a group, set a key of it, such as --config.{group[0]}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    return f"; did you mean --config.{near[0]}?" if near else f"; keys are {', '.join(known)}"
+
+
+def _check_type(key: str, text: str, default: Any) -> None:
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    try:
+        if isinstance(default, bool):
+            if text.lower() not in ("true", "false", "1", "0", "t", "f"):
+                raise ValueError
+        elif isinstance(default, int | float):
+            type(default)(text)
+    except ValueError:
+        kind = words[type(default)]
+        raise UsageError(f"--config.{key}={text}: takes {kind}, such as {default}") from None
+
+
+def check_pretraining(config: ConfigDict) -> None:
+    """Checks the values of a pretraining config, alone and together.
+
+    Args:
+      config: with its overrides.
+
+    Raises:
+      UsageError: names the key, its value, the limit and the mend.
+    """
+    leaves = flat(config)
+    for key, choices in CHOICES.items():
+        if leaves[key] not in choices:
+            near = difflib.get_close_matches(str(leaves[key]), choices, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(
+                f"--config.{key}={leaves[key]}: {hint}take one of {', '.join(choices)}"
+            )
+    for key, (low, high) in RANGES.items():
+        if not low <= leaves[key] <= high:  # NaN is in no range
+            raise UsageError(f"--config.{key}={leaves[key]}: must be from {low:g} to {high:g}")
+    for key, (length, low, high) in TUPLES.items():
+        _check_tuple(key, leaves[key], length, low, high)
+    _check_together(config)
+
+
+def _check_tuple(key: str, values: tuple, length: int, low: float, high: float) -> None:
+    if not isinstance(values, tuple) or not all(isinstance(v, int | float) for v in values):
+        raise UsageError(
+            f"--config.{key}={values}: takes numbers in parentheses, such as (0.2,1.0)"
+        )
+    if (length and len(values) != length) or not values:
+        raise UsageError(f"--config.{key}={values}: takes {length or 'one or more'} numbers")
+    if not all(low <= v <= high for v in values):
+        raise UsageError(f"--config.{key}={values}: each must be from {low:g} to {high:g}")
+    if key in ORDERED and values[0] > values[1]:
+        raise UsageError(f"--config.{key}={values}: the first must not exceed the second")
+
+
+def _check_together(config: ConfigDict) -> None:
+    method, row = config.method, METHODS[config.method.name]
+    for option in row.options:
+        if option not in method:
+            raise UsageError(
+                f"--config.method.name={method.name}: reads method.{option}, which this config "
+                f"lacks; use --config=configs/{method.name}.py"
+            )
+    if row.check:
+        options = {option: method[option] for option in row.options}
+        try:
+            row.check(num_views=method.num_views, batch_size=config.data.batch_size, **options)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    if config.views.jitter[3] > 0.5:
+        raise UsageError(
+            f"--config.views.jitter={config.views.jitter}: the fourth, the hue's, is at most 0.5"
+        )
+    if len(config.views.mean) != len(config.views.std):
+        raise UsageError(
+            f"--config.views.mean={config.views.mean}: needs as many numbers as views.std "
+            f"({len(config.views.std)}), one a channel"
+        )
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy in which every "auto" is replaced by what it means for the method."""
+    config = config.copy_and_resolve_references()
+    row = METHODS[config.method.name]
+    if config.method.target == "auto":
+        config.method.target = row.target
+    if config.method.predictor == "auto":
+        config.method.predictor = row.predictor
+    return config
+
+
+def view_recipe(views: ConfigDict) -> ViewRecipe:
+    """The views of `config.views`, as the step takes them."""
+    return ViewRecipe(**views.to_dict())
+
+
+def as_json(config: ConfigDict) -> str:
+    """The record of a run: its config as JSON, keys in order."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def differences(config: ConfigDict, record: dict[str, Any]) -> list[str]:
+    """Says where a config and a run's record differ, "key (theirs there, ours here)" each."""
+    ours = flat(json.loads(as_json(config)))
+    theirs = flat(record)
+    missing = "none"
+    return [
+        f"{key} ({theirs.get(key, missing)} there, {ours.get(key, missing)} here)"
+        for key in [*ours, *(key for key in theirs if key not in ours)]
+        if not _same(ours.get(key, missing), theirs.get(key, missing))
+    ]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    return a == b

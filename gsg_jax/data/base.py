@@ -1,0 +1,93 @@
+"""What every source of images offers, and the one that is held in memory."""
+
+import dataclasses
+import os
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Images that can be read in any order, from several threads at once.
+
+    Attributes:
+      name: of the data set, for people.
+      labels: int32 [N] in [0, len(class_names)), -1 where unknown; None where the set has none.
+        Reading it may cost a pass over the records; class_names is free.
+      class_names: one a label; empty where there are no labels.
+      image_shape: (H, W, C) that all images have; None where they differ or it is not known.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels, int32 [N], or None."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a label."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, C) of every image, or None."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> np.ndarray:
+        """Returns image i, uint8 [H, W, C] in [0, 255]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images of one shape, decoded and in memory.
+
+    Attributes:
+      name: of the data set.
+      images: uint8 [N, H, W, C].
+      labels: int32 [N], or None.
+      class_names: one a label, or empty.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, i: int) -> np.ndarray:
+        """Returns image i, uint8 [H, W, C]."""
+        return self.images[i]
+
+
+def num_decode_threads() -> int:
+    """Returns how many threads decode at opening: one a core, at most 32."""
+    return min(32, os.cpu_count() or 1)
+
+
+def fits(num_images: int, shape: tuple[int, int, int], memory_limit_mb: float) -> bool:
+    """Tells whether images may be held in memory.
+
+    Args:
+      num_images: how many.
+      shape: (H, W, C) of each, one byte a value.
+      memory_limit_mb: limit in units of 2**20 bytes.
+
+    Returns:
+      True where all of them together take no more than the limit.
+    """
+    return num_images * int(np.prod(shape)) <= memory_limit_mb * 2**20

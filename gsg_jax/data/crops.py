@@ -1,0 +1,113 @@
+"""Crops on the host: RandomResizedCrop for training, resize and centre cut for evaluation."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+_ASPECTS = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+_EVAL_RESIZE = 256 / 224
+
+Box = tuple[int, int, int, int]
+
+
+def draw_box(rng: np.random.Generator, height: int, width: int, area: tuple[float, float]) -> Box:
+    """Draws the box of a RandomResizedCrop.
+
+    Args:
+      rng: source of randomness.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      area: least and greatest share of the image's area, in (0, 1].
+
+    Returns:
+      (left, top, right, bottom) in pixels, inside the image. The aspect is log-uniform in
+      [3/4, 4/3] up to rounding; where ten draws do not fit, it is the greatest
+      centred box of such an aspect.
+
+    Source: torchvision.transforms.RandomResizedCrop.
+    """
+    for _ in range(_ATTEMPTS):
+        target = height * width * rng.uniform(*area)
+        aspect = math.exp(rng.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(height - h + 1))
+            left = int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * _ASPECTS[1])))
+    h = min(height, max(1, round(width / _ASPECTS[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def cut(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Cuts a box out of an image and resizes it to a square, bilinear with antialiasing.
+
+    The cut comes before the resizing, as in torchvision: Pillow's own resize(box=...) would let the
+    filter see pixels beyond the box.
+
+    Args:
+      pixels: uint8 [H, W, C], C 1 or 3.
+      box: (left, top, right, bottom) in pixels.
+      size: S, side of the result in pixels.
+
+    Returns:
+      uint8 [S, S, C].
+    """
+    left, top, right, bottom = box
+    return _resize(pixels[top:bottom, left:right], size, size)
+
+
+def random_crops(
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    num_views: int,
+    size: int,
+    area: tuple[float, float],
+) -> np.ndarray:
+    """Cuts independent RandomResizedCrops out of one decoded image.
+
+    Args:
+      pixels: uint8 [H, W, C], C 1 or 3.
+      rng: source of randomness.
+      num_views: V, how many crops.
+      size: S, their side in pixels.
+      area: least and greatest share of the image's area.
+
+    Returns:
+      uint8 [V, S, S, C].
+    """
+    boxes = [draw_box(rng, *pixels.shape[:2], area) for _ in range(num_views)]
+    return np.stack([cut(pixels, box, size) for box in boxes])
+
+
+def centre_cut(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resizes the short side to 256/224 of a size and cuts the centre, as ImageNet is evaluated.
+
+    Args:
+      pixels: uint8 [H, W, C], C 1 or 3.
+      size: S, side of the result in pixels.
+
+    Returns:
+      uint8 [S, S, C].
+
+    Source: torchvision.transforms.Resize (the long side is rounded down) and CenterCrop.
+    """
+    height, width = pixels.shape[:2]
+    short = round(size * _EVAL_RESIZE)
+    scaled_height = max(short, int(short * height / width))
+    scaled_width = max(short, int(short * width / height))
+    scaled = _resize(pixels, scaled_height, scaled_width)
+    top, left = round((scaled_height - size) / 2), round((scaled_width - size) / 2)
+    return scaled[top : top + size, left : left + size]
+
+
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    channels = pixels.shape[-1]
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return resized.reshape(height, width, channels)

@@ -1,0 +1,81 @@
+"""Encoded images to pixels, with Pillow."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# What Pillow raises on files that are broken, cut short, or too large to be honest.
+DECODE_ERRORS = (
+    OSError,  # cut short, unreadable, UnidentifiedImageError
+    SyntaxError,  # broken PNG chunks
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# A name is no proof of a format, and some of Pillow's readers start other programs (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_ORIENTATION_TAG = 0x0112
+
+
+def decode(
+    encoded: bytes | str | os.PathLike[str], *, channels: int = 3, exif: bool = False
+) -> np.ndarray:
+    """Decodes one image.
+
+    Args:
+      encoded: the file's content, or its path.
+      channels: 3 for RGB, 1 for grayscale; any kind of image becomes that. What is transparent
+        becomes white, 16 bits become 8.
+      exif: whether to turn the image the way its camera says.
+
+    Returns:
+      uint8 [H, W, channels] in [0, 255].
+
+    Raises:
+      One of DECODE_ERRORS: where it cannot be decoded.
+    """
+    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    with Image.open(file, formats=_FORMATS) as image:
+        image.load()
+        if exif:
+            ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.asarray(_convert(image, "L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Reads the size of an image file from its header, turned the way its camera says.
+
+    Args:
+      path: the image file.
+
+    Returns:
+      (H, W, 3).
+
+    Raises:
+      One of DECODE_ERRORS: where the header cannot be read.
+    """
+    with Image.open(path, formats=_FORMATS) as image:
+        width, height = image.size
+        # getexif() would decode a whole PNG to look for what its header lacks.
+        if "exif" in image.info and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
+            width, height = height, width
+    return height, width, 3
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        # convert() clips 16-bit values at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        # Dropping alpha would show the arbitrary colours under it.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,251 @@
+"""Batches of images from a source: shuffled without end for training, in order for evaluation."""
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import grain
+import numpy as np
+
+from gsg_jax.data.base import ArraySource, Source, num_decode_threads
+from gsg_jax.data.crops import centre_cut, random_crops
+from gsg_jax.errors import UserError
+
+# Streams of randomness that one seed is split into.
+_SHUFFLE, _CROP = 0, 1
+# Batches made at the same time, so that decoding threads have work at the end of each.
+_BATCH_THREADS = 2
+_NO_END = 2**62
+
+
+class TrainLoader:
+    """An endless stream of training batches that any step can be taken up from.
+
+    Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
+    out. A batch is a function of (source, seed, batch_size, step) and, where crops are cut on the
+    host, of num_views, crop_size and crop_area: not of threads, nor of where the stream began. The
+    shares of num_hosts hosts, in order, are the batch of one host.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        num_views: int | None = None,
+        crop_size: int | None = None,
+        crop_area: tuple[float, float] = (0.2, 1.0),
+        host_index: int = 0,
+        num_hosts: int = 1,
+        num_threads: int = 2,
+        prefetch: int = 2,
+    ) -> None:
+        """Checks what is asked for; nothing is read yet.
+
+        Args:
+          source: the images.
+          batch_size: B, images a step over all hosts.
+          seed: of order and crops, 0 or more.
+          num_views: V, crops an image; None, like crop_size, to leave images whole.
+          crop_size: S, side of a crop in pixels.
+          crop_area: least and greatest share of an image's area that a crop covers.
+          host_index: this host, in [0, num_hosts).
+          num_hosts: hosts that share each batch.
+          num_threads: threads that decode and crop, 1 or more.
+          prefetch: batches to make ahead; 0 makes each when it is asked for.
+
+        Raises:
+          UserError: where a batch is larger than the source or cannot be shared among the hosts,
+            or where images that may differ in shape are not cropped.
+          ValueError: where only one of num_views and crop_size is given.
+        """
+        if (num_views is None) != (crop_size is None):
+            raise ValueError("num_views and crop_size belong together: give both or none")
+        _check_batch(source, batch_size, num_hosts)
+        if seed < 0:
+            raise UserError(f"run.seed is {seed}: it must be 0 or more")
+        if num_threads < 1:
+            raise UserError(f"data.num_threads is {num_threads}: it must be 1 or more")
+        if prefetch < 0:
+            raise UserError(f"data.prefetch is {prefetch}: it must be 0 or more")
+        if crop_size is None and source.image_shape is None:
+            raise UserError(
+                f"the images of {source.name!r} differ in shape and cannot form a batch: "
+                'set data.crop="host"'
+            )
+        self._source = source
+        self._batch_size = batch_size
+        self._seed = seed
+        self._num_views, self._crop_size, self._crop_area = num_views, crop_size, crop_area
+        self._first_place = host_index * (batch_size // num_hosts)
+        self._last_place = self._first_place + batch_size // num_hosts
+        self._num_threads = num_threads
+        self._prefetch = prefetch
+        # Two, since batches are made ahead over the end of an epoch.
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the source."""
+        return len(self._source) // self._batch_size
+
+    def iterate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this host's share of the batches of first_step, first_step + 1, and so on.
+
+        Args:
+          first_step: 0 or more.
+
+        Returns:
+          Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}, with crops
+          [B / num_hosts, V, S, S, C]. Reading it raises UserError where an image cannot be decoded.
+
+        Raises:
+          ValueError: where first_step is negative.
+        """
+        if first_step < 0:
+            raise ValueError(f"first_step is {first_step}: it must be 0 or more")
+        return self._generate(first_step)
+
+    def _generate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode")
+        batches = iter(self._batches(pool))
+        # A step is all there is to the position, so checkpoints need not know Grain's state.
+        batches.set_state({"next_index": first_step})
+        try:
+            while True:
+                yield next(batches)
+        finally:
+            batches.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _batches(self, pool: ThreadPoolExecutor) -> grain.IterDataset:
+        return (
+            grain.MapDataset.range(_NO_END)
+            .map(lambda step: {"image": self._images(pool, step)})
+            .to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=min(_BATCH_THREADS, self._prefetch),
+                    prefetch_buffer_size=self._prefetch,
+                )
+            )
+        )
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Grain's own shuffle and batch cost 17 microseconds an image, and make epoch 1 of a seed
+        # epoch 0 of the next.
+        seeds = np.random.SeedSequence(self._seed, spawn_key=(_SHUFFLE, epoch))
+        return np.random.Generator(np.random.PCG64(seeds)).permutation(len(self._source))
+
+    def _images(self, pool: ThreadPoolExecutor, step: int) -> np.ndarray:
+        """Returns this host's images of one step, [B / num_hosts, ...]."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        start = step_of_epoch * self._batch_size
+        order = self._order(epoch)[start : start + self._batch_size]
+        places = range(self._first_place, self._last_place)
+        if self._crop_size is None and isinstance(self._source, ArraySource):
+            return self._source.images[order[places.start : places.stop]]
+        read = self._crops if self._crop_size is not None else self._whole
+        return _gather(
+            pool, self._num_threads, [(read, step, place, int(order[place])) for place in places]
+        )
+
+    def _whole(self, step: int, place: int, i: int) -> np.ndarray:
+        del step, place
+        pixels = self._source.image(i)
+        if pixels.shape != self._source.image_shape:
+            raise UserError(
+                f"image {i} of {self._source.name!r} is {pixels.shape} where others are "
+                f'{self._source.image_shape}: set data.crop="host"'
+            )
+        return pixels
+
+    def _crops(self, step: int, place: int, i: int) -> np.ndarray:
+        seeds = np.random.SeedSequence(self._seed, spawn_key=(_CROP, step, place))
+        return random_crops(
+            self._source.image(i),
+            np.random.Generator(np.random.PCG64(seeds)),
+            num_views=self._num_views,
+            size=self._crop_size,
+            area=self._crop_area,
+        )
+
+
+def eval_batches(
+    source: Source, *, batch_size: int, size: int | None = None
+) -> Iterator[dict[str, np.ndarray | int]]:
+    """Yields all images once, in the order of the source.
+
+    Args:
+      source: the images.
+      batch_size: B, images a batch.
+      size: S: the short side is resized to S * 256 / 224 and the centre S x S cut. None leaves
+        images as they are, for which they must have one shape.
+
+    Returns:
+      Iterator of {"image": uint8 [B, H, W, C], "num_valid": int}: the last batch is filled up with
+      zeros after its num_valid images.
+
+    Raises:
+      UserError: where images may differ in shape and no size is given.
+    """
+    if size is None and source.image_shape is None:
+        raise UserError(
+            f"the images of {source.name!r} differ in shape and cannot form a batch: "
+            'set data.crop="host"'
+        )
+    return _eval_batches(source, batch_size, size)
+
+
+def _eval_batches(
+    source: Source, batch_size: int, size: int | None
+) -> Iterator[dict[str, np.ndarray | int]]:
+    def read(i: int) -> np.ndarray:
+        pixels = source.image(i)
+        return pixels if size is None else centre_cut(pixels, size)
+
+    def submit(start: int) -> list[Future[np.ndarray]]:
+        return [pool.submit(read, i) for i in range(start, min(start + batch_size, len(source)))]
+
+    pool = ThreadPoolExecutor(num_decode_threads(), thread_name_prefix="decode")
+    try:
+        ahead = submit(0)
+        for start in range(0, len(source), batch_size):
+            images, ahead = [future.result() for future in ahead], submit(start + batch_size)
+            batch = np.zeros((batch_size, *images[0].shape), np.uint8)
+            batch[: len(images)] = images
+            yield {"image": batch, "num_valid": len(images)}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"data.batch_size is {batch_size}: it must be 1 or more")
+    if batch_size > len(source):
+        raise UserError(
+            f"data.batch_size {batch_size} is larger than {source.name!r}, which has {len(source)} "
+            f"images: set --config.data.batch_size to at most {len(source)}"
+        )
+    if batch_size % num_hosts:
+        raise UserError(
+            f"data.batch_size {batch_size} cannot be shared by {num_hosts} hosts: "
+            f"set it to a multiple of {num_hosts}"
+        )
+
+
+def _gather(
+    pool: ThreadPoolExecutor, num_threads: int, calls: list[tuple[Callable[..., np.ndarray], ...]]
+) -> np.ndarray:
+    """Returns the results of calls (function, *arguments), stacked in their order."""
+    stacked = None
+    # In blocks: a program that ends waits for what is queued, and cannot queue more.
+    block = 4 * num_threads
+    for start in range(0, len(calls), block):
+        futures = [pool.submit(*call) for call in calls[start : start + block]]
+        for k, future in enumerate(futures, start):
+            pixels = future.result()
+            if stacked is None:
+                stacked = np.empty((len(calls), *pixels.shape), np.uint8)
+            stacked[k] = pixels
+    return stacked

@@ -1,0 +1,328 @@
+"""Prepare data sets once, so that training reads them without TensorFlow.
+
+    python -m gsg_jax.data.prepare NAME --data_dir=DIR                  # an official TFDS set
+    python -m gsg_jax.data.prepare NAME --data_dir=DIR --idx_dir=DIR    # MNIST-style IDX files
+    python -m gsg_jax.data.prepare fashion_mnist --idx_dir=DIR --embedded
+
+All of them write ArrayRecord, the format that is read at random without TensorFlow. Official sets
+need TensorFlow to be prepared (`pip install 'gsg_jax[prepare]'`), not to be read.
+"""
+
+import argparse
+import difflib
+import gzip
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gsg_jax.data.sources import EMBEDDED_FILE, FASHION_MNIST_CLASSES
+from gsg_jax.errors import UserError
+
+NUM_CLASSES = 10
+EMBEDDED_TRAIN_PER_CLASS = 1000
+EMBEDDED_TEST_PER_CLASS = 200
+EMBEDDED_SEED = 0
+_IDX_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads one gzipped IDX file of bytes.
+
+    Args:
+      path: a file such as train-images-idx3-ubyte.gz.
+
+    Returns:
+      uint8 array of the shape its header states, [N, H, W] for images and [N] for labels.
+
+    Raises:
+      UserError: where the file is missing, not gzip, not IDX of bytes, or cut short.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no file {path}: point --idx_dir at the folder of IDX .gz files"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path} ({error}): fetch the file again") from error
+    num_dims = content[3] if len(content) >= 4 else 0
+    start = 4 + 4 * num_dims
+    if content[:3] != b"\x00\x00\x08" or num_dims == 0 or len(content) < start:
+        raise UserError(f"{path} is no IDX file of bytes: fetch the file again")
+    shape = tuple(np.frombuffer(content, ">u4", num_dims, 4).tolist())
+    if len(content) - start != int(np.prod(shape)):
+        raise UserError(
+            f"{path} holds {len(content) - start} bytes where its header says {shape}: "
+            "fetch the file again"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def read_idx_split(idx_dir: str | os.PathLike[str], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the images and labels of one split from a folder of MNIST-style IDX files.
+
+    Args:
+      idx_dir: folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz.
+      split: "train" or "test".
+
+    Returns:
+      (images, labels): uint8 [N, H, W] and uint8 [N] in [0, 10).
+
+    Raises:
+      UserError: where a file is missing or broken, or images and labels do not belong together.
+    """
+    stem = Path(idx_dir) / _IDX_PREFIXES[split]
+    images = read_idx(f"{stem}-images-idx3-ubyte.gz")
+    labels = read_idx(f"{stem}-labels-idx1-ubyte.gz")
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{stem}-*.gz: images {images.shape} and labels {labels.shape} do not belong together: "
+            "fetch both again"
+        )
+    if labels.size and labels.max() >= NUM_CLASSES:
+        raise UserError(
+            f"{stem}-labels-idx1-ubyte.gz: label {labels.max()} is above {NUM_CLASSES - 1}: "
+            "only sets of ten classes are supported"
+        )
+    return images, labels
+
+
+def class_balanced_subset(labels: np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
+    """Draws the same number of examples of every class, in the order of the set.
+
+    Args:
+      labels: [N] class numbers in [0, 10).
+      per_class: examples to draw of each class.
+      seed: of the draw.
+
+    Returns:
+      int64 [10 * per_class], sorted positions.
+
+    Raises:
+      UserError: where a class has fewer than per_class examples.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in range(NUM_CLASSES):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise UserError(
+                f"class {label} has {len(members)} images and {per_class} are needed: "
+                "use the whole IDX files"
+            )
+        chosen.append(rng.choice(members, per_class, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def write_embedded(
+    idx_dir: str | os.PathLike[str],
+    path: str | os.PathLike[str] = EMBEDDED_FILE,
+    *,
+    train_per_class: int = EMBEDDED_TRAIN_PER_CLASS,
+    test_per_class: int = EMBEDDED_TEST_PER_CLASS,
+) -> Path:
+    """Writes the class-balanced subset that ships inside the package.
+
+    The same IDX files give the same arrays, and, with the same zlib, the same bytes.
+
+    Args:
+      idx_dir: folder of IDX files.
+      path: the .npz file to write; appears only when complete.
+      train_per_class: images of each class from the train file.
+      test_per_class: images of each class from the t10k file.
+
+    Returns:
+      The path written.
+
+    Raises:
+      UserError: where the IDX files are missing, broken or too few.
+    """
+    arrays = {}
+    for split, per_class in (("train", train_per_class), ("test", test_per_class)):
+        images, labels = read_idx_split(idx_dir, split)
+        subset = class_balanced_subset(labels, per_class=per_class, seed=EMBEDDED_SEED)
+        arrays[f"{split}_images"] = images[subset][..., None]  # [N, H, W, 1]
+        arrays[f"{split}_labels"] = labels[subset].astype(np.int32)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        # np.savez_compressed has no say in the level; 9 is the smallest every zlib can read.
+        with os.fdopen(handle, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w") as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def prepare_idx(
+    name: str, data_dir: str | os.PathLike[str], idx_dir: str | os.PathLike[str]
+) -> Path:
+    """Writes MNIST-style IDX files as a TFDS data set in ArrayRecord, without TensorFlow.
+
+    Args:
+      name: of the data set, as data.name will say it; fashion_mnist gets its class names.
+      data_dir: TFDS folder to write to; the set appears there only when complete.
+      idx_dir: folder of IDX files.
+
+    Returns:
+      The folder of the prepared set, data_dir/name/1.0.0.
+
+    Raises:
+      UserError: where the name cannot be one, or the IDX files are missing or broken.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"{name!r} is no data set name: use a-z, 0-9 and _, a letter first")
+    splits = {split: read_idx_split(idx_dir, split) for split in _IDX_PREFIXES}
+    builder = _idx_builder(name, data_dir, splits)
+    builder.download_and_prepare(file_format="array_record")
+    return Path(builder.data_dir)
+
+
+def _idx_builder(
+    name: str,
+    data_dir: str | os.PathLike[str],
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> Any:
+    """Returns a TFDS builder of these splits; TFDS is imported here since that takes seconds."""
+    import tensorflow_datasets as tfds
+
+    class IdxBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            names = FASHION_MNIST_CLASSES
+            if name != "fashion_mnist":
+                names = tuple(str(label) for label in range(NUM_CLASSES))
+            features = {
+                "image": tfds.features.Image(
+                    shape=(*splits["train"][0].shape[1:], 1), encoding_format="png"
+                ),
+                "label": tfds.features.ClassLabel(names=names),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                description=f"{name}, prepared from IDX files.",
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+            return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
+
+        def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                # TFDS encodes arrays with TensorFlow, but PIL images without it.
+                yield i, {"image": Image.fromarray(image), "label": int(label)}
+
+    IdxBuilder.name = name
+    return IdxBuilder(data_dir=data_dir)
+
+
+def prepare_official(
+    name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.PathLike[str] | None = None
+) -> Path:
+    """Downloads an official TFDS data set and writes it as ArrayRecord; needs TensorFlow.
+
+    Args:
+      name: TFDS name, with a config (`name/config`) where the set has several.
+      data_dir: TFDS folder to write to; the set appears there only when complete.
+      manual_dir: folder of the archives that some sets, such as imagenet2012, ask to be fetched by
+        hand; TFDS's default, data_dir/downloads/manual, where None.
+
+    Returns:
+      The folder of the prepared set.
+
+    Raises:
+      UserError: where TensorFlow is missing, the name is unknown, archives that TFDS cannot fetch
+        itself are not there, or the set is there in another format.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"preparing {name!r} needs TensorFlow, which is not installed: "
+            "pip install 'gsg_jax[prepare]', or pass --idx_dir for IDX files"
+        )
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see tfds.list_builders()"
+        raise UserError(f"TFDS has no data set {name!r}: {hint}") from error
+    array_record = tfds.core.FileFormat.ARRAY_RECORD
+    if builder.is_prepared():
+        if array_record not in builder.info.available_file_formats():
+            raise UserError(
+                f"{builder.data_dir} is prepared as {builder.info.file_format.value}, which is not "
+                "read without TensorFlow: remove it or choose another --data_dir"
+            )
+        return Path(builder.data_dir)
+    manual = Path(manual_dir or Path(data_dir, "downloads", "manual"))
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
+        raise UserError(
+            f"{name!r} cannot be downloaded freely and {manual} holds nothing: put its archives "
+            f"there (see https://www.tensorflow.org/datasets/catalog/{name.split('/')[0]})"
+        )
+    config = tfds.download.DownloadConfig(manual_dir=manual)
+    builder.download_and_prepare(file_format=array_record, download_config=config)
+    return Path(builder.data_dir)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: those after the program's name; sys.argv where None.
+
+    Returns:
+      Exit status: 0 done, 1 failed with one line on standard error (2, wrong usage, exits at once).
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gsg_jax.data.prepare", description="Prepare a data set as ArrayRecord."
+    )
+    parser.add_argument("name", help="TFDS name, or the name to give to IDX files")
+    parser.add_argument("--data_dir", help="TFDS folder to write to")
+    parser.add_argument("--idx_dir", help="folder of MNIST-style IDX .gz files to read from")
+    parser.add_argument("--manual_dir", help="folder of archives fetched by hand (imagenet2012)")
+    parser.add_argument(
+        "--embedded", action="store_true", help="write the package's own subset of --idx_dir"
+    )
+    options = parser.parse_args(arguments)
+    if options.embedded and not options.idx_dir:
+        parser.error("--embedded needs --idx_dir")
+    if not options.embedded and not options.data_dir:
+        parser.error("--data_dir is missing")
+    try:
+        if options.embedded:
+            folder = Path(options.data_dir) if options.data_dir else EMBEDDED_FILE.parent
+            path = write_embedded(options.idx_dir, folder / EMBEDDED_FILE.name)
+        elif options.idx_dir:
+            path = prepare_idx(options.name, options.data_dir, options.idx_dir)
+        else:
+            path = prepare_official(options.name, options.data_dir, options.manual_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""TFDS data sets, read from ArrayRecord without TensorFlow."""
+
+import difflib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gsg_jax.data import base
+from gsg_jax.data.decode import DECODE_ERRORS, decode
+from gsg_jax.errors import UserError
+
+# One read of many records is 20 times cheaper a record than many reads of one.
+_CHUNK = 256
+_LABEL_UNREAD = np.iinfo(np.int32).min
+
+
+class RecordSource:
+    """Images of a TFDS split that are decoded when they are read.
+
+    Args:
+      name: of the data set.
+      records: TFDS data source whose elements hold "image" (encoded, or uint8 [H, W, C]) and, with
+        class names, "label".
+      image_shape: (H, W, C) that all images have, or None.
+      class_names: one a label; empty for a set without labels.
+      channels: 3 for RGB, 1 for grayscale.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Any,
+        *,
+        image_shape: tuple[int, int, int] | None,
+        class_names: tuple[str, ...],
+        channels: int,
+    ) -> None:
+        self.name = name
+        self.class_names = class_names
+        self.image_shape = image_shape
+        self._records = records
+        self._channels = channels
+        self._labels = np.full(len(records), _LABEL_UNREAD, np.int32)
+        self._lock = threading.Lock()
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels, int32 [N]; records whose image was not read yet are read for their label."""
+        if not self.class_names:
+            return None
+        with self._lock:
+            unread = np.flatnonzero(self._labels == _LABEL_UNREAD).tolist()
+            for start in range(0, len(unread), _CHUNK):
+                chunk = unread[start : start + _CHUNK]
+                self._labels[chunk] = [record["label"] for record in self._read(chunk)]
+        return self._labels.copy()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def image(self, i: int) -> np.ndarray:
+        """Decodes image i.
+
+        Args:
+          i: position in [0, N).
+
+        Returns:
+          uint8 [H, W, C].
+
+        Raises:
+          UserError: where the image cannot be read or decoded.
+        """
+        return self._decode(int(i), self._read([int(i)])[0])
+
+    def decode_all(self) -> np.ndarray:
+        """Decodes every image once, with threads; all must have one shape.
+
+        Returns:
+          uint8 [N, H, W, C].
+
+        Raises:
+          UserError: where an image cannot be read or decoded.
+        """
+        images = np.empty((len(self), *self.image_shape), np.uint8)
+
+        def fill(start: int) -> None:
+            chunk = list(range(start, min(start + _CHUNK, len(self))))
+            for i, record in zip(chunk, self._read(chunk), strict=True):
+                images[i] = self._decode(i, record)
+
+        with ThreadPoolExecutor(base.num_decode_threads()) as pool:
+            # list() waits for all of them and raises the first error.
+            list(pool.map(fill, range(0, len(self), _CHUNK)))
+        return images
+
+    def _read(self, positions: list[int]) -> list[dict[str, Any]]:
+        try:
+            if len(positions) == 1:
+                # Reading several starts threads.
+                records = [self._records[positions[0]]]
+            else:
+                records = self._records.__getitems__(positions)
+        except RuntimeError as error:
+            raise _damaged(self.name, str(error)) from error
+        # ArrayRecord reads on without a word where a file ends between two of its blocks.
+        if any(record["image"] is None for record in records):
+            raise _damaged(self.name, f"a record of {positions[0]} to {positions[-1]} is empty")
+        return records
+
+    def _decode(self, i: int, record: dict[str, Any]) -> np.ndarray:
+        if self.class_names:
+            # It is at hand, and spares a pass over all records for the labels alone.
+            self._labels[i] = record["label"]
+        if isinstance(record["image"], np.ndarray):
+            return record["image"]
+        try:
+            return decode(record["image"], channels=self._channels)
+        except DECODE_ERRORS as error:
+            raise UserError(
+                f"cannot decode image {i} of {self.name} ({error}): prepare the data set again"
+            ) from error
+
+
+def open_tfds(name: str, data_dir: str, split: str, memory_limit_mb: float) -> base.Source:
+    """Opens one split of a TFDS data set that was prepared as ArrayRecord.
+
+    Args:
+      name: TFDS name, with a config (`name/config`) or version (`name:1.0.0`) if wanted.
+      data_dir: TFDS folder; '' for TFDS's default (TFDS_DATA_DIR, or ~/tensorflow_datasets).
+      split: TFDS split, sub-splits such as "train[:10%]" included.
+      memory_limit_mb: images of one shape are held in memory up to this, in units of 2**20 bytes.
+
+    Returns:
+      The source; one channel where the set's images have one, else three.
+
+    Raises:
+      UserError: where the set is not there, is not in ArrayRecord, or has no such split or images.
+    """
+    # Imported here since it takes half a second that other sources need not pay.
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, data_dir)
+    features = dict(getattr(builder.info.features, "items", dict)())
+    feature = features.get("image")
+    if feature is None or len(feature.shape) != 3 or feature.np_dtype != np.uint8:
+        raise UserError(
+            f"{name!r} has no feature 'image' of 8-bit images: choose an image data set"
+        )
+    class_names = ()
+    if isinstance(features.get("label"), tfds.features.ClassLabel):
+        class_names = tuple(features["label"].names)
+    # TFDS's own decoder warns without OpenCV, and keeps alpha; ours also meets folders' files.
+    encoded = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+    records = _records(builder, name, split, skip_decoding=encoded)
+    channels = 1 if feature.shape[-1] == 1 else 3
+    shape = (*feature.shape[:2], channels) if "image" in encoded else tuple(feature.shape)
+    shape = None if None in shape else shape
+    source = RecordSource(
+        name, records, image_shape=shape, class_names=class_names, channels=channels
+    )
+    if shape is None or not base.fits(len(source), shape, memory_limit_mb):
+        return source
+    return base.ArraySource(name, source.decode_all(), source.labels, class_names)
+
+
+def _records(builder: Any, name: str, split: str, *, skip_decoding: list[str]) -> Any:
+    """Returns the split's records, with these features as they are stored."""
+    import tensorflow_datasets as tfds
+
+    file_format = tfds.core.FileFormat.ARRAY_RECORD
+    if file_format not in builder.info.available_file_formats():
+        raise UserError(
+            f"{name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
+            "which needs TensorFlow to be read: prepare it again as array_record "
+            f"(python -m gsg_jax.data.prepare {name} --data_dir=OTHER_DIR)"
+        )
+    try:
+        size = builder.info.splits[split].num_examples
+    except ValueError as error:
+        raise UserError(
+            f"{name!r} has no split {split!r}: it has {', '.join(builder.info.splits)}, and "
+            "sub-splits such as train[:10%]"
+        ) from error
+    if not size:
+        raise UserError(f"split {split!r} of {name!r} holds no images: choose a larger one")
+    decoders = {key: tfds.decode.SkipDecoding() for key in skip_decoding}
+    try:
+        return builder.as_data_source(split, decoders=decoders, file_format=file_format)
+    except RuntimeError as error:
+        raise _damaged(name, str(error)) from error
+
+
+def _damaged(name: str, reason: str) -> UserError:
+    """Returns what to tell of files that are cut short, changed or gone."""
+    reason = reason.splitlines()[0]
+    return UserError(f"cannot read {name!r} ({reason}): remove it and prepare the data set again")
+
+
+def _builder(name: str, data_dir: str) -> Any:
+    """Finds the prepared set on disk, without its generating code."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core.utils import file_utils
+
+    data_dir = str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError as error:
+        looked = [str(path) for path in file_utils.list_data_dirs(data_dir or None)]
+        close = difflib.get_close_matches(name, _prepared_names(looked), n=3)
+        hint = f" Prepared there: {', '.join(close)}." if close else ""
+        raise UserError(
+            f"no data set {name!r} in {', '.join(looked)}.{hint} Prepare it with "
+            f"`python -m gsg_jax.data.prepare {name} --data_dir={looked[0]}` "
+            "(needs pip install 'gsg_jax[prepare]')"
+        ) from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot open the data set {name!r} ({reason}): write it as name, name/config or "
+            "name:1.0.0, and give data.dir where it lies in several folders"
+        ) from error
+
+
+def _prepared_names(data_dirs: list[str]) -> list[str]:
+    """Returns the names of the sets in these folders: name/version or name/config/version."""
+    names = set()
+    for data_dir in data_dirs:
+        for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json"):
+            # An unfinished set lies in a folder whose name is no version.
+            found = (p.relative_to(data_dir).parts[:-2] for p in Path(data_dir).glob(pattern))
+            names.update("/".join(parts) for parts in found)
+    return sorted(names)

@@ -1,0 +1,66 @@
+"""Sources of images by name: the embedded set, own folders, and TFDS."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gsg_jax.data.base import ArraySource, Source
+from gsg_jax.data.folders import FolderSource, open_folder
+from gsg_jax.data.records import RecordSource, open_tfds
+
+__all__ = ["ArraySource", "EncodedSource", "Source", "open_source"]
+
+# Sources that decode an image each time it is read.
+EncodedSource = FolderSource | RecordSource
+
+EMBEDDED_FILE = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+def open_source(data: ConfigDict, split: str) -> Source | None:
+    """Opens the training or test set that a config names.
+
+    Images of one shape that fit in data.memory_limit_mb are decoded once, here; others each time
+    they are read.
+
+    Args:
+      data: config group with name ("embedded", "folder" or a TFDS name), dir, train_split and
+        test_split (TFDS splits; test_split '' for none) and memory_limit_mb (units of 2**20 bytes).
+      split: "train" or "test".
+
+    Returns:
+      The source, or None for "test" where there is no test set.
+
+    Raises:
+      UserError: where it cannot be opened; the message says what to do.
+      ValueError: where split is neither.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}: it must be 'train' or 'test'")
+    if split == "test" and not data.test_split:
+        return None
+    if data.name == "embedded":
+        return _open_embedded(split)
+    if data.name == "folder":
+        return open_folder(data.dir, split, data.memory_limit_mb)
+    tfds_split = data.train_split if split == "train" else data.test_split
+    return open_tfds(data.name, data.dir, tfds_split, data.memory_limit_mb)
+
+
+def _open_embedded(split: str) -> ArraySource:
+    with np.load(EMBEDDED_FILE, allow_pickle=False) as arrays:
+        return ArraySource(
+            "embedded", arrays[f"{split}_images"], arrays[f"{split}_labels"], FASHION_MNIST_CLASSES
+        )

@@ -1,0 +1,1 @@
+"""Evaluation of representations: features, k-NN, collapse figures."""

@@ -1,0 +1,96 @@
+"""From a config to its parts: the static experiment, the compiled step, the stream of batches."""
+
+from functools import partial
+
+import jax
+import ml_collections
+
+from gsg_jax import mesh as meshes
+from gsg_jax.config import view_recipe
+from gsg_jax.data.loader import TrainLoader
+from gsg_jax.data.sources import Source
+from gsg_jax.errors import UserError
+from gsg_jax.methods import METHODS
+from gsg_jax.models.siamese import build_siamese
+from gsg_jax.optim import build_optimizer
+from gsg_jax.train_step import Experiment, train_step
+
+
+def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoader:
+    """Builds this host's stream of batches from `config.data` and `config.views`."""
+    crops = {}
+    if config.data.crop == "host":
+        crops = {
+            "num_views": config.method.num_views,
+            "crop_size": config.views.size,
+            "crop_area": config.views.crop_area,
+        }
+    return TrainLoader(
+        source,
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
+        num_threads=config.data.num_threads,
+        prefetch=config.data.prefetch,
+        **crops,
+    )
+
+
+def check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
+    """Raises UserError where the images' channels and views.mean do not fit together."""
+    channels = source.image(0).shape[-1]
+    if len(config.views.mean) not in (1, channels):
+        raise UserError(
+            f"--config.views.mean={config.views.mean}: has {len(config.views.mean)} numbers, the "
+            f"images of {source.name} have {channels} channels; give one a channel"
+        )
+
+
+def build_experiment(
+    config: ml_collections.ConfigDict, *, num_steps: int, steps_per_epoch: int
+) -> Experiment:
+    """Builds the static parts of the step.
+
+    Args:
+      config: resolved.
+      num_steps: length of the run.
+      steps_per_epoch: steps an epoch.
+
+    Returns:
+      What train_step takes first.
+    """
+    method, row = config.method, METHODS[config.method.name]
+    options = {option: method[option] for option in row.options}
+    online, target = build_siamese(
+        config.model, predictor=method.predictor, num_views=method.num_views
+    )
+    return Experiment(
+        online=online,
+        target=target,
+        has_ema_target=method.target == "ema",
+        ema_decay=method.ema_decay,
+        loss=partial(row.loss, stop_gradient=method.stop_gradient, **options),
+        init_memory=row.init_memory,
+        optimizer=build_optimizer(
+            config.optim,
+            batch_size=config.data.batch_size,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+        ),
+        views=view_recipe(config.views),
+        num_views=method.num_views,
+        seed=config.run.seed,
+        figures_every_steps=config.run.log_every_steps,
+    )
+
+
+def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """Compiles the step over a mesh: state replicated and donated, images sharded."""
+    whole = meshes.replicated(mesh)
+    return jax.jit(
+        partial(train_step, experiment),
+        in_shardings=(whole, meshes.by_image(mesh)),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )

@@ -1,0 +1,130 @@
+"""What a run watches itself for: a loss that is not finite, a collapse, a signal to stop."""
+
+import collections
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+
+from gsg_jax.errors import UserError
+
+STEPS_IN_FLIGHT = 2
+
+
+class LossGuard:
+    """Stops a run whose loss or gradient is not finite, and says at which step it began.
+
+    The figures are read a few steps late, so that the device is never left without work.
+    """
+
+    def __init__(self, mend: Callable[[], str]):
+        """Keeps `mend`, which says what is safe and what to try."""
+        self._mend = mend
+        self._pending = collections.deque()
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step; waits for the step before the last."""
+        self._pending.append((step, metrics["loss"], metrics["grad_norm"]))
+        while len(self._pending) > STEPS_IN_FLIGHT:
+            self._check_oldest()
+
+    def check_all(self) -> None:
+        """Waits for every step.
+
+        Raises:
+          UserError: where the loss or the gradient of one is not finite.
+        """
+        while self._pending:
+            self._check_oldest()
+
+    def _check_oldest(self) -> None:
+        step, loss, grad_norm = self._pending.popleft()
+        for name, value in (("loss", float(loss)), ("gradient norm", float(grad_norm))):
+            if not math.isfinite(value):
+                raise UserError(f"the {name} is {value} at step {step}: {self._mend()}")
+
+
+class CollapseWatch:
+    """Warns when the collapse figures fall, once for each fall."""
+
+    def __init__(self, config: ml_collections.ConfigDict, past: list[dict[str, float]]):
+        """Takes the resolved config, and the lines that the run has logged before."""
+        self._config = config
+        self._highest_rank = max((line.get("embedding_rank", 0.0) for line in past), default=0.0)
+        self._has_warned = False
+
+    def warning(self, values: dict[str, float]) -> str | None:
+        """Says what has fallen and what to try.
+
+        Args:
+          values: of a logged step; projection_std and embedding_rank are looked at.
+
+        Returns:
+          One line, or None where all is well or it was said already.
+        """
+        if "embedding_rank" not in values:
+            return None
+        self._highest_rank = max(self._highest_rank, values["embedding_rank"])
+        signs = self._signs(values)
+        said_before, self._has_warned = self._has_warned, bool(signs)
+        if not signs or said_before:
+            return None
+        return f"the representations are collapsing: {', '.join(signs)}. {self._advice()}"
+
+    def _signs(self, values: dict[str, float]) -> list[str]:
+        limits = self._config.eval
+        lowest_rank = limits.min_rank_share * self._highest_rank
+        signs = []
+        if values["projection_std"] < limits.min_projection_std:
+            signs.append(
+                f"std of normalised projections x sqrt(D) is {values['projection_std']:.3f} "
+                f"(below {limits.min_projection_std})"
+            )
+        if values["embedding_rank"] < lowest_rank:
+            signs.append(
+                f"effective rank of the embeddings is {values['embedding_rank']:.1f} "
+                f"(was {self._highest_rank:.1f})"
+            )
+        return signs
+
+    def _advice(self) -> str:
+        method = self._config.method
+        advice = []
+        if not method.stop_gradient:
+            advice.append("--config.method.stop_gradient=true")
+        if method.predictor == "none":
+            advice.append("--config.method.predictor=mlp")
+        if not method.name.endswith("_gsg"):
+            advice.append(f"--config=configs/{method.name}_gsg.py (guided stop-gradient)")
+        if method.target == "online":
+            advice.append("--config.method.target=ema")
+        rate = self._config.optim.learning_rate
+        advice.append(f"a lower --config.optim.learning_rate (now {rate:g})")
+        return "Try " + ", or ".join(advice)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into a flag, so that the run can save and stop.
+
+    Yields:
+      A function that says whether one came.
+    """
+    received = []
+    previous = {}
+
+    def note(number, _frame):
+        received.append(number)
+        if number == signal.SIGINT:  # a second Ctrl-C stops at once
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,53 @@
+"""The device mesh: where the batch and the state lie."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gsg_jax.errors import UserError
+
+
+def make_mesh(batch_size: int) -> Mesh:
+    """A mesh of all devices of all hosts, with the one axis "data".
+
+    Args:
+      batch_size: images a step over all devices.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      UserError: where the batch does not divide evenly over the devices.
+    """
+    devices = np.array(jax.devices())
+    if remainder := batch_size % devices.size:
+        lower = batch_size - remainder
+        nearest = lower if lower else devices.size
+        raise UserError(
+            f"data.batch_size is {batch_size}, not divisible by the {devices.size} devices: "
+            f"set --config.data.batch_size={nearest} or {lower + devices.size}"
+        )
+    return Mesh(devices, ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole: the train state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_image(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def global_batch(mesh: Mesh, images: np.ndarray) -> jax.Array:
+    """Makes one global array of the shares that the hosts hold.
+
+    Args:
+      mesh: of make_mesh.
+      images: this host's share of the batch, [B / hosts, ...].
+
+    Returns:
+      The global batch [B, ...], sharded over the devices by image.
+    """
+    return jax.make_array_from_process_local_data(by_image(mesh), images)

@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, normalisation, and the two branches."""

@@ -1,0 +1,75 @@
+"""The projector and the predictor: small perceptrons behind the backbone."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.models.norm import BatchNorm
+
+# PyTorch's default of a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Projector(nn.Module):
+    """Linear layers with BatchNorm after every one, ReLU between them.
+
+    The last BatchNorm has no scale and bias, and no layer has a bias, since one before a
+    BatchNorm has no effect.
+
+    Attributes:
+      num_layers: linear layers, at least 1 (3 in the papers).
+      hidden_width: width of every layer but the last.
+      width: of the projection, D.
+      norm: makes a BatchNorm; carries the number of views.
+      dtype: of the activations.
+
+    Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3.
+    """
+
+    num_layers: int
+    hidden_width: int
+    width: int
+    norm: Callable[..., BatchNorm] = BatchNorm
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
+        """Maps embeddings [N, F] to projections [N, D], float32 or wider."""
+        x = h
+        for layer in range(1, self.num_layers + 1):
+            is_last = layer == self.num_layers
+            width = self.width if is_last else self.hidden_width
+            x = _linear(width, self.dtype, f"linear{layer}", use_bias=False)(x)
+            x = self.norm(use_scale=not is_last, name=f"bn{layer}")(x, train=train)
+            x = x if is_last else nn.relu(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Predictor(nn.Module):
+    """A bottleneck: linear, BatchNorm, ReLU, linear with bias.
+
+    Attributes:
+      hidden_width: width of the bottleneck (512 of 2048 in the papers).
+      norm: makes a BatchNorm; carries the number of views.
+      dtype: of the activations.
+
+    Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3.
+    """
+
+    hidden_width: int
+    norm: Callable[..., BatchNorm] = BatchNorm
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
+        """Maps projections [N, D] to predictions [N, D], float32 or wider."""
+        x = _linear(self.hidden_width, self.dtype, "linear1", use_bias=False)(z)
+        x = nn.relu(self.norm(name="bn1")(x, train=train))
+        x = _linear(z.shape[-1], self.dtype, "linear2", use_bias=True)(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _linear(width: int, dtype: jnp.dtype, name: str, *, use_bias: bool) -> nn.Dense:
+    return nn.Dense(width, use_bias=use_bias, dtype=dtype, kernel_init=torch_uniform, name=name)

@@ -1,0 +1,108 @@
+"""The two branches: backbone -> projector -> predictor, and the target's backbone -> projector."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from gsg_jax.models.heads import Predictor, Projector
+from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.resnet import RESNETS, ResNet
+
+
+class Siamese(nn.Module):
+    """One branch of a Siamese network.
+
+    The online branch has a predictor, or none; the target branch runs the same module without
+    one. Rows stand images first, views second: [B x V, ...].
+
+    Attributes:
+      backbone: maps images to embeddings h.
+      projector: maps embeddings to projections z.
+      predictor: maps projections to predictions p; None returns the projections.
+    """
+
+    backbone: nn.Module
+    projector: nn.Module
+    predictor: nn.Module | None = None
+
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Runs images [N, H, W, C] through the branch.
+
+        Args:
+          images: normalised views, N = B x V, images first.
+          train: True normalises by batch statistics and updates the running ones.
+
+        Returns:
+          (h, z, p): embeddings [N, F], projections [N, D], predictions [N, D].
+        """
+        h = self.backbone(images, train=train)
+        z = self.projector(h, train=train)
+        p = z if self.predictor is None else self.predictor(z, train=train)
+        return h, z, p
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Embeddings [N, F] of images [N, H, W, C], in evaluation mode."""
+        return self.backbone(images, train=False)
+
+
+def build_siamese(
+    model: ml_collections.ConfigDict, *, predictor: str, num_views: int
+) -> tuple[Siamese, Siamese]:
+    """Builds the online and the target branch from `config.model`.
+
+    Args:
+      model: the config group; its keys name the sizes.
+      predictor: "mlp" or "none".
+      num_views: views an image in training mode, V.
+
+    Returns:
+      (online, target): the same backbone and projector; the target has no predictor.
+    """
+    dtype = jnp.dtype(model.dtype)
+    norm = partial(
+        BatchNorm,
+        num_views=num_views,
+        momentum=model.bn_momentum,
+        epsilon=model.bn_epsilon,
+        dtype=dtype,
+    )
+    backbone = build_backbone(model, norm)
+    projector = Projector(
+        num_layers=model.projector_layers,
+        hidden_width=model.projector_hidden_width,
+        width=model.projector_width,
+        norm=norm,
+        dtype=dtype,
+    )
+    head = Predictor(hidden_width=model.predictor_hidden_width, norm=norm, dtype=dtype)
+    online = Siamese(backbone, projector, head if predictor == "mlp" else None)
+    return online, Siamese(backbone, projector)
+
+
+def build_backbone(
+    model: ml_collections.ConfigDict, norm: Callable[..., BatchNorm] = BatchNorm
+) -> ResNet:
+    """Builds the backbone of `config.model`.
+
+    Args:
+      model: the config group.
+      norm: makes a BatchNorm; what it says of training mode is unread in evaluation mode.
+
+    Returns:
+      A module that maps images [N, H, W, C] to embeddings [N, F].
+    """
+    block, stage_sizes = RESNETS[model.backbone]
+    return ResNet(
+        block,
+        stage_sizes[: model.num_stages],
+        width=model.width,
+        stem=model.stem,
+        stem_stride=model.stem_stride,
+        zero_init_residual=model.zero_init_residual,
+        norm=norm,
+        dtype=jnp.dtype(model.dtype),
+    )

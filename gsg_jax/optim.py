@@ -1,0 +1,104 @@
+"""Optimizers and learning-rate schedules, built of optax from `config.optim`."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+OPTIMIZERS = ("sgd", "lars", "adamw")
+
+
+def build_optimizer(
+    optim: ml_collections.ConfigDict, *, batch_size: int, num_steps: int, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """Builds the optimizer of every parameter.
+
+    The predictor's learning rate stays constant where `constant_predictor_lr` says so.
+
+    Args:
+      optim: the config group.
+      batch_size: images a step over all hosts; scales the learning rate.
+      num_steps: length of the run.
+      steps_per_epoch: steps an epoch.
+
+    Returns:
+      An optax transformation over the tree {backbone, projector, predictor}.
+
+    Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4.
+    """
+    schedule = learning_rate_schedule(
+        optim, batch_size=batch_size, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+    )
+    if not optim.constant_predictor_lr:
+        return _optimizer(optim, schedule)
+    peak = optim.learning_rate * batch_size / 256
+    return optax.multi_transform(
+        {"scheduled": _optimizer(optim, schedule), "constant": _optimizer(optim, peak)}, _labels
+    )
+
+
+def _labels(params: optax.Params) -> optax.Params:
+    """Which learning rate each parameter has."""
+    labels = {}
+    for group, tree in params.items():
+        label = "constant" if group == "predictor" else "scheduled"
+        labels[group] = jax.tree.map(lambda _, label=label: label, tree)
+    return labels
+
+
+def learning_rate_schedule(
+    optim: ml_collections.ConfigDict, *, batch_size: int, num_steps: int, steps_per_epoch: int
+) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine to zero.
+
+    Args:
+      optim: reads warmup_epochs (0 = none) and cosine_per: "step" lowers the rate every step,
+        "epoch" keeps it through an epoch, as the reference does.
+      batch_size: images a step; the peak is optim.learning_rate x batch_size / 256.
+      num_steps: length of the run.
+      steps_per_epoch: steps an epoch.
+
+    Returns:
+      A schedule: learning rate of step s (counted from 0), in [0, peak].
+    """
+    peak = optim.learning_rate * batch_size / 256
+    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+    cosine_steps = max(num_steps - warmup_steps, 1)
+
+    def schedule(step):
+        past = jnp.maximum(step - warmup_steps, 0)
+        if optim.cosine_per == "epoch":
+            past = past // steps_per_epoch * steps_per_epoch
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(past / cosine_steps, 1)))
+        warmup = (step + 1) / max(warmup_steps, 1)
+        return peak * jnp.where(step < warmup_steps, warmup, cosine)
+
+    return schedule
+
+
+def _optimizer(
+    optim: ml_collections.ConfigDict, learning_rate: float | optax.Schedule
+) -> optax.GradientTransformation:
+    mask = _weights_only if optim.decay_weights_only else None
+    if optim.name == "lars":
+        return optax.lars(
+            learning_rate,
+            weight_decay=optim.weight_decay,
+            weight_decay_mask=mask or True,
+            trust_coefficient=optim.trust_coefficient,
+            trust_ratio_mask=_weights_only,
+            momentum=optim.momentum,
+        )
+    if optim.name == "adamw":
+        return optax.adamw(
+            learning_rate, b1=optim.momentum, weight_decay=optim.weight_decay, mask=mask
+        )
+    return optax.chain(
+        optax.add_decayed_weights(optim.weight_decay, mask),
+        optax.sgd(learning_rate, momentum=optim.momentum),
+    )
+
+
+def _weights_only(params: optax.Params) -> optax.Params:
+    """True for matrices and kernels, False for biases and BatchNorm's scales."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,246 @@
+"""Recipes: which data, network sizes and schedule a pretraining config takes, by name.
+
+Every config in configs/ that pretrains takes each of these names after a colon, as in
+`configs/simsiam_gsg.py:cifar10`. A config changes the method; a recipe changes all the rest.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from gsg_jax.errors import UsageError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pretraining(recipe: str) -> ConfigDict:
+    """Builds the config of a pretraining run, but for its method.
+
+    Args:
+      recipe: one of RECIPES.
+
+    Returns:
+      A config with the groups model, method, optim, data, views, eval and run.
+
+    Raises:
+      UsageError: where there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        near = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no recipe {recipe!r}: {hint}take one of {', '.join(RECIPES)}")
+    config = _imagenet()
+    config.recipe = recipe
+    RECIPES[recipe](config)
+    return config
+
+
+def _imagenet() -> ConfigDict:
+    """The papers' recipe: ResNet-50 on ImageNet, 100 epochs, batch 512."""
+    config = ConfigDict()
+    config.job = "pretrain"
+    config.recipe = "imagenet"
+    config.method = ConfigDict(
+        {
+            "name": "",
+            "target": "auto",  # "online", "ema", or the method's own
+            "predictor": "auto",  # "mlp", "none", or the method's own
+            "num_views": 2,  # an image and step
+            "ema_decay": 0.99,  # read where the target is "ema"
+            "stop_gradient": True,  # False: the gradient reaches an online target; it collapses
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "backbone": "resnet50",
+            "width": 64,  # channels of the first stage
+            "num_stages": 4,  # 1 to 4; each after the first halves the map
+            "stem": "imagenet",  # or "small": one 3x3 convolution, no pooling
+            "stem_stride": 1,  # of the "small" stem
+            "zero_init_residual": True,  # each residual branch starts as the identity
+            "projector_layers": 3,
+            "projector_hidden_width": 2048,
+            "projector_width": 2048,
+            "predictor_hidden_width": 512,
+            "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
+            "bn_epsilon": 1e-5,
+            "dtype": "float32",  # of the activations; "bfloat16" on TPUs and recent GPUs
+        }
+    )
+    config.optim = ConfigDict(
+        {
+            "name": "sgd",  # or "lars", "adamw"
+            "learning_rate": 0.05,  # per 256 images
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "decay_weights_only": False,  # True leaves biases and BatchNorm out of the decay
+            "trust_coefficient": 1e-3,  # of LARS
+            "warmup_epochs": 0.0,
+            "cosine_per": "epoch",  # or "step"
+            "constant_predictor_lr": True,
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "name": "imagenet2012",  # a TFDS name, "folder", or "embedded"
+            "dir": "",  # TFDS data folder ("" = its default), or the image folder
+            "train_split": "train",
+            "test_split": "validation",
+            "batch_size": 512,  # images over all devices and hosts
+            "crop": "host",  # "host" cuts the crops while decoding, "device" inside the step
+            "memory_limit_mb": 1024,  # sets of one shape up to this size are decoded once
+            "num_threads": 16,
+            "prefetch": 4,  # batches
+        }
+    )
+    config.views = ConfigDict(
+        {
+            "size": 224,
+            "crop_area": (0.2, 1.0),
+            "crop_aspect": (3 / 4, 4 / 3),
+            "flip_probability": 0.5,
+            "jitter": (0.4, 0.4, 0.4, 0.1),  # brightness, contrast, saturation, hue
+            "jitter_probability": 0.8,
+            "grayscale_probability": 0.2,
+            "blur_probability": (0.5,),  # per view, cycled through
+            "blur_sigma": (0.1, 2.0),
+            "solarize_probability": (0.0,),  # per view, cycled through
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "knn_every_epochs": 10,  # 0 = never
+            "knn_k": 200,
+            "knn_temperature": 0.2,
+            "knn_pixels": False,  # score raw pixels too, before training; for small images
+            "batch_size": 512,
+            "max_bank": 100_000,  # training images that the monitor's k-NN looks at
+            "min_projection_std": 0.5,  # a collapse is reported below this
+            "min_rank_share": 0.5,  # ... and below this share of the run's highest rank
+        }
+    )
+    config.run = ConfigDict(
+        {
+            "seed": 0,
+            "num_epochs": 100,
+            "num_steps": 0,  # 0 = from the epochs
+            "log_every_steps": 50,
+            "checkpoint_every_steps": 1000,
+            "keep_checkpoints": 2,  # the newest, and the best by k-NN besides
+        }
+    )
+    return config
+
+
+def byol_views(config: ConfigDict) -> None:
+    """BYOL's asymmetric pair: blur always or rarely, solarize never or sometimes (by view).
+
+    Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), table 6.
+    """
+    config.views.update(
+        {
+            "crop_area": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+            "blur_probability": (1.0, 0.1),
+            "solarize_probability": (0.0, 0.2),
+        }
+    )
+
+
+def guided_pairs(config: ConfigDict) -> None:
+    """Who is whose reference in guided stop-gradient: the paper's four views, or a cheaper two.
+
+    The recipes for a laptop pair the first half of the batch with the second inside two views,
+    which halves the views an image and step.
+    """
+    is_small = config.recipe in ("default", "fashion_mnist", "folder")
+    config.method.pairing = "halves" if is_small else "permutation"
+    config.method.num_views = 2 if is_small else 4
+
+
+def _small_images(config: ConfigDict) -> None:
+    """28 or 32 pixels, ResNet-18 with the small stem, crops inside the step."""
+    config.model.update({"backbone": "resnet18", "stem": "small"})
+    config.optim.update({"learning_rate": 0.03, "weight_decay": 5e-4, "cosine_per": "step"})
+    config.data.update({"test_split": "test", "crop": "device", "num_threads": 2, "prefetch": 2})
+    config.views.update({"size": 32, "blur_probability": (0.0,)})
+    config.eval.update({"knn_every_epochs": 5, "batch_size": 500, "knn_pixels": True})
+
+
+def _cifar10(config: ConfigDict) -> None:
+    _small_images(config)
+    config.data.name = "cifar10"
+    config.views.update({"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)})
+    config.run.num_epochs = 800
+
+
+def _fashion_mnist(config: ConfigDict) -> None:
+    _small_images(config)
+    config.data.name = "fashion_mnist"
+    config.data.batch_size = 128
+    config.model.update(
+        {
+            "width": 32,
+            "num_stages": 3,
+            "stem_stride": 2,
+            "projector_hidden_width": 512,
+            "projector_width": 512,
+            "predictor_hidden_width": 128,
+        }
+    )
+    config.optim.learning_rate = 0.2
+    config.views.update(
+        {
+            "size": 28,
+            "crop_area": (0.4, 1.0),
+            "jitter": (0.4, 0.4, 0.0, 0.0),
+            "jitter_probability": 1.0,
+            "grayscale_probability": 0.0,
+            "mean": (0.286,),
+            "std": (0.353,),
+        }
+    )
+    config.eval.update({"knn_every_epochs": 2, "knn_k": 20})
+    config.run.update({"num_epochs": 20, "checkpoint_every_steps": 500})
+
+
+def _default(config: ConfigDict) -> None:
+    """The embedded images; tuned for a laptop of two cores and six minutes."""
+    _fashion_mnist(config)
+    config.data.name = "embedded"
+    config.model.width = 16
+    config.eval.knn_every_epochs = 5
+    config.run.update({"num_epochs": 30, "checkpoint_every_steps": 200})
+
+
+def _folder(config: ConfigDict) -> None:
+    """Own photographs: ResNet-18 at 96 pixels, small enough to begin on one machine."""
+    config.data.update({"name": "folder", "test_split": "test", "batch_size": 64, "num_threads": 2})
+    config.model.update(
+        {
+            "backbone": "resnet18",
+            "width": 32,
+            "projector_hidden_width": 512,
+            "projector_width": 512,
+            "predictor_hidden_width": 128,
+        }
+    )
+    config.optim.update({"learning_rate": 0.1, "cosine_per": "step"})
+    config.views.size = 96
+    config.eval.update({"knn_every_epochs": 5, "knn_k": 20, "batch_size": 64})
+    config.run.update({"num_epochs": 50, "checkpoint_every_steps": 200, "log_every_steps": 10})
+
+
+def _paper(config: ConfigDict) -> None:
+    del config  # what every recipe starts from
+
+
+RECIPES = {
+    "default": _default,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "imagenet": _paper,
+    "folder": _folder,
+}

@@ -1,0 +1,227 @@
+"""The pretraining loop: runs the step, with its logs, monitors and checkpoints."""
+
+import contextlib
+import json
+import pathlib
+from functools import partial
+from typing import Any
+
+import jax
+import ml_collections
+
+from gsg_jax import mesh as meshes
+from gsg_jax import workdir as workdirs
+from gsg_jax.checkpoint import Checkpoints, state_digest
+from gsg_jax.clock import Clock
+from gsg_jax.config import check_pretraining, resolve
+from gsg_jax.data.loader import TrainLoader
+from gsg_jax.data.sources import open_source
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.features import Embed, backbone_embed
+from gsg_jax.evaluation.monitor import KnnMonitor
+from gsg_jax.experiment import build_experiment, build_loader, check_channels, jit_step
+from gsg_jax.guards import CollapseWatch, LossGuard, stop_signals
+from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
+from gsg_jax.optim import learning_rate_schedule
+from gsg_jax.progress import RunDisplay, say
+from gsg_jax.train_step import TrainState, init_state
+
+
+def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Pretrains, or goes on where the run in `workdir` stopped.
+
+    Args:
+      config: of configs/, with its overrides.
+      workdir: DIR; holds config.json, metrics.jsonl, throughput.jsonl, baselines.json,
+        tensorboard/ and checkpoints/ afterwards.
+
+    Returns:
+      The final figures: the job's last line.
+
+    Raises:
+      UserError: for whatever the user can mend, before anything is written; for a loss that is
+        not finite, the last good checkpoint being kept.
+    """
+    check_pretraining(config)
+    config = resolve(config)
+    mesh = meshes.make_mesh(config.data.batch_size)
+    train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    check_channels(config, train)
+    loader = build_loader(config, train)
+    workdirs.claim(workdir, config)
+    monitor = None
+    if config.eval.knn_every_epochs and train.labels is not None:
+        monitor = KnnMonitor(config, train, test)
+    return Pretraining(config, workdir, mesh, loader, monitor, train.image(0).shape[-1]).run()
+
+
+class Pretraining:
+    """One run in its workdir."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        mesh: jax.sharding.Mesh,
+        loader: TrainLoader,
+        monitor: KnnMonitor | None,
+        channels: int,
+    ):
+        """Takes what `pretrain` has checked and made."""
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.loader, self.monitor, self.channels = loader, monitor, channels
+        self.num_steps = config.run.num_steps or config.run.num_epochs * loader.steps_per_epoch
+        length = {"num_steps": self.num_steps, "steps_per_epoch": loader.steps_per_epoch}
+        self.experiment = build_experiment(config, **length)
+        self.step = jit_step(self.experiment, mesh)
+        self.schedule = learning_rate_schedule(
+            config.optim, batch_size=config.data.batch_size, **length
+        )
+        self.checkpoints = Checkpoints(workdir, config.run.keep_checkpoints)
+        self.past = []
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, or until it is told to stop; returns the final figures."""
+        with contextlib.closing(self.checkpoints):
+            state, first_step = self._initial_state()
+            baselines = self._baselines(state, first_step)
+            writer = MetricsWriter(self.workdir, first_step)
+            clock = Clock(self._views_per_step, writer.seconds_before)
+            display = RunDisplay(self.num_steps, first_step)
+            with contextlib.closing(writer), display:
+                state = self._loop(state, first_step, writer, clock, display)
+            train_seconds = clock.train_seconds()
+        return {
+            **self._final_figures(state),
+            **baselines,
+            "views_per_second": round(clock.views_per_second(), 1),
+            "train_seconds": round(train_seconds, 1),
+            "state_digest": state_digest(state),
+        }
+
+    @property
+    def _views_per_step(self) -> int:
+        return self.config.data.batch_size * self.config.method.num_views
+
+    def _initial_state(self) -> tuple[TrainState, int]:
+        init = partial(init_state, self.experiment, self.channels)
+        state = jax.jit(init, out_shardings=meshes.replicated(self.mesh))()
+        newest = self.checkpoints.newest_step()
+        if newest is None:
+            return state, 0
+        say(f"resuming from the checkpoint of step {newest} in {self.workdir}")
+        return self.checkpoints.restore(newest, state), newest
+
+    def _baselines(self, state: TrainState, first_step: int) -> dict[str, float]:
+        """The figures to beat, measured once, before the first step."""
+        path = self.workdir / "baselines.json"
+        if self.monitor is None:
+            return {}
+        if path.exists():
+            return json.loads(path.read_text())
+        if first_step:
+            raise UserError(f"{path} is missing and step 0 is past: begin in another --workdir")
+        baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
+        if self.config.eval.knn_pixels:
+            baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
+        write_atomically(path, json.dumps(baselines) + "\n")
+        say("before training: " + ", ".join(f"{k} {v:.4f}" for k, v in baselines.items()))
+        return baselines
+
+    def _loop(
+        self,
+        state: TrainState,
+        first_step: int,
+        writer: MetricsWriter,
+        clock: Clock,
+        display: RunDisplay,
+    ) -> TrainState:
+        losses = LossGuard(self._what_to_do)
+        collapse = CollapseWatch(self.config, writer.past)
+        batches = self.loader.iterate(first_step)
+        with stop_signals() as told_to_stop:
+            for step in range(first_step + 1, self.num_steps + 1):
+                with clock.waiting():
+                    images = meshes.global_batch(self.mesh, next(batches)["image"])
+                state, metrics = self.step(state, images)
+                losses.push(step, metrics)
+                clock.stepped()
+                display.advance(step)
+
+                stops = told_to_stop()
+                if not (self._logs_at(step) or stops):
+                    continue
+                losses.check_all()
+                speed = clock.figures()
+                with clock.paused():
+                    values = {}
+                    if self._logs_at(step):
+                        values = self._values(step, state, metrics)
+                        writer.write(step, values, speed)
+                        display.figures(step, values, speed)
+                        display.warn(collapse.warning(values))
+                    if self._saves_at(step) or stops:
+                        writer.flush()  # a checkpoint stands for the lines of its step
+                        self.checkpoints.save(state, values.get("knn_top1"))
+                if stops:
+                    display.note(f"stopped at step {step} and saved: the same command goes on")
+                    break
+        return state
+
+    def _logs_at(self, step: int) -> bool:
+        return step % self.config.run.log_every_steps == 0 or self._saves_at(step)
+
+    def _saves_at(self, step: int) -> bool:
+        is_due = step % self.config.run.checkpoint_every_steps == 0 or step == self.num_steps
+        return is_due or self._monitors_at(step)
+
+    def _monitors_at(self, step: int) -> bool:
+        if self.monitor is None:
+            return False
+        interval = self.config.eval.knn_every_epochs * self.loader.steps_per_epoch
+        return step % interval == 0 or step == self.num_steps
+
+    def _values(
+        self, step: int, state: TrainState, metrics: dict[str, jax.Array]
+    ) -> dict[str, float]:
+        """What metrics.jsonl gets of a step: nothing that a clock decides."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if step % self.config.run.log_every_steps:  # the step has not computed these
+            del values["projection_std"], values["embedding_rank"]
+        values = {
+            "epoch": step / self.loader.steps_per_epoch,
+            "loss": values.pop("loss"),
+            "learning_rate": float(self.schedule(step - 1)),
+            **values,
+        }
+        if self._monitors_at(step):
+            values["knn_top1"] = self.monitor.top1(self._embed(state))
+        return values
+
+    def _embed(self, state: TrainState) -> Embed:
+        return backbone_embed(
+            self.experiment.online.backbone,
+            state.params["backbone"],
+            state.batch_stats["backbone"],
+            self.config.views,
+        )
+
+    def _what_to_do(self) -> str:
+        newest = self.checkpoints.newest_step()
+        kept = "there is no checkpoint yet" if newest is None else f"step {newest} is kept"
+        rate = self.config.optim.learning_rate
+        return (
+            f"{kept} in {self.workdir}; begin in another --workdir with a lower "
+            f"--config.optim.learning_rate (now {rate:g}) or some --config.optim.warmup_epochs"
+        )
+
+    def _final_figures(self, state: TrainState) -> dict[str, Any]:
+        lines = read_lines(self.workdir / "metrics.jsonl")
+        figures = {
+            "job": "pretrain",
+            "method": self.config.method.name,
+            "step": int(state.step),
+            "loss": lines[-1]["loss"] if lines else None,
+        }
+        scored = [line["knn_top1"] for line in lines if "knn_top1" in line]
+        return figures | ({"knn_top1": scored[-1]} if scored else {})

@@ -1,0 +1,65 @@
+"""The folder of a run: made, recognised, and never mixed with another run's."""
+
+import json
+import pathlib
+
+import ml_collections
+
+from gsg_jax.config import as_json, differences
+from gsg_jax.errors import UserError
+from gsg_jax.metrics import write_atomically
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
+
+    Args:
+      workdir: DIR.
+      config: resolved.
+
+    Raises:
+      UserError: where DIR cannot be written, holds another run's config, or holds something else.
+    """
+    record_path = workdir / "config.json"
+    if record_path.exists():
+        differing = differences(config, read_config(workdir))
+        if differing:
+            raise UserError(
+                f"--workdir={workdir} holds a run of another config, which differs in "
+                f"{'; '.join(differing[:5])}: give another --workdir, or the same config to resume"
+            )
+    elif (workdir / "checkpoints").exists():
+        raise UserError(
+            f"--workdir={workdir} holds checkpoints but no config.json: give another --workdir"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(record_path, as_json(config))
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written ({error.strerror}): "
+            "give a folder that you may write to"
+        ) from error
+
+
+def read_config(workdir: pathlib.Path) -> dict:
+    """Reads the record of a run.
+
+    Args:
+      workdir: DIR.
+
+    Returns:
+      The config as plain dicts and lists.
+
+    Raises:
+      UserError: where DIR holds no run, or its record is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of one")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): restore it, or give another --workdir"
+        ) from error

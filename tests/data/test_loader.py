@@ -1,0 +1,307 @@
+"""Batches: order, shares, crops, and a clean end."""
+
+import itertools
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsg_jax.data import crops, loader
+from gsg_jax.data.loader import TrainLoader, eval_batches
+from gsg_jax.data.sources import ArraySource
+from gsg_jax.errors import UserError
+
+
+def numbered(num_images, shape=(3, 2, 1)):
+    """A source whose image i is filled with i."""
+    images = np.zeros((num_images, *shape), np.uint8)
+    images += np.arange(num_images, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return ArraySource("numbered", images)
+
+
+class Photos:
+    """Images of differing shapes that are made when they are read."""
+
+    name, labels, class_names, image_shape = "photos", None, (), None
+
+    def __init__(self, num_images, channels=3):
+        self.num_images, self.channels = num_images, channels
+
+    def __len__(self):
+        return self.num_images
+
+    def image(self, i):
+        rng = np.random.default_rng(i)
+        time.sleep(rng.uniform(0, 0.002))  # threads finish in any order
+        return rng.integers(0, 256, (40 + i, 70 - i, self.channels), dtype=np.uint8)
+
+
+def take(stream, num_batches):
+    batches = [batch["image"] for batch in itertools.islice(stream, num_batches)]
+    stream.close()
+    return batches
+
+
+def numbers(batches):
+    return [batch[:, 0, 0, 0].tolist() for batch in batches]
+
+
+def test_every_epoch_is_a_new_permutation_without_its_remainder():
+    train = TrainLoader(numbered(23), batch_size=5, seed=0)
+    assert train.steps_per_epoch == 4
+    epochs = np.array(numbers(take(train.iterate(0), 12))).reshape(3, 20)
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 20
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
+
+
+def test_an_epoch_misses_none_where_the_batches_fit():
+    train = TrainLoader(numbered(24), batch_size=6, seed=1)
+    for epoch in np.array(numbers(take(train.iterate(0), 12))).reshape(3, 24):
+        assert sorted(epoch.tolist()) == list(range(24))
+
+
+def test_every_image_is_left_out_equally_often():
+    batches = numbers(take(TrainLoader(numbered(7), batch_size=4, seed=0).iterate(0), 700))
+    counts = np.bincount(np.concatenate(batches), minlength=7)
+    # 700 draws of probability 4/7: 400 each, standard deviation 13.
+    assert np.abs(counts - 400).max() < 60
+
+
+def test_the_seed_sets_the_order_and_neighbouring_seeds_share_no_epoch():
+    streams = [
+        numbers(take(TrainLoader(numbered(20), batch_size=20, seed=seed).iterate(0), 3))
+        for seed in (0, 0, 1, 2)
+    ]
+    assert streams[0] == streams[1]
+    assert len({tuple(epoch) for stream in streams[1:] for epoch in stream}) == 9
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 3, 4, 9, 1000])
+def test_a_stream_taken_up_at_a_step_goes_on_as_the_whole_one(first_step):
+    train = TrainLoader(numbered(23), batch_size=5, seed=3)
+    whole = numbers(take(train.iterate(0), first_step + 6 if first_step < 100 else 1006))
+    assert numbers(take(train.iterate(first_step), 6)) == whole[first_step : first_step + 6]
+
+
+@pytest.mark.parametrize("crop", [{}, {"num_views": 2, "crop_size": 8}])
+@pytest.mark.parametrize("num_hosts", [2, 3])
+def test_hosts_share_the_batch_of_one_host_in_order(num_hosts, crop):
+    source = Photos(14) if crop else numbered(14)
+    whole = take(TrainLoader(source, batch_size=6, seed=0, **crop).iterate(1), 4)
+    shares = [
+        take(
+            TrainLoader(
+                source, batch_size=6, seed=0, host_index=host, num_hosts=num_hosts, **crop
+            ).iterate(1),
+            4,
+        )
+        for host in range(num_hosts)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        assert all(len(part) == 6 // num_hosts for part in parts)
+        np.testing.assert_array_equal(np.concatenate(parts), batch)
+
+
+@pytest.mark.parametrize(("num_threads", "prefetch"), [(1, 0), (1, 1), (5, 2), (2, 7)])
+def test_the_stream_depends_neither_on_threads_nor_on_prefetch_nor_on_the_start(
+    num_threads, prefetch
+):
+    def stream(start, **settings):
+        train = TrainLoader(Photos(13), batch_size=9, seed=5, num_views=3, crop_size=6, **settings)
+        return take(train.iterate(start), 3)
+
+    expected = stream(2)
+    found = stream(2, num_threads=num_threads, prefetch=prefetch)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(stream(3, num_threads=num_threads)[:2], expected[1:])
+
+
+def test_views_of_an_image_and_epochs_of_it_are_cropped_differently():
+    train = TrainLoader(Photos(2), batch_size=2, seed=0, num_views=4, crop_size=8)
+    first, second = take(train.iterate(0), 2)
+    assert first.shape == (2, 4, 8, 8, 3)
+    assert first.dtype == np.uint8
+    views = np.concatenate([first, second]).reshape(16, -1)
+    assert len({view.tobytes() for view in views}) == 16
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_crop_is_pillows_crop_and_bilinear_resize_of_the_drawn_box(channels):
+    train = TrainLoader(Photos(4, channels), batch_size=4, seed=2, num_views=2, crop_size=16)
+    batch = take(train.iterate(7), 1)[0]
+    # Step 7 is epoch 7 of one batch; the plain way follows.
+    shuffle = np.random.SeedSequence(2, spawn_key=(loader._SHUFFLE, 7))
+    order = np.random.Generator(np.random.PCG64(shuffle)).permutation(4)
+    for place, i in enumerate(order):
+        pixels = Photos(4, channels).image(int(i))
+        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        seeds = np.random.SeedSequence(2, spawn_key=(loader._CROP, 7, place))
+        rng = np.random.Generator(np.random.PCG64(seeds))
+        for view in range(2):
+            box = crops.draw_box(rng, *pixels.shape[:2], (0.2, 1.0))
+            expected = np.asarray(image.crop(box).resize((16, 16), Image.Resampling.BILINEAR))
+            np.testing.assert_array_equal(batch[place, view], expected.reshape(16, 16, channels))
+
+
+def test_boxes_have_the_areas_and_aspects_of_random_resized_crop():
+    rng = np.random.default_rng(0)
+    height, width = 375, 500
+    boxes = np.array([crops.draw_box(rng, height, width, (0.2, 1.0)) for _ in range(20_000)])
+    left, top, right, bottom = boxes.T
+    assert left.min() >= 0 and top.min() >= 0 and right.max() <= width and bottom.max() <= height
+    w, h = right - left, bottom - top
+    area, aspect = w * h / (height * width), w / h
+    assert 0.198 < area.min() and area.max() <= 1
+    assert 0.74 < aspect.min() and aspect.max() < 1.35
+    # Small boxes always fit, so there the law is undisturbed: log-uniform aspect, uniform area.
+    small = area < 0.5
+    assert abs(np.log(aspect[small]).mean()) < 0.01
+    assert abs(np.log(aspect[small]).std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.005
+    assert abs(area[small].mean() - 0.35) < 0.005
+    # Positions are uniform over all that fit, both ends included.
+    slack = width - w[small]
+    assert abs((left[small] / slack).mean() - 0.5) < 0.01
+    assert (left[small] == 0).any() and (left[small] == slack).any()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(10, 100, (43, 0, 56, 10)), (100, 10, (0, 43, 10, 56)), (1, 1, (0, 0, 1, 1))],
+)
+def test_where_no_draw_fits_the_box_is_the_greatest_centred_one(height, width, expected):
+    rng = np.random.default_rng(0)
+    assert crops.draw_box(rng, height, width, (1.0, 1.0)) == expected
+
+
+def test_images_without_an_array_form_the_same_batches():
+    class Read:
+        name, labels, class_names, image_shape = "read", None, (), (3, 2, 1)
+
+        def __len__(self):
+            return 11
+
+        def image(self, i):
+            return numbered(11).images[i]
+
+    found = take(TrainLoader(Read(), batch_size=4, seed=0).iterate(0), 5)
+    expected = take(TrainLoader(numbered(11), batch_size=4, seed=0).iterate(0), 5)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        (numbered(7), {"batch_size": 8}, "8 is larger than 'numbered', which has 7"),
+        (numbered(7), {"batch_size": 0}, "batch_size is 0"),
+        (numbered(7), {"batch_size": 4, "num_hosts": 3}, "multiple of 3"),
+        (numbered(7), {"batch_size": 4, "seed": -1}, "seed is -1"),
+        (numbered(7), {"batch_size": 4, "num_threads": 0}, "num_threads is 0"),
+        (numbered(7), {"batch_size": 4, "prefetch": -1}, "prefetch is -1"),
+        (Photos(7), {"batch_size": 4}, 'data.crop="host"'),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(source, settings, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        TrainLoader(source, **{"seed": 0, **settings})
+    assert "\n" not in str(refusal.value)
+
+
+def test_programming_errors_are_value_errors():
+    with pytest.raises(ValueError, match="num_views"):
+        TrainLoader(numbered(4), batch_size=2, seed=0, num_views=2)
+    with pytest.raises(ValueError, match="-1"):
+        TrainLoader(numbered(4), batch_size=2, seed=0).iterate(-1)
+
+
+def test_an_image_that_fails_while_training_reaches_the_user():
+    class Broken(Photos):
+        def image(self, i):
+            raise UserError("cannot decode cat.jpg")
+
+    stream = TrainLoader(Broken(4), batch_size=2, seed=0, num_views=2, crop_size=4).iterate(0)
+    with pytest.raises(UserError, match="cat.jpg"):
+        next(stream)
+
+
+def test_a_shape_that_breaks_its_promise_is_named():
+    class Lying(Photos):
+        image_shape = (40, 70, 3)
+
+    stream = TrainLoader(Lying(4), batch_size=4, seed=0).iterate(0)
+    with pytest.raises(UserError, match='data.crop="host"'):
+        next(stream)
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(7, 3), (6, 3), (2, 5), (1, 1)])
+def test_evaluation_yields_each_image_once_in_order_and_pads_with_zeros(num_images, batch_size):
+    batches = list(eval_batches(numbered(num_images), batch_size=batch_size))
+    assert all(batch["image"].shape == (batch_size, 3, 2, 1) for batch in batches)
+    images = [batch["image"][: batch["num_valid"]] for batch in batches]
+    np.testing.assert_array_equal(np.concatenate(images), numbered(num_images).images)
+    assert not batches[-1]["image"][batches[-1]["num_valid"] :].any()
+    assert len(batches) == -(-num_images // batch_size)
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 91), (91, 50), (33, 33), (7, 400), (600, 300)])
+def test_evaluation_resizes_the_short_side_and_cuts_the_centre(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    short = 37  # 32 * 256 / 224
+    scaled = (
+        (short * width // height, short) if width > height else (short, short * height // width)
+    )
+    image = Image.fromarray(pixels).resize(scaled, Image.Resampling.BILINEAR)
+    left, top = round((scaled[0] - 32) / 2), round((scaled[1] - 32) / 2)
+    expected = np.asarray(image.crop((left, top, left + 32, top + 32)))
+    np.testing.assert_array_equal(crops.centre_cut(pixels, 32), expected)
+
+
+def test_evaluation_of_differing_shapes_needs_a_size():
+    with pytest.raises(UserError, match="differ in shape"):
+        eval_batches(Photos(3), batch_size=2)
+    batches = list(eval_batches(Photos(3), batch_size=2, size=16))
+    assert [batch["image"].shape for batch in batches] == [(2, 16, 16, 3)] * 2
+
+
+@pytest.mark.parametrize("keep", ["local", "global"])
+def test_a_script_that_stops_in_the_middle_exits_at_once(keep):
+    script = """
+import sys, time
+import numpy as np
+from gsg_jax.data.loader import TrainLoader, eval_batches
+class Slow:
+    name, labels, class_names, image_shape = "slow", None, (), None
+    def __len__(self):
+        return 500
+    def image(self, i):
+        time.sleep(0.01)
+        return np.zeros((9, 9, 3), np.uint8)
+def run():
+    stream = TrainLoader(Slow(), batch_size=50, seed=0, num_views=2, crop_size=4,
+                         prefetch=50).iterate(0)
+    for _ in range(3):
+        next(stream)
+    scores = eval_batches(Slow(), batch_size=50, size=4)
+    next(scores)
+    return stream, scores
+kept = run()
+if sys.argv[1] == "local":
+    del kept
+print("done", time.time(), flush=True)
+"""
+    root = Path(loader.__file__).parents[2]
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, keep],
+        cwd=root, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    end = time.time()
+    assert output.returncode == 0, output.stderr
+    assert output.stderr == ""
+    # 50 batches of 50 images, 10 ms each, on two threads: 12 s if the queue were worked off.
+    assert end - float(output.stdout.split()[-1]) < 2
