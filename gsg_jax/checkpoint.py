@@ -1,20 +1,34 @@
 """Checkpoints: the newest few and the best, saved beside the step, by Orbax."""
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from rich.filesize import decimal
 
+from gsg_jax.errors import UserError
 from gsg_jax.train_step import TrainState
+
+# What Orbax raises where a file cannot be written or read.
+_FAILURES = (OSError, ValueError, RuntimeError, KeyError)
+
+# Bytes of a checkpoint besides the arrays, and of the logs.
+_MARGIN = 2_000_000
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one workdir; a context manager that waits for what is being saved.
 
     A save returns at once and is committed in the background by one rename, so that a process
     killed at any moment leaves the checkpoint before it whole.
@@ -41,7 +55,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, create=not read_only, read_only=read_only
         )
-        self._manager = ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
+        self._folder = workdir / "checkpoints"
+        self._manager = ocp.CheckpointManager(self._folder.resolve(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        if error_type is None:
+            self.close()
+            return
+        with contextlib.suppress(UserError):  # the first error is the one to tell
+            self.close()
 
     def newest_step(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""
@@ -53,22 +78,82 @@ class Checkpoints:
         Args:
           state: on the devices; copied before this returns, so that it may be donated.
           knn_top1: its figure of the k-NN monitor, where there is one.
+
+        Raises:
+          UserError: where this save, or the one before it, fails; a full disk, say.
         """
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.StandardSave(state),
-            metrics=None if knn_top1 is None else {"knn_top1": knn_top1},
-        )
+        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        with self._explained():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.StandardSave(state),
+                metrics=None if knn_top1 is None else {"knn_top1": knn_top1},
+            )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Restores the state of a step, in the shapes, types and shardings of `like`."""
+        """Restores the state of a step.
+
+        Args:
+          step: one that newest_step has named.
+          like: arrays, or shapes, with the shapes, types and shardings to restore.
+
+        Returns:
+          The state.
+
+        Raises:
+          UserError: where the checkpoint is damaged, or of other shapes.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except _FAILURES as error:
+            raise UserError(
+                f"{self._folder / str(step)} cannot be read ({_reason(error)}): remove it to go on "
+                "from the checkpoint before it, or give another --workdir"
+            ) from error
 
     def close(self) -> None:
-        """Waits for what is being saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being saved; raises UserError where that fails."""
+        with self._explained():
+            self._manager.close()
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Raises UserError where a save is bound to fail: said here, it is said in one line."""
+        if not self._folder.is_dir():
+            raise UserError(
+                f"{self._folder} has vanished while the run went on: begin again, and leave the "
+                "--workdir in its place"
+            )
+        free = shutil.disk_usage(self._folder).free
+        needed = num_bytes + _MARGIN
+        if free < needed:
+            raise UserError(
+                f"a checkpoint takes {decimal(needed)}, {self._folder} has {decimal(free)} free: "
+                "make room, and the same command goes on from the newest one"
+            )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise UserError(
+                f"a checkpoint cannot be saved in {self._folder} ({_reason(error)}): mend that, "
+                "and the same command goes on from the newest one"
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at the bottom of an error of Orbax, in a few words."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for link in chain:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        if code := re.search(r"os_error_code='(\d+)'", str(link)):  # TensorStore's way
+            return os.strerror(int(code[1]))
+    return textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
 
 
 def state_digest(state: Any) -> str:

@@ -17,7 +17,6 @@ class Clock:
         self._views_per_step = views_per_step
         self._start = time.monotonic() - seconds_before
         self._is_first_step = True
-        self._total_steps, self._total_seconds = 0, 0.0
         self._restart_interval()
 
     def _restart_interval(self) -> None:
@@ -41,17 +40,16 @@ class Clock:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Ends an interval of steps; the time of its block belongs to no interval."""
-        self._total_steps += self._interval_steps
-        self._total_seconds += time.monotonic() - self._interval_start
         yield
         self._restart_interval()
 
     def figures(self) -> dict[str, float]:
-        """Figures of the current interval: views_per_second, data_wait_share, train_seconds."""
+        """Figures of the current interval, its seconds, and train_seconds."""
         seconds = max(time.monotonic() - self._interval_start, 1e-9)
         return {
             "views_per_second": self._interval_steps * self._views_per_step / seconds,
             "data_wait_share": min(self._waited / seconds, 1.0),
+            "interval_seconds": seconds,
             "train_seconds": self.train_seconds(),
         }
 
@@ -59,6 +57,8 @@ class Clock:
         """Seconds since the run began, over all its processes, without the time between them."""
         return time.monotonic() - self._start
 
-    def views_per_second(self) -> float:
-        """Mean of the intervals of this process; 0 where it made no step after the first."""
-        return self._total_steps * self._views_per_step / max(self._total_seconds, 1e-9)
+
+def mean_views_per_second(intervals: list[dict[str, float]]) -> float:
+    """Mean over the intervals of a run, as Clock.figures gave them; 0 where there is none."""
+    views = sum(line["views_per_second"] * line["interval_seconds"] for line in intervals)
+    return views / max(sum(line["interval_seconds"] for line in intervals), 1e-9)

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -62,9 +63,9 @@ RANGES = {
     "eval.min_rank_share": (0, 1),
     "run.seed": (0, 2**31 - 1),
     "run.num_epochs": (1, 1e9),
-    "run.num_steps": (0, 1e12),
-    "run.log_every_steps": (1, 1e12),
-    "run.checkpoint_every_steps": (1, 1e12),
+    "run.num_steps": (0, 1e9),
+    "run.log_every_steps": (1, 1e9),
+    "run.checkpoint_every_steps": (1, 1e9),
     "run.keep_checkpoints": (1, 1e6),
 }
 
@@ -78,6 +79,11 @@ TUPLES = {
     "views.solarize_probability": (0, 0, 1),
     "views.mean": (0, -1e3, 1e3),
     "views.std": (0, 1e-6, 1e3),
+}
+# Keys that the config file and its recipe decide.
+FIXED_KEYS = {
+    "job": "give the --config of another job",
+    "recipe": "give it after the config, as in --config=configs/simsiam_gsg.py:cifar10",
 }
 ORDERED = ("views.crop_area", "views.crop_aspect", "views.blur_sigma")
 
@@ -105,9 +111,14 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise UsageError(f"--config={path}: not a Python file; give a file of configs/")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"--config={path}: line {error.lineno}: {error.msg}") from error
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config={path}: defines no get_config(); give a file of configs/")
+    if recipe and not inspect.signature(module.get_config).parameters:
+        raise UsageError(f"--config={path_and_recipe}: takes no recipe; give --config={path}")
     try:
         return module.get_config(recipe) if recipe else module.get_config()
     except UsageError as error:
@@ -137,23 +148,32 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
         type.
     """
     known = flat(config)
-    for argument in argv:
+    for position, argument in enumerate(argv):
         name, equals, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or not name.startswith("config."):
+        is_negated = name.startswith("noconfig.")  # --noconfig.a.b is --config.a.b=false
+        if not argument.startswith("-") or not (is_negated or name.startswith("config.")):
             continue
-        key = name.removeprefix("config.")
+        key = name.partition(".")[2]
         if key not in known:
             raise UsageError(f"--config.{key}: there is no such key{_nearest(key, known)}")
-        if equals:
-            _check_type(key, text, known[key])
+        if key in FIXED_KEYS:
+            raise UsageError(f"--config.{key} cannot be set: {FIXED_KEYS[key]}")
+        if isinstance(known[key], bool) and not equals:
+            continue
+        if is_negated:
+            raise UsageError(f"--no{name.removeprefix('no')}: {key} is not true or false")
+        if not equals:
+            text = "".join(argv[position + 1 : position + 2])
+        _check_type(key, text, known[key])
 
 
 def _nearest(key: str, known: dict[str, Any]) -> str:
     if group := [name for name in known if name.startswith(key + ".")]:
         return f"; it is a group, set a key of it, such as --config.{group[0]}"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    return f"; did you mean --config.{near[0]}?" if near else f"; keys are {', '.join(known)}"
+    near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = " or ".join(f"--config.{name}" for name in near)
+    return f"; did you mean {hint}?" if near else f"; keys are {', '.join(known)}"
 
 
 def _check_type(key: str, text: str, default: Any) -> None:
@@ -179,6 +199,9 @@ def check_pretraining(config: ConfigDict) -> None:
       UsageError: names the key, its value, the limit and the mend.
     """
     leaves = flat(config)
+    for key in (*CHOICES, *RANGES, *TUPLES):
+        if key not in leaves:
+            raise UsageError(f"the config lacks {key}: start from gsg_jax.recipes.pretraining")
     for key, choices in CHOICES.items():
         if leaves[key] not in choices:
             near = difflib.get_close_matches(str(leaves[key]), choices, n=1)
@@ -186,16 +209,28 @@ def check_pretraining(config: ConfigDict) -> None:
             raise UsageError(
                 f"--config.{key}={leaves[key]}: {hint}take one of {', '.join(choices)}"
             )
-    for key, (low, high) in RANGES.items():
-        if not low <= leaves[key] <= high:  # NaN is in no range
-            raise UsageError(f"--config.{key}={leaves[key]}: must be from {low:g} to {high:g}")
+    check_ranges(config)
     for key, (length, low, high) in TUPLES.items():
         _check_tuple(key, leaves[key], length, low, high)
     _check_together(config)
 
 
+def check_ranges(config: ConfigDict) -> None:
+    """Raises UsageError where a number of the config is outside its limits."""
+    for key, value in flat(config).items():
+        if key not in RANGES or isinstance(value, tuple):
+            continue
+        low, high = RANGES[key]
+        if not _is_number(value) or not low <= value <= high:  # NaN is in no range
+            raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_tuple(key: str, values: tuple, length: int, low: float, high: float) -> None:
-    if not isinstance(values, tuple) or not all(isinstance(v, int | float) for v in values):
+    if not isinstance(values, tuple) or not all(map(_is_number, values)):
         raise UsageError(
             f"--config.{key}={values}: takes numbers in parentheses, such as (0.2,1.0)"
         )

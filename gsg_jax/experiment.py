@@ -24,6 +24,7 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
             "num_views": config.method.num_views,
             "crop_size": config.views.size,
             "crop_area": config.views.crop_area,
+            "crop_aspect": config.views.crop_aspect,
         }
     return TrainLoader(
         source,

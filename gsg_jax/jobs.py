@@ -43,7 +43,7 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     run.eval.update(config.eval, knn_k=ks[0])
 
     train, test = open_source(run.data, "train"), open_source(run.data, "test")
-    if train.labels is None:
+    if not train.class_names:
         raise UserError(f"{train.name} has no labels: k-NN needs class folders or a labelled set")
     state = restore_newest(pathlib.Path(config.pretrained), run, train.image(0).shape[-1])
     say(f"step {int(state.step)} of {config.pretrained}: {len(train):,} images vote")

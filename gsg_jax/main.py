@@ -5,11 +5,12 @@ the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wr
 """
 
 import json
+import os
 import pathlib
 import sys
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from gsg_jax.config import check_overrides, load_config
@@ -17,10 +18,11 @@ from gsg_jax.errors import UsageError, UserError
 from gsg_jax.jobs import JOBS
 from gsg_jax.progress import say
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/NAME.py[:RECIPE].")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run; '' = runs/NAME-RECIPE. A run in it is resumed."
-)
+HELP = """
+  --config=configs/NAME.py[:RECIPE]  the experiment, and which data and sizes it takes
+  --workdir=DIR                      folder of the run ('' = runs/NAME-RECIPE); a run in it resumes
+  --config.GROUP.KEY=VALUE           another value of a key
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -32,9 +34,11 @@ def main(argv: list[str]) -> int:
     Returns:
       The exit status.
     """
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(__doc__ + HELP, end="")
+        return 0
     try:
-        config = parse_flags(argv)
-        workdir = pathlib.Path(_WORKDIR.value or default_workdir(argv))
+        config, workdir = parse_flags(argv)
         figures = JOBS[config.job](config, workdir)
     except UsageError as error:
         say(f"error: {error}")
@@ -42,52 +46,74 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         say(f"error: {error}")
         return 1
+    except OSError as error:  # a full disk, a folder that vanished
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"error: {where}{error.strerror or error}; mend that, and the same command goes on")
+        return 1
+    except KeyboardInterrupt:
+        say("error: interrupted; the same command goes on from the newest checkpoint")
+        return 1
     print(json.dumps(figures), flush=True)
     return 0
 
 
-def parse_flags(argv: list[str]) -> ml_collections.ConfigDict:
+def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     """Reads flags and config.
 
     Args:
       argv: the command line, the program's name first.
 
     Returns:
-      The config with its overrides.
+      (config, workdir): the config with its overrides, and the folder of the run.
 
     Raises:
       UsageError: for an unknown flag, config, recipe or key, or a value of a wrong type.
     """
     path = _config_argument(argv)
-    if path:
-        check_overrides(load_config(path), argv[1:])
+    if not path:
+        raise UsageError("--config is missing: give --config=configs/simsiam_gsg.py, say")
+    plain = load_config(path)
+    if plain.get("job") not in JOBS:
+        raise UsageError(f"--config={path}: its job must be one of {', '.join(JOBS)}")
+    check_overrides(plain, argv[1:])
+
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    workdir = flags.DEFINE_string("workdir", "", "", flag_values=values)
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = values(argv)[1:]
     except flags.Error as error:
         raise UsageError(str(error).splitlines()[0]) from error
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag: write --config.a.b=v, --config=, --workdir=")
-    if _CONFIG.value is None:
-        raise UsageError("--config is missing: give --config=configs/simsiam_gsg.py, say")
-    return _CONFIG.value
+    return config.value, pathlib.Path(workdir.value or default_workdir(path)).expanduser()
 
 
-def default_workdir(argv: list[str]) -> str:
+def default_workdir(path_and_recipe: str) -> str:
     """The folder of a run that was given none: runs/NAME-RECIPE."""
-    path, _, recipe = _config_argument(argv).partition(":")
+    path, _, recipe = path_and_recipe.partition(":")
     return f"runs/{pathlib.Path(path).stem}-{recipe or 'default'}"
 
 
 def _config_argument(argv: list[str]) -> str:
+    given, early = [], None
     for position, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            return value if equals else "".join(argv[position + 1 : position + 2])
-    return ""
+            given.append(value if equals else "".join(argv[position + 1 : position + 2]))
+        elif name.startswith("--config.") and not given:
+            early = name
+    if given and early:
+        raise UsageError(f"{early} stands before --config: give --config first")
+    if len(given) > 1:
+        raise UsageError(f"--config is given {len(given)} times ({', '.join(given)}): give it once")
+    return "".join(given)
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    logging.use_absl_handler()
-    app.define_help_flags()
-    sys.exit(main(sys.argv))
+    logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback of every error that it raises
+    status = main(sys.argv)
+    sys.stdout.flush()
+    if status == 1:
+        os._exit(1)  # threads that a full disk left half way would add their tracebacks
+    sys.exit(status)

@@ -3,8 +3,13 @@
 import json
 import os
 import pathlib
+import time
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from gsg_jax.errors import UserError
 
 
 class MetricsWriter:
@@ -28,8 +33,7 @@ class MetricsWriter:
         self.seconds_before = past_clock[-1]["train_seconds"] if past_clock else 0.0
         self._metrics = self._metrics_path.open("a")
         self._throughput = self._throughput_path.open("a")
-        purge = first_step + 1 if first_step else None
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        self._events = _Events(workdir / "tensorboard", first_step)
 
     def write(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
         """Writes one logged step.
@@ -39,33 +43,84 @@ class MetricsWriter:
           values: what the config and the data decide; epoch, loss and so on.
           clock: what the clock decides; views_per_second and so on.
         """
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._throughput.write(json.dumps({"step": step, **clock}) + "\n")
-        for name, value in {**values, **clock}.items():
-            self._events.add_scalar(name, value, step)
+        for file, figures in ((self._metrics, values), (self._throughput, clock)):
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+            file.flush()  # for those who watch the file
+        self._events.write(step, values | clock)
 
     def flush(self) -> None:
-        """Brings what was written to the disk, as a checkpoint of the same step will rely on it."""
+        """Brings what was written to the disk, as a checkpoint of the same step will rely on it.
+
+        Raises:
+          UserError: where the files are no longer there.
+        """
+        for path in (self._metrics_path, self._throughput_path):
+            if not path.exists():
+                raise UserError(
+                    f"{path} has vanished while the run went on: begin again, and leave the "
+                    "--workdir in its place"
+                )
         for file in (self._metrics, self._throughput):
-            file.flush()
             os.fsync(file.fileno())
         self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self.flush()
+        """Closes the files."""
         self._metrics.close()
         self._throughput.close()
         self._events.close()
 
 
+class _Events:
+    """TensorBoard events, written at once: SummaryWriter's thread hangs the run on a full disk."""
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        if first_step:  # hides the steps that will be done again
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(
+                Event(wall_time=time.time(), step=first_step + 1, session_log=start)
+            )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        figures = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._file.write_event(
+            Event(wall_time=time.time(), step=step, summary=Summary(value=figures))
+        )
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def read_lines(path: pathlib.Path) -> list[dict]:
-    """The objects of a .jsonl file, [] where there is none; half a last line is left out."""
+    """Reads a .jsonl file of logged steps.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Its objects, [] where there is no file; half a last line is left out.
+
+    Raises:
+      UserError: where another line is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    objects = []
+    for number, line in enumerate(lines, 1):
+        try:
+            objects.append(json.loads(line))
+            objects[-1]["step"]
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(
+                f"{path}, line {number} is damaged: remove that line, or give another --workdir"
+            ) from error
+    return objects
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

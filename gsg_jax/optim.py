@@ -24,7 +24,10 @@ def build_optimizer(
     Returns:
       An optax transformation over the tree {backbone, projector, predictor}.
 
-    Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4.
+    Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4; LARS: You et al.
+    (arXiv 1708.03888).
+    Differs from the reference: its LARS multiplies the learning rate in after the momentum, and
+    takes the trust ratio of the gradient and the decay apart; here both are as optax has them.
     """
     schedule = learning_rate_schedule(
         optim, batch_size=batch_size, num_steps=num_steps, steps_per_epoch=steps_per_epoch

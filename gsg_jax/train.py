@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import ml_collections
 from gsg_jax import mesh as meshes
 from gsg_jax import workdir as workdirs
 from gsg_jax.checkpoint import Checkpoints, state_digest
-from gsg_jax.clock import Clock
+from gsg_jax.clock import Clock, mean_views_per_second
 from gsg_jax.config import check_pretraining, resolve
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.sources import open_source
@@ -50,7 +51,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     loader = build_loader(config, train)
     workdirs.claim(workdir, config)
     monitor = None
-    if config.eval.knn_every_epochs and train.labels is not None:
+    if config.eval.knn_every_epochs and train.class_names:
         monitor = KnnMonitor(config, train, test)
     return Pretraining(config, workdir, mesh, loader, monitor, train.image(0).shape[-1]).run()
 
@@ -82,19 +83,20 @@ class Pretraining:
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until it is told to stop; returns the final figures."""
-        with contextlib.closing(self.checkpoints):
+        with stop_signals() as told_to_stop, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
             writer = MetricsWriter(self.workdir, first_step)
             clock = Clock(self._views_per_step, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:
-                state = self._loop(state, first_step, writer, clock, display)
+                state = self._loop(state, first_step, writer, clock, display, told_to_stop)
             train_seconds = clock.train_seconds()
+        intervals = read_lines(self.workdir / "throughput.jsonl")
         return {
             **self._final_figures(state),
             **baselines,
-            "views_per_second": round(clock.views_per_second(), 1),
+            "views_per_second": round(mean_views_per_second(intervals), 1),
             "train_seconds": round(train_seconds, 1),
             "state_digest": state_digest(state),
         }
@@ -118,14 +120,16 @@ class Pretraining:
         if self.monitor is None:
             return {}
         if path.exists():
-            return json.loads(path.read_text())
+            return workdirs.read_object(path)
         if first_step:
             raise UserError(f"{path} is missing and step 0 is past: begin in another --workdir")
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
         if self.config.eval.knn_pixels:
             baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
         write_atomically(path, json.dumps(baselines) + "\n")
-        say("before training: " + ", ".join(f"{k} {v:.4f}" for k, v in baselines.items()))
+        who = {"knn_top1_untrained": "untrained encoder", "knn_top1_pixels": "raw pixels"}
+        scores = ", ".join(f"{who[name]} {score:.4f}" for name, score in baselines.items())
+        say(f"k-NN top-1 to beat: {scores}")
         return baselines
 
     def _loop(
@@ -135,38 +139,41 @@ class Pretraining:
         writer: MetricsWriter,
         clock: Clock,
         display: RunDisplay,
+        told_to_stop: Callable[[], bool],
     ) -> TrainState:
         losses = LossGuard(self._what_to_do)
         collapse = CollapseWatch(self.config, writer.past)
         batches = self.loader.iterate(first_step)
-        with stop_signals() as told_to_stop:
-            for step in range(first_step + 1, self.num_steps + 1):
-                with clock.waiting():
-                    images = meshes.global_batch(self.mesh, next(batches)["image"])
-                state, metrics = self.step(state, images)
-                losses.push(step, metrics)
-                clock.stepped()
-                display.advance(step)
-
-                stops = told_to_stop()
-                if not (self._logs_at(step) or stops):
-                    continue
+        for step in range(first_step + 1, self.num_steps + 1):
+            if told_to_stop():
                 losses.check_all()
-                speed = clock.figures()
-                with clock.paused():
-                    values = {}
-                    if self._logs_at(step):
-                        values = self._values(step, state, metrics)
-                        writer.write(step, values, speed)
-                        display.figures(step, values, speed)
-                        display.warn(collapse.warning(values))
-                    if self._saves_at(step) or stops:
-                        writer.flush()  # a checkpoint stands for the lines of its step
-                        self.checkpoints.save(state, values.get("knn_top1"))
-                if stops:
-                    display.note(f"stopped at step {step} and saved: the same command goes on")
-                    break
+                if step - 1 > (self.checkpoints.newest_step() or 0):
+                    self._save(state, None, writer)
+                display.note(f"stopped at step {step - 1} and saved: the same command goes on")
+                break
+            with clock.waiting():
+                images = meshes.global_batch(self.mesh, next(batches)["image"])
+            state, metrics = self.step(state, images)
+            losses.push(step, metrics)
+            clock.stepped()
+            display.advance(step)
+            if not self._logs_at(step):
+                continue
+
+            losses.check_all()
+            speed = clock.figures()
+            with clock.paused():
+                values = self._values(step, state, metrics)
+                writer.write(step, values, speed)
+                display.figures(step, values, speed)
+                display.warn(collapse.warning(values))
+                if self._saves_at(step):
+                    self._save(state, values.get("knn_top1"), writer)
         return state
+
+    def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsWriter) -> None:
+        writer.flush()  # a checkpoint stands for the lines of its step
+        self.checkpoints.save(state, knn_top1)
 
     def _logs_at(self, step: int) -> bool:
         return step % self.config.run.log_every_steps == 0 or self._saves_at(step)

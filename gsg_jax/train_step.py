@@ -139,7 +139,7 @@ def train_step(
         memory=memory,
     )
     figures = _collapse_figures(outputs, state.step % experiment.figures_every_steps == 0)
-    return state, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics, **figures}
+    return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics, **figures}
 
 
 def update_ema(target_params: Any, params: Any, decay: float) -> Any:

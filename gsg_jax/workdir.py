@@ -9,6 +9,9 @@ from gsg_jax.config import as_json, differences
 from gsg_jax.errors import UserError
 from gsg_jax.metrics import write_atomically
 
+# What a run writes besides its record.
+WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json", "tensorboard")
+
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
@@ -28,9 +31,10 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
                 f"--workdir={workdir} holds a run of another config, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir, or the same config to resume"
             )
-    elif (workdir / "checkpoints").exists():
+    elif found := [name for name in WRITTEN if (workdir / name).exists()]:
         raise UserError(
-            f"--workdir={workdir} holds checkpoints but no config.json: give another --workdir"
+            f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
+            "give another --workdir"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -57,9 +61,17 @@ def read_config(workdir: pathlib.Path) -> dict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of one")
+    return read_object(path)
+
+
+def read_object(path: pathlib.Path) -> dict:
+    """Reads a file of one JSON object; raises UserError where it is damaged."""
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}): restore it, or give another --workdir"
         ) from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is damaged (no object): restore it, or give another --workdir")
+    return record

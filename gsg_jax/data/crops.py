@@ -5,14 +5,20 @@ import math
 import numpy as np
 from PIL import Image
 
-_ASPECTS = (3 / 4, 4 / 3)
+ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 _EVAL_RESIZE = 256 / 224
 
 Box = tuple[int, int, int, int]
 
 
-def draw_box(rng: np.random.Generator, height: int, width: int, area: tuple[float, float]) -> Box:
+def draw_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float] = ASPECT,
+) -> Box:
     """Draws the box of a RandomResizedCrop.
 
     Args:
@@ -20,25 +26,25 @@ def draw_box(rng: np.random.Generator, height: int, width: int, area: tuple[floa
       height: of the image, in pixels.
       width: of the image, in pixels.
       area: least and greatest share of the image's area, in (0, 1].
+      aspect: least and greatest width / height.
 
     Returns:
-      (left, top, right, bottom) in pixels, inside the image. The aspect is log-uniform in
-      [3/4, 4/3] up to rounding; where ten draws do not fit, it is the greatest
-      centred box of such an aspect.
+      (left, top, right, bottom) in pixels, inside the image. The aspect is drawn log-uniformly, up
+      to rounding; where ten draws do not fit, it is the greatest centred box of such an aspect.
 
     Source: torchvision.transforms.RandomResizedCrop.
     """
     for _ in range(_ATTEMPTS):
         target = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
-        w = round(math.sqrt(target * aspect))
-        h = round(math.sqrt(target / aspect))
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w = round(math.sqrt(target * ratio))
+        h = round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
             top = int(rng.integers(height - h + 1))
             left = int(rng.integers(width - w + 1))
             return left, top, left + w, top + h
-    w = min(width, max(1, round(height * _ASPECTS[1])))
-    h = min(height, max(1, round(width / _ASPECTS[0])))
+    w = min(width, max(1, round(height * aspect[1])))
+    h = min(height, max(1, round(width / aspect[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
@@ -68,6 +74,7 @@ def random_crops(
     num_views: int,
     size: int,
     area: tuple[float, float],
+    aspect: tuple[float, float] = ASPECT,
 ) -> np.ndarray:
     """Cuts independent RandomResizedCrops out of one decoded image.
 
@@ -77,11 +84,12 @@ def random_crops(
       num_views: V, how many crops.
       size: S, their side in pixels.
       area: least and greatest share of the image's area.
+      aspect: least and greatest width / height.
 
     Returns:
       uint8 [V, S, S, C].
     """
-    boxes = [draw_box(rng, *pixels.shape[:2], area) for _ in range(num_views)]
+    boxes = [draw_box(rng, *pixels.shape[:2], area, aspect) for _ in range(num_views)]
     return np.stack([cut(pixels, box, size) for box in boxes])
 
 

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from gsg_jax.data.base import ArraySource, Source, num_decode_threads
-from gsg_jax.data.crops import centre_cut, random_crops
+from gsg_jax.data.crops import ASPECT, centre_cut, random_crops
 from gsg_jax.errors import UserError
 
 # Streams of randomness that one seed is split into.
@@ -23,8 +23,8 @@ class TrainLoader:
 
     Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
     out. A batch is a function of (source, seed, batch_size, step) and, where crops are cut on the
-    host, of num_views, crop_size and crop_area: not of threads, nor of where the stream began. The
-    shares of num_hosts hosts, in order, are the batch of one host.
+    host, of their number, size, area and aspect: not of threads, nor of where the stream began.
+    The shares of num_hosts hosts, in order, are the batch of one host.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class TrainLoader:
         num_views: int | None = None,
         crop_size: int | None = None,
         crop_area: tuple[float, float] = (0.2, 1.0),
+        crop_aspect: tuple[float, float] = ASPECT,
         host_index: int = 0,
         num_hosts: int = 1,
         num_threads: int = 2,
@@ -50,6 +51,7 @@ class TrainLoader:
           num_views: V, crops an image; None, like crop_size, to leave images whole.
           crop_size: S, side of a crop in pixels.
           crop_area: least and greatest share of an image's area that a crop covers.
+          crop_aspect: least and greatest width / height of a crop.
           host_index: this host, in [0, num_hosts).
           num_hosts: hosts that share each batch.
           num_threads: threads that decode and crop, 1 or more.
@@ -77,7 +79,8 @@ class TrainLoader:
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
-        self._num_views, self._crop_size, self._crop_area = num_views, crop_size, crop_area
+        self._num_views, self._crop_size = num_views, crop_size
+        self._crop_area, self._crop_aspect = crop_area, crop_aspect
         self._first_place = host_index * (batch_size // num_hosts)
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads = num_threads
@@ -168,6 +171,7 @@ class TrainLoader:
             num_views=self._num_views,
             size=self._crop_size,
             area=self._crop_area,
+            aspect=self._crop_aspect,
         )
 
 

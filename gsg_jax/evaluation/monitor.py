@@ -32,6 +32,11 @@ class Part:
         """Class names of the source."""
         return self.source.class_names
 
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Shape of every image of the source, or None."""
+        return self.source.image_shape
+
     def __len__(self) -> int:
         return len(self.indices)
 

@@ -41,7 +41,7 @@ class Projector(nn.Module):
         for layer in range(1, self.num_layers + 1):
             is_last = layer == self.num_layers
             width = self.width if is_last else self.hidden_width
-            x = _linear(width, self.dtype, f"linear{layer}", use_bias=False)(x)
+            x = _linear(width, self.dtype, f"linear{layer}")(x)
             x = self.norm(use_scale=not is_last, name=f"bn{layer}")(x, train=train)
             x = x if is_last else nn.relu(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -65,11 +65,22 @@ class Predictor(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
         """Maps projections [N, D] to predictions [N, D], float32 or wider."""
-        x = _linear(self.hidden_width, self.dtype, "linear1", use_bias=False)(z)
+        x = _linear(self.hidden_width, self.dtype, "linear1")(z)
         x = nn.relu(self.norm(name="bn1")(x, train=train))
-        x = _linear(z.shape[-1], self.dtype, "linear2", use_bias=True)(x)
+        # A bias of zero would let the prediction of an image be exactly the zero vector where no
+        # hidden unit is active, and the cosine's gradient there is divided by the norm's floor.
+        bound = self.hidden_width**-0.5
+        bias_init = nn.initializers.uniform(2 * bound)
+        x = _linear(
+            z.shape[-1],
+            self.dtype,
+            "linear2",
+            use_bias=True,
+            bias_init=lambda key, shape, dtype: bias_init(key, shape, dtype) - bound,
+        )(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _linear(width: int, dtype: jnp.dtype, name: str, *, use_bias: bool) -> nn.Dense:
-    return nn.Dense(width, use_bias=use_bias, dtype=dtype, kernel_init=torch_uniform, name=name)
+def _linear(width: int, dtype: jnp.dtype, name: str, **bias) -> nn.Dense:
+    bias = bias or {"use_bias": False}
+    return nn.Dense(width, dtype=dtype, kernel_init=torch_uniform, name=name, **bias)

@@ -130,6 +130,7 @@ def _conv(width, kernel, stride, *, padding, name, dtype):
 
 
 RESNETS = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),

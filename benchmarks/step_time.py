@@ -1,0 +1,119 @@
+"""Times the whole train step, views included, of each method: one JSON object a line.
+
+    python benchmarks/step_time.py [--recipe=default] [--steps=20] [--methods=simsiam,byol_gsg]
+
+Every method runs in a process of its own, so that the peak memory is its own. A line holds the
+method, views and images per second, milliseconds a step (median), compile seconds, peak memory in
+MiB (the device's where it tells, otherwise the process's), and the device. Compare lines of one
+run with one another; a rate by itself says as much about the machine as about the code.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from gsg_jax import mesh as meshes
+from gsg_jax.config import check_pretraining, load_config, resolve
+from gsg_jax.experiment import build_experiment, jit_step
+from gsg_jax.methods import METHODS
+from gsg_jax.train_step import init_state
+
+
+def main() -> None:
+    """Measures every method that was asked for, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="default", help="recipe of the configs")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods, comma-separated")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    methods = arguments.methods.split(",")
+    if unknown := [method for method in methods if method not in METHODS]:
+        parser.error(f"--methods={unknown[0]}: take from {', '.join(METHODS)}")
+    if arguments.here:
+        print(json.dumps(measure(methods[0], arguments.recipe, arguments.steps)), flush=True)
+        return
+    for method in methods:
+        flags = [
+            f"--methods={method}",
+            f"--recipe={arguments.recipe}",
+            f"--steps={arguments.steps}",
+        ]
+        subprocess.run([sys.executable, __file__, "--here", *flags], check=True)
+
+
+def measure(method: str, recipe: str, num_steps: int) -> dict:
+    """Compiles and times one method's step on random images.
+
+    Args:
+      method: a name of METHODS.
+      recipe: a name of RECIPES.
+      num_steps: timed steps, after three that are not.
+
+    Returns:
+      The figures of one line.
+    """
+    config = load_config(f"configs/{method}.py:{recipe}")
+    check_pretraining(config)
+    config = resolve(config)
+    mesh = meshes.make_mesh(config.data.batch_size)
+    experiment = build_experiment(config, num_steps=1000, steps_per_epoch=100)
+    channels = len(config.views.mean)
+    init = functools.partial(init_state, experiment, channels)
+    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    batch = meshes.global_batch(mesh, random_images(config, channels))
+
+    start = time.perf_counter()
+    step = jit_step(experiment, mesh).lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+
+    seconds = []
+    for n in range(3 + num_steps):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        if n >= 3:
+            seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    return {
+        "method": method,
+        "recipe": recipe,
+        "batch_size": config.data.batch_size,
+        "num_views": config.method.num_views,
+        "views_per_second": round(config.data.batch_size * config.method.num_views / median, 1),
+        "images_per_second": round(config.data.batch_size / median, 1),
+        "step_ms": round(1e3 * median, 2),
+        "compile_seconds": round(compile_seconds, 1),
+        "peak_memory_mb": round(peak_memory_mb()),
+        "device": f"{len(mesh.devices)} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "jax": jax.__version__,
+    }
+
+
+def random_images(config, channels: int) -> np.ndarray:
+    """A batch as the loader would give it."""
+    rng = np.random.default_rng(0)
+    size, batch_size = config.views.size, config.data.batch_size
+    crops = (config.method.num_views,) if config.data.crop == "host" else ()
+    return rng.integers(0, 256, (batch_size, *crops, size, size, channels), dtype=np.uint8)
+
+
+def peak_memory_mb() -> float:
+    """Peak bytes of the first device where it tells, otherwise of this process, in MiB."""
+    statistics_of_device = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics_of_device:
+        return statistics_of_device["peak_bytes_in_use"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    main()

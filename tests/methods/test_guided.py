@@ -1,0 +1,173 @@
+"""Guided stop-gradient equals the reference implementation's figures and a plain loop."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gsg_jax.methods.base import Outputs
+from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
+VECTORS = ["gsg_random", "gsg_near_collapse", "gsg_ties", "gsg_zeros"]
+
+
+def as_outputs(p, z):
+    return Outputs(h=z, z=z, p=p, z_target=z)
+
+
+def key_and_inverse(batch_size):
+    """The vectors' second pair is permuted already: the drawn permutation is undone beforehand."""
+    key = jax.random.key(3)
+    return key, np.argsort(np.asarray(jax.random.permutation(key, batch_size)))
+
+
+def stacked(vectors, names, dtype, undo):
+    first, second = names[:2], names[2:]
+    rows = [vectors[n] for n in first] + [vectors[n][undo] for n in second]
+    return jnp.asarray(np.stack(rows), dtype)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("precision", ["f32", "f64"])
+def test_loss_gradient_and_choice_equal_the_reference_vectors(name, precision):
+    vectors = np.load(REFERENCE / f"{name}.npz")
+    dtype, tolerance = (np.float32, 1e-5) if precision == "f32" else (np.float64, 1e-10)
+    with jax.enable_x64(precision == "f64"):
+        key, undo = key_and_inverse(16)
+        p = stacked(vectors, ["p11", "p12", "p21", "p22"], dtype, undo)
+        z = stacked(vectors, ["z11", "z12", "z21", "z22"], dtype, undo)
+
+        def loss_of(p):
+            loss, _, metrics = guided_loss(as_outputs(p, z), {}, key)
+            return loss, metrics
+
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(p)
+        loss, grads = np.asarray(loss), np.asarray(grads)
+    permuted = np.argsort(undo)
+    grads = [grads[0], grads[1], grads[2][permuted], grads[3][permuted]]
+
+    np.testing.assert_allclose(loss, vectors[f"{precision}_loss"], rtol=tolerance)
+    for ours, column in zip(grads, ["p11", "p12", "p21", "p22"], strict=True):
+        theirs = vectors[f"{precision}_grad_{column}"]
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+        np.testing.assert_array_equal((ours == 0).all(axis=1), (theirs == 0).all(axis=1))
+    shares = np.bincount(vectors[f"{precision}_argmin"], minlength=4) / 16
+    np.testing.assert_allclose([metrics[f"closest_{pair}"] for pair in PAIRS], shares)
+
+
+def plain_loss(p, z, image, reference):
+    """Mean guided loss by loops in float64; also which source views each pair took."""
+    p, z = np.asarray(p, np.float64), np.asarray(z, np.float64)
+    losses, sources = [], []
+    for i, r in zip(image, reference, strict=True):
+        best = None
+        for a in (0, 1):
+            for b in (0, 1):
+                d = np.linalg.norm(z[a, i] - z[len(z) - 2 + b, r])
+                if best is None or d < best[0]:
+                    best = (d, a, b)
+        _, a, b = best
+        ours = minus_cosine(p[a, i], z[1 - a, i])
+        theirs = minus_cosine(p[len(z) - 2 + b, r], z[len(z) - 2 + 1 - b, r])
+        losses.append(ours / 2 + theirs / 2)
+        sources += [(a, i), (len(z) - 2 + b, r)]
+    return np.mean(losses), sources
+
+
+def minus_cosine(x, y):
+    return -x @ y / (np.linalg.norm(x) * np.linalg.norm(y))
+
+
+@pytest.mark.parametrize(
+    ("pairing", "num_views", "batch_size"),
+    [("permutation", 4, 13), ("roll", 2, 7), ("halves", 2, 10), ("nearest", 2, 9)],
+)
+def test_every_pairing_equals_a_plain_loop(pairing, num_views, batch_size):
+    rng = np.random.default_rng(batch_size)
+    p = rng.normal(size=(num_views, batch_size, 5)).astype(np.float32)
+    z = rng.normal(size=(num_views, batch_size, 5)).astype(np.float32)
+    key = jax.random.key(11)
+    image, reference = (np.asarray(x) for x in draw_pairs(jnp.asarray(z), key, pairing))
+
+    def loss_of(p):
+        return guided_loss(as_outputs(p, jnp.asarray(z)), {}, key, pairing=pairing)[0]
+
+    loss, grads = jax.value_and_grad(loss_of)(jnp.asarray(p))
+    expected, sources = plain_loss(p, z, image, reference)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    touched = {tuple(map(int, index)) for index in np.argwhere(np.abs(grads).sum(axis=-1) > 0)}
+    assert touched == set(sources)
+
+
+@pytest.mark.parametrize(("pairing", "num_views"), [("permutation", 4), ("halves", 2)])
+def test_exactly_one_view_of_each_pair_of_views_gets_gradient(pairing, num_views):
+    rng = np.random.default_rng(5)
+    p = jnp.asarray(rng.normal(size=(num_views, 12, 6)), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(num_views, 12, 6)), jnp.float32)
+    grads = jax.grad(
+        lambda p: guided_loss(as_outputs(p, z), {}, jax.random.key(0), pairing=pairing)[0]
+    )(p)
+    touched = np.abs(np.asarray(grads)).sum(axis=-1) > 0  # [V, B]
+    for pair in range(0, num_views, 2):
+        np.testing.assert_array_equal(touched[pair : pair + 2].sum(axis=0), np.ones(12))
+
+
+def test_the_gradient_into_the_target_is_exactly_zero_unless_asked_for():
+    rng = np.random.default_rng(6)
+    p = jnp.asarray(rng.normal(size=(4, 8, 6)), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(4, 8, 6)), jnp.float32)
+
+    def loss_of(z, stop_gradient):
+        outputs = Outputs(h=z, z=z, p=p, z_target=z)
+        return guided_loss(outputs, {}, jax.random.key(0), stop_gradient=stop_gradient)[0]
+
+    assert not np.asarray(jax.grad(loss_of)(z, True)).any()
+    assert np.asarray(jax.grad(loss_of)(z, False)).any()
+
+
+def test_the_nearest_image_is_found_far_from_the_origin_and_is_never_itself():
+    rng = np.random.default_rng(7)
+    z = 1000 + rng.normal(size=(2, 20, 8))
+    image, reference = draw_pairs(jnp.asarray(z, jnp.float32), jax.random.key(0), "nearest")
+    expected = []
+    for i in range(20):
+        distances = [
+            min(np.linalg.norm(z[a, i] - z[b, r]) for a in (0, 1) for b in (0, 1))
+            if r != i
+            else np.inf
+            for r in range(20)
+        ]
+        expected.append(int(np.argmin(distances)))
+    np.testing.assert_array_equal(image, np.arange(20))
+    np.testing.assert_array_equal(reference, expected)
+
+
+def test_the_permutation_is_drawn_anew_from_each_key():
+    z = jnp.zeros((4, 50, 2))
+    _, first = draw_pairs(z, jax.random.key(0), "permutation")
+    _, second = draw_pairs(z, jax.random.key(1), "permutation")
+    np.testing.assert_array_equal(np.sort(first), np.arange(50))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "num_views", "batch_size", "words"),
+    [
+        ("permutation", 2, 8, "--config.method.num_views=4"),
+        ("halves", 4, 8, "--config.method.num_views=2"),
+        ("halves", 2, 7, "even batch"),
+        ("opposites", 2, 8, "permutation, roll, halves, nearest"),
+    ],
+)
+def test_a_pairing_that_does_not_fit_says_what_would(pairing, num_views, batch_size, words):
+    with pytest.raises(ValueError, match=words):
+        check_pairing(pairing, num_views=num_views, batch_size=batch_size)
+
+
+def test_shapes_that_differ_raise():
+    with pytest.raises(AssertionError):
+        guided_loss(as_outputs(jnp.ones((4, 6, 3)), jnp.ones((4, 6, 5))), {}, jax.random.key(0))

@@ -1,0 +1,158 @@
+"""The two branches built of a config: what they share, and where the predictor stands."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gsg_jax import recipes
+from gsg_jax.models.siamese import build_siamese
+
+NUM_VIEWS, NUM_IMAGES = 2, 8
+
+
+def model_config(**changes):
+    model = recipes.pretraining("default").model
+    model.update(
+        {
+            "width": 4,
+            "num_stages": 1,
+            "projector_layers": 2,
+            "projector_hidden_width": 8,
+            "projector_width": 6,
+            "predictor_hidden_width": 3,
+            **changes,
+        }
+    )
+    return model
+
+
+def images(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(NUM_IMAGES * NUM_VIEWS, 9, 9, 1)).astype(np.float32)
+
+
+@cache
+def branches(predictor, dtype="float32"):
+    """Online and target module, and the online variables, none of them at a special value."""
+    online, target = build_siamese(
+        model_config(dtype=dtype), predictor=predictor, num_views=NUM_VIEWS
+    )
+    variables = jax.eval_shape(lambda: online.init(jax.random.key(0), images(), train=True))
+    rng = np.random.default_rng(1)
+    draw = lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype)  # noqa: E731
+    params = jax.tree.map(lambda leaf: draw(leaf) * rng.choice([-1, 1], leaf.shape), variables)
+    params = jax.tree.map(np.float32, params["params"])
+    return (
+        online,
+        target,
+        {"params": params, "batch_stats": jax.tree.map(draw, variables["batch_stats"])},
+    )
+
+
+@cache
+def training_pass(predictor, branch, dtype="float32"):
+    online, target, variables = branches(predictor, dtype)
+    module = {"online": online, "target": target}[branch]
+    if branch == "target":
+        variables = {
+            name: {group: leaves for group, leaves in tree.items() if group != "predictor"}
+            for name, tree in variables.items()
+        }
+    apply = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))
+    return apply(variables, images())
+
+
+def test_target_is_the_online_branch_without_its_predictor():
+    (h, z, p), stats = training_pass("mlp", "online")
+    (target_h, target_z, target_p), target_stats = training_pass("mlp", "target")
+    # Two programs: compiled apart, they may round apart.
+    np.testing.assert_allclose(target_h, h, atol=1e-5)
+    np.testing.assert_allclose(target_z, z, atol=1e-5)
+    np.testing.assert_array_equal(target_p, target_z)
+    assert p.shape == z.shape == (NUM_IMAGES * NUM_VIEWS, 6)
+    assert np.abs(p - z).max() > 0.1
+    assert set(stats["batch_stats"]) == {"backbone", "projector", "predictor"}
+    assert set(target_stats["batch_stats"]) == {"backbone", "projector"}
+
+
+def test_without_a_predictor_the_projections_are_the_predictions():
+    online, target, variables = branches("none")
+    assert set(variables["params"]) == {"backbone", "projector"}
+    assert online.predictor is None and target.predictor is None
+    (_, z, p), _ = training_pass("none", "online")
+    np.testing.assert_array_equal(p, z)
+    assert float(jnp.std(z)) > 0.5
+
+
+def test_views_are_normalised_by_themselves_through_the_whole_branch():
+    # Other numbers in view 1 leave every output of view 0 as it was.
+    online, _, variables = branches("mlp")
+    other = images()
+    other[1::NUM_VIEWS] = images(seed=7)[1::NUM_VIEWS] + 3
+    apply = jax.jit(lambda v, x: online.apply(v, x, train=True, mutable=["batch_stats"]))
+    changed, _ = apply(variables, other)
+    before, _ = training_pass("mlp", "online")
+    for a, b in zip(changed, before, strict=True):
+        np.testing.assert_allclose(a[0::NUM_VIEWS], b[0::NUM_VIEWS], atol=1e-5)
+        assert np.abs(a[1::NUM_VIEWS] - b[1::NUM_VIEWS]).max() > 0.01
+
+
+def test_bfloat16_activations_give_float32_outputs_near_the_float32_ones():
+    outputs, stats = training_pass("mlp", "online", "bfloat16")
+    exact, exact_stats = training_pass("mlp", "online")
+    assert {x.dtype for x in outputs} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
+    differ = False
+    for half, full in zip(outputs, exact, strict=True):
+        assert np.abs(half - full).max() < 0.15 * np.abs(full).max()
+        differ |= np.abs(half - full).max() > 1e-4 * np.abs(full).max()
+    assert differ  # else bfloat16 was never used
+
+
+def test_embed_is_the_backbone_in_evaluation_mode():
+    online, target, variables = branches("mlp")
+    h = jax.jit(lambda v, x: online.apply(v, x, method="embed"))(variables, images())
+    backbone = {name: variables[name]["backbone"] for name in variables}
+    expected = jax.jit(lambda v, x: online.backbone.apply(v, x, train=False))(backbone, images())
+    np.testing.assert_allclose(h, expected, rtol=1e-6)
+    alone = jax.jit(lambda v, x: online.apply(v, x, method="embed"))(variables, images()[:1])
+    np.testing.assert_allclose(alone, h[:1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "shape"),
+    [
+        ({"num_stages": 3, "width": 8}, "backbone/layer3_1/conv2/kernel", (3, 3, 32, 32)),
+        ({"backbone": "resnet50"}, "backbone/layer1_2/conv3/kernel", (1, 1, 4, 16)),
+        ({"stem": "imagenet"}, "backbone/conv1/kernel", (7, 7, 1, 4)),
+        ({"projector_layers": 3}, "projector/linear3/kernel", (8, 6)),
+        ({"projector_hidden_width": 11}, "projector/linear1/kernel", (4, 11)),
+        ({"projector_width": 12}, "predictor/linear2/kernel", (3, 12)),
+        ({"predictor_hidden_width": 5}, "predictor/linear1/kernel", (6, 5)),
+    ],
+)
+def test_sizes_come_from_the_config(changes, path, shape):
+    online, _ = build_siamese(model_config(**changes), predictor="mlp", num_views=NUM_VIEWS)
+    init = jax.eval_shape(lambda: online.init(jax.random.key(0), images(), train=True))
+    leaf = init["params"]
+    for name in path.split("/"):
+        leaf = leaf[name]
+    assert leaf.shape == shape
+
+
+def test_norms_take_momentum_epsilon_and_views_from_the_config():
+    config = model_config(bn_momentum=0.25, bn_epsilon=0.5)
+    online, _ = build_siamese(config, predictor="mlp", num_views=4)
+    for room in (online.backbone, online.projector, online.predictor):
+        norm = room.norm()
+        assert (norm.momentum, norm.epsilon, norm.num_views) == (0.25, 0.5, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_layer_has_activations_of_the_configs_dtype(dtype):
+    online, target = build_siamese(model_config(dtype=dtype), predictor="mlp", num_views=NUM_VIEWS)
+    for room in (online.backbone, online.projector, online.predictor, target.backbone):
+        assert room.dtype == room.norm().dtype == jnp.dtype(dtype)

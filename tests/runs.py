@@ -1,0 +1,99 @@
+"""Tiny runs of the command line, in this process and in others."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from gsg_jax import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+METHOD_CONFIGS = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
+
+# One stage, 4 channels, 12 x 12 views; write_images has 2 batches an epoch.
+TINY = (
+    "--config.model.width=4",
+    "--config.model.num_stages=1",
+    "--config.model.projector_hidden_width=8",
+    "--config.model.projector_width=8",
+    "--config.model.predictor_hidden_width=4",
+    "--config.views.size=12",
+    "--config.data.batch_size=16",
+    "--config.eval.knn_every_epochs=2",
+    "--config.eval.knn_k=3",
+    "--config.eval.batch_size=16",
+    "--config.eval.min_rank_share=0",
+    "--config.eval.min_projection_std=0",
+    "--config.run.num_steps=10",
+    "--config.run.log_every_steps=3",
+    "--config.run.checkpoint_every_steps=5",
+)
+
+
+def config(name: str, recipe: str = "") -> str:
+    """The --config flag of a file of configs/."""
+    return f"--config={ROOT / 'configs' / name}.py{recipe and ':' + recipe}"
+
+
+def write_images(folder: pathlib.Path, num_train: int = 40, num_test: int = 8) -> pathlib.Path:
+    """Writes a folder of random 14 x 14 images: train/ and test/, two classes each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", num_train), ("test", num_test)):
+        for n in range(count):
+            path = folder / split / ("dark", "light")[n % 2] / f"{n:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 128, (14, 14, 3)) + 100 * (n % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def on_images(folder: pathlib.Path) -> list[str]:
+    """The flags of a run on a folder of write_images."""
+    return ["--config.data.name=folder", f"--config.data.dir={folder}"]
+
+
+def tiny(name: str, folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> list[str]:
+    """The flags of a tiny run; later overrides win."""
+    given = {flag.partition("=")[0]: flag for flag in (*TINY, *on_images(folder), *overrides)}
+    return [config(name), f"--workdir={workdir}", *given.values()]
+
+
+def call(*flags: str) -> tuple[int, str, str]:
+    """Runs the command line in this process: exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main.main(["gsg_jax", *flags])
+    return status, out.getvalue(), err.getvalue()
+
+
+def start(*flags: str) -> subprocess.Popen:
+    """Starts the command line in a process of its own, on one device."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gsg_jax.main", *flags],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def figures(standard_output: str) -> dict:
+    """The last line of standard output."""
+    return json.loads(standard_output.splitlines()[-1])
+
+
+def hashes(folder: pathlib.Path) -> dict[str, str]:
+    """What every file below a folder holds."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

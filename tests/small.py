@@ -1,0 +1,42 @@
+"""Small configs and batches for the tests."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gsg_jax.config import check_pretraining, load_config, resolve
+from gsg_jax.data.sources import EMBEDDED_FILE
+from gsg_jax.experiment import build_experiment
+from gsg_jax.train_step import Experiment
+
+
+def small_config(method: str, **method_overrides) -> ConfigDict:
+    """A resolved config of one stage, 8 channels wide, on 12 x 12 views."""
+    config = load_config(f"configs/{method}.py")
+    config.method.update(method_overrides)
+    config.model.update(
+        {
+            "width": 8,
+            "num_stages": 1,
+            "projector_hidden_width": 12,
+            "projector_width": 12,
+            "predictor_hidden_width": 6,
+        }
+    )
+    config.views.size = 12
+    config.data.batch_size = 16
+    config.optim.learning_rate = 2.0
+    config.run.log_every_steps = 1
+    check_pretraining(config)
+    return resolve(config)
+
+
+def small_experiment(method: str, **method_overrides) -> Experiment:
+    """The static parts of a small config's step."""
+    config = small_config(method, **method_overrides)
+    return build_experiment(config, num_steps=20, steps_per_epoch=5)
+
+
+def images(batch_size: int = 16, seed: int = 0) -> np.ndarray:
+    """Some of the embedded images, uint8, cut so that they are not square."""
+    with np.load(EMBEDDED_FILE) as arrays:
+        return arrays["test_images"][seed * batch_size :][:batch_size, 4:-4, 7:-7]

@@ -1,0 +1,206 @@
+"""Checkpoints give back every bit, are whole or absent, and the newest and the best are kept."""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from gsg_jax import mesh as meshes
+from gsg_jax.checkpoint import Checkpoints, state_digest
+from gsg_jax.errors import UserError
+from gsg_jax.methods import METHODS
+from gsg_jax.train_step import TrainState, init_state
+from tests.runs import hashes
+from tests.small import small_experiment
+
+
+def state_of(step, **leaves):
+    """A small state, whose arrays differ from step to step."""
+    empty = dict.fromkeys(("batch_stats", "target_params", "target_batch_stats"), {})
+    params = {"kernel": jnp.arange(6.0).reshape(2, 3) / 3 + step, **leaves}
+    return TrainState(
+        step=jnp.int32(step), params=params, opt_state=(), memory={}, **empty
+    )
+
+
+def steps_of(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_state_of_every_method_comes_back_bit_for_bit(tmp_path, name):
+    mesh = meshes.make_mesh(16)
+    init = functools.partial(init_state, small_experiment(name), 1)
+    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    key = jax.random.key(0)
+    noisy = jax.tree.map(
+        lambda x: jax.random.normal(key, x.shape, x.dtype) / 3 if x.ndim else x + 5, state
+    )
+    noisy = jax.device_put(noisy, meshes.replicated(mesh))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(noisy, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_step() == 5
+        back = checkpoints.restore(5, state)
+    assert jax.tree.structure(back) == jax.tree.structure(noisy)
+    for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(noisy), strict=True):
+        assert ours.dtype == theirs.dtype and ours.sharding == theirs.sharding
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert state_digest(back) == state_digest(noisy) != state_digest(state)
+
+
+def test_numbers_that_are_not_ordinary_come_back_bit_for_bit(tmp_path):
+    odd = jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45, 3.4e38], jnp.float32)
+    state = state_of(1, odd=odd, half=odd.astype(jnp.bfloat16), empty=jnp.zeros((0, 3)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, None)
+        back = checkpoints.restore(1, state)
+    assert state_digest(back) == state_digest(state)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    scores = {1: 0.3, 2: None, 3: 0.9, 4: 0.5, 5: None, 6: 0.8, 7: None}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(state_of(step), score)
+    assert steps_of(tmp_path) == [3, 6, 7]
+
+
+def test_a_reopened_folder_still_knows_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state_of(1), 0.9)
+        checkpoints.save(state_of(2), 0.5)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.newest_step() == 2
+        for step in (3, 4):
+            checkpoints.save(state_of(step), 0.6)
+    assert steps_of(tmp_path) == [1, 4]
+
+
+def test_without_scores_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in range(1, 7):
+            checkpoints.save(state_of(step), None)
+    assert steps_of(tmp_path) == [4, 5, 6]
+
+
+def test_a_save_that_was_cut_off_counts_for_nothing(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), None)
+    whole = tmp_path / "checkpoints" / "1"
+    shutil.copytree(whole, tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
+    shutil.rmtree(tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "default")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_step() == 1
+        checkpoints.save(state_of(2), None)
+        assert state_digest(checkpoints.restore(2, state_of(0))) == state_digest(state_of(2))
+
+
+def test_a_state_may_be_donated_once_save_has_returned(tmp_path):
+    state = state_of(1, big=jnp.ones((500, 1000)))
+    digest = state_digest(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, None)
+        jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(state)
+        back = checkpoints.restore(1, state_of(0, big=jnp.zeros((500, 1000))))
+    assert state_digest(back) == digest
+
+
+def test_reading_only_changes_nothing_and_finds_nothing_where_there_is_nothing(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), 0.5)
+    before = hashes(tmp_path)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        checkpoints.restore(checkpoints.newest_step(), state_of(0))
+    assert hashes(tmp_path) == before
+    (tmp_path / "new").mkdir()
+    with Checkpoints(tmp_path / "new", read_only=True) as checkpoints:
+        assert checkpoints.newest_step() is None
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line_with_its_folder(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), None)
+    for path in (tmp_path / "checkpoints" / "1").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:10])
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
+        checkpoints.restore(1, state_of(0))
+    assert f"{tmp_path}/checkpoints/1 cannot be read" in str(error.value)
+    assert "remove it" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_other_shapes_is_told(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), None)
+        with pytest.raises(UserError, match="cannot be read"):
+            checkpoints.restore(1, state_of(0, kernel=jnp.zeros((4, 4)), more=jnp.zeros(3)))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), None)
+    before = hashes(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=300_000))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match="has 300.0 kB free: make room"):
+            checkpoints.save(state_of(2), None)
+    assert hashes(tmp_path) == before
+
+
+def test_a_folder_that_vanished_is_told(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        shutil.rmtree(tmp_path / "checkpoints")
+        with pytest.raises(UserError, match="checkpoints has vanished"):
+            checkpoints.save(state_of(1), None)
+        (tmp_path / "checkpoints").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("NOT_FOUND: writing \"x\" [os_error_code='2']"), "No such file or directory"),
+        (ValueError("first line\nsecond line " + "long " * 99), "first line second line"),
+    ],
+)
+def test_what_orbax_raises_becomes_one_short_line(tmp_path, monkeypatch, error, reason):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+        with pytest.raises(UserError) as told:
+            checkpoints.save(state_of(1), None)
+    assert reason in str(told.value) and "\n" not in str(told.value)
+    assert str(tmp_path) in str(told.value) and len(str(told.value)) < 400
+
+
+def test_the_first_error_is_the_one_to_tell(tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the loss is nan"):
+        with Checkpoints(tmp_path):
+            patch.setattr(ocp.CheckpointManager, "close", fail)
+            raise UserError("the loss is nan")
+
+
+def test_the_digest_tells_apart_what_differs_in_any_bit_shape_type_or_name():
+    trees = [
+        {"a": np.zeros(4, np.float32)},
+        {"a": -np.zeros(4, np.float32)},
+        {"a": np.zeros((2, 2), np.float32)},
+        {"a": np.zeros(4, np.int32)},
+        {"b": np.zeros(4, np.float32)},
+        {"a": np.array([0, 0, 0, 1e-45], np.float32)},
+        {"a": np.zeros(4, np.float32), "b": np.zeros(0, np.float32)},
+    ]
+    assert len({state_digest(tree) for tree in trees}) == len(trees)
+    assert state_digest(trees[0]) == state_digest({"a": jnp.zeros(4)})

@@ -1,0 +1,110 @@
+"""What a run watches itself for is told at the right step, once, with something to try."""
+
+import math
+import signal
+
+import jax.numpy as jnp
+import pytest
+
+from gsg_jax.errors import UserError
+from gsg_jax.guards import STEPS_IN_FLIGHT, CollapseWatch, LossGuard, stop_signals
+from tests.small import small_config
+
+GOOD = {"loss": jnp.float32(0.5), "grad_norm": jnp.float32(1)}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_the_step_at_which_a_figure_was_not_finite_is_named_a_few_steps_later(name, wrong):
+    guard = LossGuard(lambda: "try this")
+    for step in (1, 2, 3):
+        guard.push(step, GOOD)
+    guard.push(4, GOOD | {name: jnp.float32(wrong)})
+    with pytest.raises(UserError) as error:
+        for step in range(5, 6 + STEPS_IN_FLIGHT):
+            guard.push(step, {key: jnp.float32(math.nan) for key in GOOD})
+    said = {"loss": "loss", "grad_norm": "gradient norm"}[name]
+    assert str(error.value) == f"the {said} is {wrong} at step 4: try this"
+
+
+def test_check_all_waits_for_the_last_step():
+    guard = LossGuard(lambda: "")
+    guard.push(1, GOOD)
+    guard.check_all()
+    guard.push(2, GOOD | {"loss": jnp.float32(math.nan)})
+    with pytest.raises(UserError, match="at step 2"):
+        guard.check_all()
+
+
+def figures(rank, std=0.9):
+    return {"embedding_rank": rank, "projection_std": std}
+
+
+def watch(past=(), method="simsiam", **overrides):
+    config = small_config(method, **overrides)
+    config.eval.update({"min_projection_std": 0.5, "min_rank_share": 0.5})
+    return CollapseWatch(config, list(past))
+
+
+def test_a_fall_of_the_rank_is_told_once_and_a_second_fall_again():
+    collapse = watch()
+    told = [collapse.warning(figures(rank)) for rank in (8, 10, 4.9, 3, 2, 6, 11, 5.6, 5.4)]
+    assert [n for n, text in enumerate(told) if text] == [2, 8]
+    assert "effective rank of the embeddings is 4.9 (was 10.0)" in told[2]
+    assert "5.4 (was 11.0)" in told[8]
+
+
+def test_a_fall_of_the_deviation_is_told():
+    collapse = watch()
+    assert collapse.warning(figures(10, 0.51)) is None
+    text = collapse.warning(figures(10, 0.49))
+    assert "std of normalised projections x sqrt(D) is 0.490 (below 0.5)" in text
+    assert "rank" not in text
+
+
+def test_lines_without_the_figures_change_nothing():
+    collapse = watch()
+    collapse.warning(figures(10))
+    assert collapse.warning(figures(2))
+    assert collapse.warning({"loss": 1.0}) is None
+    assert collapse.warning(figures(2)) is None
+
+
+def test_a_resumed_run_remembers_its_highest_rank():
+    past = [{"step": 1, **figures(10)}, {"step": 2, "loss": 0.0}, {"step": 3, **figures(6)}]
+    assert "(was 10.0)" in watch(past).warning(figures(4))
+    assert watch().warning(figures(4)) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "advice", "not_advised"),
+    [
+        ("simsiam", {"stop_gradient": False}, "--config.method.stop_gradient=true", None),
+        ("simsiam", {"predictor": "none"}, "--config.method.predictor=mlp", "stop_gradient"),
+        ("simsiam", {}, "--config=configs/simsiam_gsg.py", "predictor=mlp"),
+        ("byol_gsg", {}, "learning_rate (now 2)", "target=ema"),
+        ("simsiam_gsg", {}, "--config.method.target=ema", "_gsg.py"),
+    ],
+)
+def test_the_warning_says_what_to_try(method, overrides, advice, not_advised):
+    text = watch(method=method, **overrides).warning(figures(1, 0.1))
+    assert "\n" not in text and advice in text
+    assert not not_advised or not_advised not in text
+
+
+def test_signals_become_a_flag_and_the_old_handlers_come_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        with stop_signals() as told_to_stop:
+            assert not told_to_stop()
+            signal.raise_signal(number)
+            assert told_to_stop()
+        assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_old_handlers_come_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(KeyboardInterrupt), stop_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert {n: signal.getsignal(n) for n in before} == before

@@ -1,0 +1,128 @@
+"""A person sees a bar on a terminal, and whole plain lines elsewhere."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from gsg_jax import progress
+from gsg_jax.progress import RunDisplay
+
+VALUES = {
+    "epoch": 1.5,
+    "loss": -0.91234,
+    "learning_rate": 0.1,
+    "closest_11": 0.25,
+    "closest_12": 0.5,
+    "closest_21": 0.05,
+    "closest_22": 0.2,
+    "projection_std": 0.951,
+    "embedding_rank": 12.34,
+}
+CLOCK = {"views_per_second": 12345.6, "data_wait_share": 0.034, "train_seconds": 5.0}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only moves by hand."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def show(console, clock, values=VALUES, steps=(1, 2, 3), num_steps=1003):
+    """Steps of ten seconds after a first one that compiles, the last one logged."""
+    with RunDisplay(num_steps, steps[0] - 1, console) as display:
+        for step in steps:
+            clock[0] += 10 if step > steps[0] else 600
+            display.advance(step)
+        display.figures(steps[-1], values, CLOCK)
+        display.warn(None)
+    return console.file.getvalue()
+
+
+def terminal(width):
+    return Console(force_terminal=True, file=io.StringIO(), width=width, _environ={"TERM": "xterm"})
+
+
+def last_frame(text):
+    """The last two lines drawn, without colours and cursor movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").split("\n")[-3:-1]
+
+
+def test_plain_lines_hold_every_figure_and_the_time_left_without_the_compiling(clock):
+    text = show(Console(file=io.StringIO(), width=80, soft_wrap=True), clock)
+    assert text == (
+        "step    3/1003  epoch   1.50  loss -0.9123  std 0.95  rank  12.3  "
+        "closest 25/50/ 5/20 %  12,346 views/s  data wait  3%  2:46:40 left\n"
+    )
+
+
+def test_plain_lines_have_no_colours_and_are_never_broken(clock):
+    console = Console(file=io.StringIO(), width=40, soft_wrap=True)
+    RunDisplay(10, 0, console).warn("a warning [of] " + "many words " * 20)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("warning: a warning [of] many")
+
+
+def test_a_plain_line_shows_the_monitor_where_it_ran_and_no_figure_that_is_missing(clock):
+    values = {"epoch": 2.0, "loss": 0.5, "knn_top1": 0.83}
+    text = show(Console(file=io.StringIO(), width=80, soft_wrap=True), clock, values)
+    assert text.endswith("left  k-NN top-1 0.8300\n") and "loss  0.5000" in text
+    assert not set("std rank closest".split()) & set(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_bar_fits_the_terminal_and_shows_speed_wait_time_left_and_every_figure(clock, width):
+    bar, figures = last_frame(show(terminal(width), clock))
+    assert re.search(r"step +3/1003 ━+ +12,346 views/s  data wait  3% +2:46:40 left", bar)
+    assert figures.split() == (
+        "epoch 1.50 loss -0.9123 std 0.95 rank 12.3 closest 25/50/ 5/20 %".split()
+    )
+    assert len(bar) <= width and len(figures) <= width and "…" not in bar + figures
+    assert bar.count("━") >= 15
+
+
+def test_a_narrow_terminal_cuts_figures_but_never_adds_a_line(clock):
+    frame = last_frame(show(terminal(50), clock))
+    assert all(len(line) <= 50 for line in frame) and "epoch" in frame[1]
+
+
+def test_on_a_terminal_the_monitor_leaves_a_line_above_the_bar(clock):
+    text = show(terminal(80), clock, VALUES | {"knn_top1": 0.8312})
+    assert "step 3, epoch 1.50: k-NN top-1 0.8312" in text
+
+
+def test_on_a_terminal_a_long_warning_breaks_between_words(clock):
+    console = terminal(40)
+    RunDisplay(10, 0, console).warn("collapse, try --config.optim.learning_rate=0.01 " * 3)
+    assert all(line.count("--config.optim.learning_rate=0.01") or "collapse" in line
+               for line in last_frame(console.file.getvalue()))
+
+
+def test_the_bar_says_that_it_compiles_and_claims_no_time_left_before_the_second_step(clock):
+    console = terminal(80)
+    with RunDisplay(10, 0, console) as display:
+        display._bar.refresh()
+        assert "compiling ... " in console.file.getvalue()
+        display.advance(1)
+    assert "?:?? left" in " ".join(last_frame(console.file.getvalue()))
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(clock):
+    dumb = Console(
+        force_terminal=True, file=io.StringIO(), width=80, soft_wrap=True, _environ={"TERM": "dumb"}
+    )
+    text = show(dumb, clock)
+    assert text.count("\n") == 1 and text.startswith("step    3/1003")
+
+
+def test_a_resumed_run_counts_its_time_left_from_its_own_steps(clock):
+    text = show(Console(file=io.StringIO(), soft_wrap=True), clock, steps=(1001, 1002))
+    assert "0:10 left" in text
+
+
+def test_the_last_step_leaves_no_time(clock):
+    text = show(Console(file=io.StringIO(), soft_wrap=True), clock, steps=(1003,))
+    assert "0:00 left" in text

@@ -1,0 +1,165 @@
+"""What every method's step must do: the common suite over METHODS."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from gsg_jax import mesh as meshes
+from gsg_jax.experiment import build_experiment, jit_step
+from gsg_jax.methods import METHODS
+from gsg_jax.train_step import init_state, train_step, update_ema
+from tests.small import images, small_config, small_experiment
+
+ALL_METHODS = sorted(METHODS)
+NUM_STEPS = 30
+
+
+def devices_mesh(count):
+    return Mesh(np.array(jax.devices()[:count]), ("data",))
+
+
+def run(experiment, num_devices, num_steps, batches=None):
+    """States before the first and after each step, and the metrics of each step."""
+    mesh = devices_mesh(num_devices)
+    step = jit_step(experiment, mesh)
+    init = functools.partial(init_state, experiment, 1)
+    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    states, logs = [jax.device_get(state)], []
+    for n in range(num_steps):
+        batch = images() if batches is None else batches[n]
+        state, metrics = step(state, meshes.global_batch(mesh, batch))
+        states.append(jax.device_get(state))
+        logs.append(jax.device_get(metrics))
+    assert step._cache_size() == 1, "the step was traced more than once"
+    return states, logs
+
+
+@pytest.fixture(scope="module", params=ALL_METHODS)
+def history(request):
+    """Steps of a method on one batch, on one device."""
+    experiment = small_experiment(request.param)
+    return request.param, experiment, *run(experiment, 1, NUM_STEPS)
+
+
+def test_steps_are_finite_traced_once_and_keep_the_state_tree(history):
+    _, _, states, logs = history
+    assert all(np.isfinite(value) for log in logs for value in log.values())
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype.name), state) for state in states]
+    assert all(shape == shapes[0] for shape in shapes)
+    assert [int(state.step) for state in states] == list(range(NUM_STEPS + 1))
+
+
+def test_the_loss_falls_on_a_fixed_batch(history):
+    _, _, _, logs = history
+    losses = [log["loss"] for log in logs]
+    assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.1
+
+
+def test_metrics_lie_in_their_ranges(history):
+    method, _, _, logs = history
+    for log in logs:
+        assert -1 <= log["loss"] <= 1
+        assert 0 < log["projection_std"] < 1.1
+        assert 1 <= log["embedding_rank"] <= 8
+        shares = [log[name] for name in log if name.startswith("closest_")]
+        assert sum(shares) == pytest.approx(1 if method.endswith("_gsg") else 0)
+
+
+def test_an_ema_target_starts_as_a_copy_and_moves_by_the_closed_form(history):
+    method, experiment, states, _ = history
+    if METHODS[method].target == "online":
+        assert states[0].target_params == {} and states[-1].target_batch_stats == {}
+        return
+    expected = {k: v for k, v in states[0].params.items() if k != "predictor"}
+    jax.tree.map(np.testing.assert_array_equal, states[0].target_params, expected)
+    for state in states[1:]:
+        online = {k: v for k, v in state.params.items() if k != "predictor"}
+        expected = jax.tree.map(lambda t, o: 0.99 * t + 0.01 * o, expected, online)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, states[-1].target_params, expected)
+
+
+def test_an_ema_target_keeps_running_statistics_of_its_own(history):
+    method, _, states, _ = history
+    if METHODS[method].target == "online":
+        assert not jax.tree.leaves(states[-1].target_batch_stats)
+        return
+    online = states[-1].batch_stats["projector"]["bn1"]["mean"]
+    target = states[-1].target_batch_stats["projector"]["bn1"]["mean"]
+    assert np.abs(target).max() > 0
+    assert not np.allclose(online, target, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_one_step_on_eight_devices_equals_one_device(method):
+    experiment = small_experiment(method)
+    (_, one), (one_log,) = run(experiment, 1, 1)
+    (_, eight), (eight_log,) = run(experiment, 8, 1)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(close, eight.params, one.params)
+    jax.tree.map(close, eight.target_params, one.target_params)
+    jax.tree.map(close, eight.batch_stats, one.batch_stats)
+    np.testing.assert_allclose(eight_log["loss"], one_log["loss"], atol=1e-5)
+    for name in one_log:
+        if name.startswith("closest_"):
+            assert eight_log[name] == one_log[name]
+
+
+def test_the_random_draws_follow_the_seed_and_the_step_alone():
+    experiment = small_experiment("simsiam_gsg")
+    states, logs = run(experiment, 1, 2)
+    _, again = run(experiment, 1, 2)
+    assert [log["loss"] for log in again] == [log["loss"] for log in logs]
+    step = jax.jit(functools.partial(train_step, experiment))
+    later = states[0].replace(step=jnp.asarray(5))
+    assert step(later, images())[1]["loss"] != logs[0]["loss"]
+
+
+@pytest.mark.parametrize("target", ["online", "ema"])
+@pytest.mark.parametrize("predictor", ["mlp", "none"])
+@pytest.mark.parametrize("method", ["simsiam", "byol_gsg"])
+def test_target_and_predictor_are_choices_of_the_config(method, target, predictor):
+    experiment = small_experiment(method, target=target, predictor=predictor)
+    state = jax.eval_shape(functools.partial(init_state, experiment, 1))
+    assert set(state.params) == {"backbone", "projector"} | (
+        {"predictor"} if predictor == "mlp" else set()
+    )
+    assert set(state.target_params) == (set() if target == "online" else {"backbone", "projector"})
+    after, _ = jax.eval_shape(functools.partial(train_step, experiment), state, images())
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_four_views_take_four_running_statistics_updates():
+    experiment = small_experiment("simsiam_gsg", pairing="permutation", num_views=4)
+    (before, after), _ = run(experiment, 1, 1)
+    # What is left of a start 1e6 higher says how many updates of momentum 0.1 there were.
+    shallow = before.replace(batch_stats=jax.tree.map(lambda x: x + 1e6, before.batch_stats))
+    moved, _ = jax.jit(functools.partial(train_step, experiment))(shallow, images())
+    left = (
+        moved.batch_stats["projector"]["bn3"]["mean"]
+        - after.batch_stats["projector"]["bn3"]["mean"]
+    ) / 1e6
+    np.testing.assert_allclose(left, 0.9**4, rtol=1e-4)
+
+
+def test_bfloat16_activations_leave_state_and_loss_in_float32():
+    config = small_config("byol_gsg")
+    config.model.dtype = "bfloat16"
+    half = build_experiment(config, num_steps=20, steps_per_epoch=5)
+    (_, after), (log,) = run(half, 1, 1)
+    _, (reference,) = run(small_experiment("byol_gsg"), 1, 1)
+    floats = [x for x in jax.tree.leaves(after) if np.issubdtype(x.dtype, np.floating)]
+    assert {x.dtype.name for x in floats} == {"float32"}
+    np.testing.assert_allclose(log["loss"], reference["loss"], atol=0.02)
+
+
+def test_ema_by_hand():
+    target = {"backbone": {"w": jnp.array([1.0, 2.0])}}
+    online = {"backbone": {"w": jnp.array([3.0, -2.0])}, "predictor": {"w": jnp.array([9.0])}}
+    moved = update_ema(target, online, 0.75)
+    np.testing.assert_allclose(moved["backbone"]["w"], [1.5, 1.0])
+    assert update_ema({}, online, 0.75) == {}

@@ -1,0 +1,86 @@
+"""A workdir is one run's: it is claimed once, and never mixed with another's."""
+
+import json
+
+import pytest
+
+from gsg_jax import workdir as workdirs
+from gsg_jax.config import flat
+from gsg_jax.errors import UserError
+from tests.runs import hashes
+from tests.small import small_config
+
+
+def refusal(workdir, config):
+    before = hashes(workdir) if workdir.is_dir() else workdir.exists()
+    with pytest.raises(UserError) as error:
+        workdirs.claim(workdir, config)
+    assert before == (hashes(workdir) if workdir.is_dir() else workdir.exists())
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_claimed_folder_holds_the_config_and_is_claimed_again_unchanged(tmp_path):
+    config, workdir = small_config("byol"), tmp_path / "a" / "b"
+    workdirs.claim(workdir, config)
+    recorded = flat(json.loads((workdir / "config.json").read_text()))
+    assert recorded["method.target"] == "ema" and recorded["views.crop_area"] == [0.4, 1.0]
+    assert recorded.keys() == flat(config).keys()
+    before = hashes(workdir)
+    workdirs.claim(workdir, config)
+    assert hashes(workdir) == before and len(before) == 1
+
+
+def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
+    config = small_config("byol")
+    workdirs.claim(tmp_path, config)
+    config.run.seed = 7
+    config.views.crop_area = (0.3, 1.0)
+    message = refusal(tmp_path, config)
+    assert "run.seed (0 there, 7 here)" in message
+    assert "views.crop_area ([0.4, 1.0] there, [0.3, 1.0] here)" in message
+    assert str(tmp_path) in message and "another --workdir" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"run": {"seed": 0}', "[]", "3", "null", "\x00" * 9])
+def test_a_damaged_record_is_refused_and_left_as_it_is(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    message = refusal(tmp_path, small_config("byol"))
+    assert "config.json is damaged" in message and "another --workdir" in message
+
+
+def test_a_record_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{")
+    assert "config.json is damaged" in refusal(tmp_path, small_config("byol"))
+
+
+@pytest.mark.parametrize("name", workdirs.WRITTEN)
+def test_a_folder_with_a_runs_files_but_no_record_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("not a run's")
+    message = refusal(tmp_path, small_config("byol"))
+    assert name in message and "no config.json" in message
+
+
+def test_other_files_in_a_folder_do_not_matter_and_stay(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    workdirs.claim(tmp_path, small_config("byol"))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = refusal(workdir, small_config("byol"))
+        assert f"--workdir={workdir} cannot be written" in message
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_record_that_is_a_folder_is_refused(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    assert "config.json" in refusal(tmp_path, small_config("byol"))
+
+
+def test_reading_a_record_where_there_is_none_names_the_mend(tmp_path):
+    with pytest.raises(UserError, match="holds no run .* give the --workdir of one"):
+        workdirs.read_config(tmp_path / "nothing")
