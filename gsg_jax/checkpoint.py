@@ -46,14 +46,17 @@ class Checkpoints:
             [
                 LatestN(keep),
                 BestN(
-                    get_metric_fn=lambda metrics: metrics["knn_top1"],
+                    get_metric_fn=_score,
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 ),
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, create=not read_only, read_only=read_only
+            preservation_policy=policy,
+            best_fn=_score,  # without it no score is written, and a resumed run forgets the best
+            create=not read_only,
+            read_only=read_only,
         )
         self._folder = workdir / "checkpoints"
         self._manager = ocp.CheckpointManager(self._folder.resolve(), options=options)
@@ -141,6 +144,10 @@ class Checkpoints:
                 f"a checkpoint cannot be saved in {self._folder} ({_reason(error)}): mend that, "
                 "and the same command goes on from the newest one"
             ) from error
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["knn_top1"]
 
 
 def _reason(error: BaseException) -> str:

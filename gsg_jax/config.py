@@ -288,6 +288,17 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
+def from_record(record: dict[str, Any]) -> ConfigDict:
+    """The config of a run's record; JSON's lists are tuples again."""
+    return ConfigDict(_with_tuples(record))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(part) for key, part in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def differences(config: ConfigDict, record: dict[str, Any]) -> list[str]:
     """Says where a config and a run's record differ, "key (theirs there, ours here)" each."""
     ours = flat(json.loads(as_json(config)))

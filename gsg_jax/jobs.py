@@ -7,6 +7,7 @@ import jax
 import ml_collections
 
 from gsg_jax.checkpoint import Checkpoints
+from gsg_jax.config import check_ranges, from_record
 from gsg_jax.data.sources import open_source
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation.features import backbone_embed
@@ -37,10 +38,11 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     ks = config.eval.knn_k
     if not isinstance(ks, tuple) or not ks or not all(isinstance(k, int) and k > 0 for k in ks):
         raise UsageError(f"--config.eval.knn_k={ks}: takes whole numbers, such as (20,200)")
-    run = ml_collections.ConfigDict(read_config(pathlib.Path(config.pretrained)))
+    check_ranges(config)
+    run = from_record(read_config(pathlib.Path(config.pretrained)))
     for key, value in config.data.items():
         run.data[key] = value or run.data[key]
-    run.eval.update(config.eval, knn_k=ks[0])
+    run.eval.update(config.eval.to_dict() | {"knn_k": ks[0]})
 
     train, test = open_source(run.data, "train"), open_source(run.data, "test")
     if not train.class_names:

@@ -69,7 +69,7 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
     Raises:
       UsageError: for an unknown flag, config, recipe or key, or a value of a wrong type.
     """
-    path = _config_argument(argv)
+    path, argv = _take_config(argv)
     if not path:
         raise UsageError("--config is missing: give --config=configs/simsiam_gsg.py, say")
     plain = load_config(path)
@@ -78,7 +78,7 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
     check_overrides(plain, argv[1:])
 
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    config = config_flags.DEFINE_config_dict("config", plain, flag_values=values, sys_argv=argv)
     workdir = flags.DEFINE_string("workdir", "", "", flag_values=values)
     try:
         rest = values(argv)[1:]
@@ -95,23 +95,29 @@ def default_workdir(path_and_recipe: str) -> str:
     return f"runs/{pathlib.Path(path).stem}-{recipe or 'default'}"
 
 
-def _config_argument(argv: list[str]) -> str:
-    given, early = [], None
-    for position, argument in enumerate(argv):
+def _take_config(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config, and the command line without it."""
+    given, others, arguments = [], [], iter(argv)
+    for argument in arguments:
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            given.append(value if equals else "".join(argv[position + 1 : position + 2]))
-        elif name.startswith("--config.") and not given:
-            early = name
-    if given and early:
-        raise UsageError(f"{early} stands before --config: give --config first")
+            given.append(value if equals else next(arguments, ""))
+        else:
+            others.append(argument)
     if len(given) > 1:
         raise UsageError(f"--config is given {len(given)} times ({', '.join(given)}): give it once")
-    return "".join(given)
+    return "".join(given), others
+
+
+def _drop_late_errors(kind: type, error: BaseException, traceback: object) -> None:
+    """Leaves out what TensorStore's threads say after a save of Orbax has failed: it is told."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, traceback)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback of every error that it raises
+    sys.excepthook = _drop_late_errors
     status = main(sys.argv)
     sys.stdout.flush()
     if status == 1:

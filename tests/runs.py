@@ -47,9 +47,10 @@ def write_images(folder: pathlib.Path, num_train: int = 40, num_test: int = 8) -
     rng = np.random.default_rng(0)
     for split, count in (("train", num_train), ("test", num_test)):
         for n in range(count):
-            path = folder / split / ("dark", "light")[n % 2] / f"{n:03}.png"
+            path = folder / split / ("even", "uneven")[n % 2] / f"{n:03}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 128, (14, 14, 3)) + 100 * (n % 2)
+            pixels = rng.integers(0, 60, (14, 14, 3))
+            pixels[:, 7:] += 150 * (n % 2)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
     return folder
 

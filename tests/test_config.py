@@ -141,7 +141,10 @@ def test_keys_that_do_not_fit_together_are_refused():
     [
         ("--config.model.widht=8", "did you mean --config.model.width?"),
         ("--config.modle.width=8", "did you mean --config.model.width?"),
-        ("--config.batch_size=8", "did you mean --config.data.batch_size or --config.eval.batch_size?"),
+        (
+            "--config.batch_size=8",
+            "did you mean --config.data.batch_size or --config.eval.batch_size?",
+        ),
         ("--config.nothing_like_it=8", "keys are"),
         ("--config.model=8", "it is a group, set a key of it, such as --config.model.backbone"),
         ("--noconfig.model.bias", "--config.model.bias: there is no such key"),
@@ -208,6 +211,12 @@ def test_resolve_replaces_auto_and_leaves_what_was_given(name):
     config.method.update({"target": "ema", "predictor": "none"})
     assert resolve(config).method.target == "ema"
     assert resolve(config).method.predictor == "none"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_config_of_a_record_is_the_one_that_was_recorded(recipe):
+    config = load(recipe=recipe)
+    assert configs.from_record(json.loads(configs.as_json(config))).to_dict() == config.to_dict()
 
 
 def test_a_config_equals_its_own_record_and_differs_by_name():

@@ -97,8 +97,10 @@ def test_on_a_terminal_the_monitor_leaves_a_line_above_the_bar(clock):
 def test_on_a_terminal_a_long_warning_breaks_between_words(clock):
     console = terminal(40)
     RunDisplay(10, 0, console).warn("collapse, try --config.optim.learning_rate=0.01 " * 3)
-    assert all(line.count("--config.optim.learning_rate=0.01") or "collapse" in line
-               for line in last_frame(console.file.getvalue()))
+    assert all(
+        line.count("--config.optim.learning_rate=0.01") or "collapse" in line
+        for line in last_frame(console.file.getvalue())
+    )
 
 
 def test_the_bar_says_that_it_compiles_and_claims_no_time_left_before_the_second_step(clock):

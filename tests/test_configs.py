@@ -1,0 +1,149 @@
+"""Every config builds for every recipe, has the keys of the contract, and none that nobody reads."""
+
+import dataclasses
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from gsg_jax import experiment, jobs, train
+from gsg_jax.config import check_pretraining, flat, load_config, resolve
+from gsg_jax.data.sources import open_source
+from gsg_jax.errors import UserError
+from gsg_jax.experiment import build_experiment
+from gsg_jax.main import parse_flags
+from gsg_jax.methods import METHODS
+from gsg_jax.recipes import RECIPES
+from tests.runs import METHOD_CONFIGS, ROOT, tiny, write_images
+
+CONTRACT = {
+    "run.seed": int,
+    "run.num_epochs": int,
+    "run.num_steps": int,
+    "run.log_every_steps": int,
+    "run.checkpoint_every_steps": int,
+    "data.name": str,
+    "data.dir": str,
+    "data.batch_size": int,
+    "method.name": str,
+    "method.target": str,
+    "method.predictor": str,
+    "model.backbone": str,
+    "model.width": int,
+    "optim.learning_rate": float,
+}
+ALL_CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def load(name, recipe=""):
+    return load_config(f"{ROOT}/configs/{name}.py{recipe and ':' + recipe}")
+
+
+@pytest.mark.parametrize("path", ALL_CONFIGS, ids=lambda path: path.stem)
+def test_every_config_names_a_job_and_says_what_it_is(path):
+    assert load(path.stem).job in jobs.JOBS
+    assert path.read_text().startswith('"""') and "Source: " in path.read_text()
+
+
+def test_every_method_has_a_config_of_its_name():
+    names = {path.stem for path in ALL_CONFIGS}
+    assert set(METHODS) == set(METHOD_CONFIGS) <= names
+    assert all(load(name).method.name == name for name in METHODS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_every_config_builds_with_every_recipe_and_has_the_keys_of_the_contract(name, recipe):
+    config = load(name, recipe)
+    leaves = flat(config)
+    assert {key: type(leaves[key]) for key in CONTRACT} == CONTRACT
+    assert leaves["run.num_steps"] == 0 and config.recipe == recipe
+    check_pretraining(config)
+    build_experiment(resolve(config), num_steps=100, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_without_a_recipe_the_images_are_the_embedded_ones(name):
+    assert load(name).data.name == "embedded" and load(name).recipe == "default"
+
+
+def test_the_imagenet_recipe_is_the_papers():
+    config = load("simsiam_gsg", "imagenet")
+    assert (config.data.batch_size, config.run.num_epochs, config.views.size) == (512, 100, 224)
+    assert (config.model.backbone, config.model.width, config.model.stem) == (
+        "resnet50",
+        64,
+        "imagenet",
+    )
+    optim = config.optim
+    assert (optim.learning_rate, optim.momentum, optim.weight_decay) == (0.05, 0.9, 1e-4)
+    assert optim.cosine_per == "epoch" and optim.constant_predictor_lr
+    assert (config.method.num_views, config.method.pairing) == (4, "permutation")
+    assert (config.eval.knn_k, config.eval.knn_temperature) == (200, 0.2)
+
+
+class Recorder:
+    """A config that notes which of its keys were read; as a record it is read by nobody."""
+
+    def __init__(self, config: ConfigDict, seen: set, prefix: str = ""):
+        self._config, self._seen, self._prefix = config, seen, prefix
+
+    def __getattr__(self, name):
+        value = getattr(self._config, name)
+        if isinstance(value, ConfigDict):
+            return Recorder(value, self._seen, f"{self._prefix}{name}.")
+        if name not in ("to_dict", "items", "keys"):
+            self._seen.add(self._prefix + name)
+        return value
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+    def __contains__(self, name):
+        return name in self._config
+
+
+def record_views(seen):
+    """In place of view_recipe: notes which fields the views read."""
+
+    def view_recipe(views):
+        fields = views.to_dict()
+
+        class Noted(train_recipe):
+            def __getattribute__(self, name):
+                if name in fields:
+                    seen.add(f"views.{name}")
+                return super().__getattribute__(name)
+
+            __hash__ = object.__hash__
+
+        return Noted(**fields)
+
+    train_recipe = experiment.view_recipe(load("simsiam").views).__class__
+    assert dataclasses.is_dataclass(train_recipe)
+    return view_recipe
+
+
+@pytest.mark.slow
+def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
+    images = write_images(tmp_path / "images")
+    seen = set()
+    monkeypatch.setattr(train, "resolve", lambda config: Recorder(resolve(config), seen))
+    monkeypatch.setattr(experiment, "view_recipe", record_views(seen))
+    # What reads trust_coefficient, ema_decay and the crops of the host; then what reads train_split.
+    variants = [
+        ["--config.optim.name=lars", "--config.method.target=ema", "--config.run.num_steps=0"],
+        ["--config.run.num_steps=2", "--config.data.crop=host"],
+    ]
+    for n, flags in enumerate(variants):
+        flags += ["--config.run.num_epochs=1", "--config.run.log_every_steps=1"]
+        flags += ["--config.eval.knn_pixels=true", "--config.views.blur_probability=(0.5,)"]
+        config, workdir = parse_flags(
+            ["main", *tiny("simsiam_gsg", images, tmp_path / str(n), *flags)]
+        )
+        train.pretrain(config, pathlib.Path(workdir))
+    with pytest.raises(UserError):
+        open_source(Recorder(load("simsiam", "cifar10").data, seen, "data."), "train")
+    # The job and the recipe are read before: by main, and by the config itself.
+    unread = set(flat(load("simsiam_gsg"))) - seen - {"job", "recipe"}
+    assert not unread

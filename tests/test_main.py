@@ -1,0 +1,326 @@
+"""The command line: its contract, and one clear line for whatever is wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gsg_jax import jobs
+from gsg_jax.main import default_workdir, parse_flags
+from tests.runs import ROOT, call, config, figures, hashes, start, tiny, write_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A finished run: its flags, workdir, and what it printed."""
+    workdir = tmp_path_factory.mktemp("run") / "made"
+    flags = tiny("simsiam_gsg", images, workdir, "--config.eval.knn_pixels=true")
+    return flags, workdir, call(*flags)
+
+
+def test_a_run_prints_one_object_of_figures_and_the_rest_goes_to_standard_error(finished):
+    _, _, (status, out, err) = finished
+    assert status == 0 and out.count("\n") == 1
+    assert list(json.loads(out)) == [
+        "job",
+        "method",
+        "step",
+        "loss",
+        "knn_top1",
+        "knn_top1_untrained",
+        "knn_top1_pixels",
+        "views_per_second",
+        "train_seconds",
+        "state_digest",
+    ]
+    last = figures(out)
+    assert (last["job"], last["method"], last["step"]) == ("pretrain", "simsiam_gsg", 10)
+    assert -1 <= last["loss"] <= 1 and last["views_per_second"] > 0 and last["train_seconds"] > 0
+    assert all(0 <= last[name] <= 1 for name in last if name.startswith("knn_"))
+    assert last["knn_top1_pixels"] == 1
+    assert re.fullmatch("[0-9a-f]{64}", last["state_digest"])
+    assert "step 10/10" in err and f"untrained encoder {last['knn_top1_untrained']:.4f}" in err
+
+
+def test_a_workdir_holds_record_metrics_events_and_checkpoints(finished):
+    _, workdir, (_, out, _) = finished
+    assert json.loads((workdir / "config.json").read_text())["method"]["target"] == "online"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 5, 6, 8, 9, 10]
+    assert all({"step", "epoch", "loss", "learning_rate", "grad_norm"} <= set(x) for x in lines)
+    assert [x["step"] for x in lines if "knn_top1" in x] == [4, 8, 10]
+    assert [x["step"] for x in lines if "projection_std" in x] == [3, 6, 9]
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert lines[-1]["loss"] == figures(out)["loss"]
+    assert lines[-1]["knn_top1"] == figures(out)["knn_top1"]
+    assert lines[-1]["epoch"] == 5.0
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert (workdir / "checkpoints" / "10").is_dir()
+
+
+def test_a_finished_run_prints_its_figures_again_without_training(finished, monkeypatch):
+    flags, workdir, (_, out, _) = finished
+    before = hashes(workdir)
+    status, again, err = call(*flags)
+    assert status == 0 and "resuming from the checkpoint of step 10" in err
+    first, second = figures(out), figures(again)
+    assert second.pop("train_seconds") == pytest.approx(first.pop("train_seconds"), abs=2)
+    assert first == second
+    after = hashes(workdir)
+    assert all(after[name] == before[name] for name in before)
+    assert all(name.startswith("tensorboard/") for name in set(after) - set(before))
+
+
+def test_the_k_nn_job_gives_the_last_figure_of_the_monitor(finished):
+    _, workdir, (_, out, _) = finished
+    before = hashes(workdir)
+    knn = [config("knn"), f"--config.pretrained={workdir}", "--config.eval.batch_size=16"]
+    status, again, err = call(*knn, "--config.eval.knn_k=(3,5)")
+    last = figures(again)
+    assert status == 0 and (last["job"], last["method"], last["step"]) == ("knn", "simsiam_gsg", 10)
+    assert last["knn_top1"] == last["knn_top1_k3"] == figures(out)["knn_top1"]
+    assert 0 <= last["knn_top1_k5"] <= 1 and "40 images vote" in err
+    assert hashes(workdir) == before
+
+
+def test_a_workdir_of_another_run_is_left_as_it_is_and_the_difference_is_named(finished):
+    flags, workdir, _ = finished
+    before = hashes(workdir)
+    status, out, err = call(*flags, "--config.run.seed=1", "--config.optim.learning_rate=0.5")
+    assert (status, out) == (1, "") and err.count("\n") == 1 and str(workdir) in err
+    assert (
+        "run.seed (0 there, 1 here)" in err and "optim.learning_rate (0.2 there, 0.5 here)" in err
+    )
+    assert hashes(workdir) == before
+
+
+def test_a_damaged_run_is_told_and_left_as_it_is(finished, tmp_path):
+    flags, workdir, _ = finished
+    for name, damage, said in (
+        ("config.json", b"{", "config.json is damaged"),
+        ("metrics.jsonl", b"oops\n", "metrics.jsonl, line 1 is damaged"),
+        ("throughput.jsonl", b"oops\n", "throughput.jsonl, line 1 is damaged"),
+        ("baselines.json", b"", "baselines.json is damaged"),
+    ):
+        copy = tmp_path / name
+        shutil.copytree(workdir, copy)
+        (copy / name).write_bytes(damage)
+        before = hashes(copy)
+        status, out, err = call(*flags, f"--workdir={copy}")
+        assert (status, out) == (1, "") and said in err.splitlines()[-1], err
+        assert hashes(copy) == before
+
+
+SIMSIAM_GSG = config("simsiam_gsg")
+EMBEDDED = "'embedded'"
+
+# Flags after the config, exit status, what the one line must hold.
+WRONG_INPUT = [
+    (["--config.model.widht=8"], 2, ["--config.model.widht", "--config.model.width?"]),
+    (["--config.modle.width=8"], 2, ["--config.modle.width", "--config.model.width?"]),
+    (["--config.nogroup.x=8"], 2, ["--config.nogroup.x", "keys are data.batch_size"]),
+    (["--config.model=8"], 2, ["--config.model", "it is a group"]),
+    (["--config.model.width=1.5"], 2, ["--config.model.width=1.5", "whole number"]),
+    (["--config.model.width", "wide"], 2, ["--config.model.width=wide", "whole number"]),
+    (["--config.optim.momentum=x"], 2, ["--config.optim.momentum=x", "a number"]),
+    (["--config.method.stop_gradient=2"], 2, ["stop_gradient=2", "true or false"]),
+    (["--config.views.crop_area=wide"], 2, ["--config.views.crop_area=", "such as (0.2,1.0)"]),
+    (["--config.views.crop_area=0.5"], 2, ["--config.views.crop_area=(0.5,)", "2 numbers"]),
+    (["--config.views.crop_area=(0.5"], 2, ["views.crop_area", "(0.5"]),
+    (["--config.views.crop_area=(0.9,0.1)"], 2, ["(0.9, 0.1)", "first must not exceed"]),
+    (["--config.views.blur_probability=(2,)"], 2, ["blur_probability=(2,)", "from 0 to 1"]),
+    (["--config.model.width=0"], 2, ["--config.model.width=0", "from 1 to 4096"]),
+    (["--config.run.num_steps=-1"], 2, ["--config.run.num_steps=-1", "from 0 to"]),
+    (["--config.optim.learning_rate=nan"], 2, ["learning_rate=nan", "from 0 to"]),
+    (["--config.method.ema_decay=1.01"], 2, ["ema_decay=1.01", "from 0 to 1"]),
+    (["--config.method.name=simsam"], 2, ["name=simsam", "did you mean simsiam?", "byol_gsg"]),
+    (["--config.model.backbone=resnt50"], 2, ["resnt50", "did you mean resnet50?", "resnet18"]),
+    (["--config.method.target=emma"], 2, ["target=emma", "did you mean ema?", "online"]),
+    (["--config.method.predictor=mpl"], 2, ["predictor=mpl", "did you mean mlp?", "none"]),
+    (["--config.method.pairing=rol"], 2, ["'rol'", "permutation, roll, halves, nearest"]),
+    (["--config.method.pairing=permutation"], 2, ["permutation", "is 2", "num_views=4"]),
+    (["--config.data.batch_size=15"], 2, ["is 15", "even", "--config.data.batch_size=16"]),
+    (["--config.data.batch_size=12"], 1, ["is 12", "8 devices", "batch_size=8 or 16"]),
+    (["--config.data.batch_size=16000"], 1, ["16000", EMBEDDED, "at most 10000"]),
+    (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg_jax.data.prepare"]),
+    (["--config.data.name=embeded"], 1, ["'embeded'"]),
+    (["--config.data.name=folder"], 1, ["--config.data.dir=PATH"]),
+    (["--config.data.name=folder", "--config.data.dir=EMPTY"], 1, ["EMPTY"]),
+    (["--config.data.name=folder", "--config.data.dir=MISSING"], 1, ["MISSING"]),
+    (["--config.data.name=folder", "--config.data.dir=FILE"], 1, ["FILE"]),
+    (["--config.job=knn"], 2, ["--config.job", "--config of another job"]),
+    (["--config.recipe=cifar10"], 2, ["--config.recipe", "after the config"]),
+    (["--wrokdir=x"], 2, ["wrokdir", "workdir"]),
+    (["--config.model.width"], 2, ["--config.model.width=", "whole number"]),
+    (["train"], 2, ["'train' is no flag"]),
+    ([SIMSIAM_GSG], 2, ["--config is given 2 times", "once"]),
+    (["--workdir=FILE"], 1, ["--workdir=FILE cannot be written", "may write"]),
+    (["--workdir=FILE/below"], 1, ["--workdir=FILE/below cannot be written", "may write"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "status", "said"), WRONG_INPUT, ids=lambda x: str(x)[:60])
+def test_wrong_input_gets_one_line_and_changes_no_file(tmp_path, flags, status, said):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("mine")
+    before = hashes(tmp_path)
+    places = re.compile("(EMPTY|MISSING|FILE)")
+    flags = [places.sub(lambda place: str(tmp_path / place[0]), flag) for flag in flags]
+    said = [places.sub(lambda place: str(tmp_path / place[0]), text) for text in said]
+    result = call(SIMSIAM_GSG, f"--workdir={tmp_path}/run", *flags)
+    assert result[:2] == (status, "")
+    assert result[2].startswith("error: ") and result[2].count("\n") == 1, result[2]
+    for text in said:
+        assert text in result[2]
+    assert hashes(tmp_path) == before and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "--config is missing"),
+        (["--config"], "--config is missing"),
+        (["--config="], "--config is missing"),
+        ([config("simsiam_gg")], "simsiam_gsg.py?"),
+        ([config("simsiam_gsg", "cifar")], "did you mean 'cifar10'?"),
+        ([config("knn", "cifar10")], "takes no recipe"),
+        ([config("knn")], "--config.pretrained is empty"),
+        ([config("knn"), "--config.pretrained=x", "--config.eval.knn_k=(0,)"], "knn_k=(0,)"),
+        ([config("knn"), "--config.pretrained=x", "--config.eval.batch_size=0"], "batch_size=0"),
+    ],
+)
+def test_wrong_usage_before_a_run_gets_one_line(argv, said):
+    status, out, err = call(*argv)
+    assert (status, out) == (2, "") and said in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [(None, "holds no run"), ("{", "is damaged")],
+)
+def test_the_k_nn_job_needs_a_run(tmp_path, record, said):
+    if record:
+        (tmp_path / "config.json").write_text(record)
+    before = hashes(tmp_path)
+    status, out, err = call(config("knn"), f"--config.pretrained={tmp_path}")
+    assert (status, out) == (1, "") and said in err and err.count("\n") == 1
+    assert hashes(tmp_path) == before
+
+
+def test_the_k_nn_job_needs_a_checkpoint(images, tmp_path, finished):
+    _, workdir, _ = finished
+    shutil.copy(workdir / "config.json", tmp_path)
+    before = hashes(tmp_path)
+    status, out, err = call(config("knn"), f"--config.pretrained={tmp_path}")
+    assert (status, out) == (1, "") and "holds no checkpoint yet" in err.splitlines()[-1]
+    assert hashes(tmp_path) == before and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(28, "No space left on device", "/disk/x"), "/disk/x: No space left on device"),
+        (OSError("odd"), "odd"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_the_system_refuses_and_ctrl_c_get_one_line(tmp_path, monkeypatch, raised, said):
+    def job(*_):
+        raise raised
+
+    monkeypatch.setitem(jobs.JOBS, "pretrain", job)
+    status, out, err = call(SIMSIAM_GSG, f"--workdir={tmp_path}")
+    assert (status, out) == (1, "") and said in err and err.count("\n") == 1
+
+
+def test_a_programmers_error_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setitem(jobs.JOBS, "pretrain", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(SIMSIAM_GSG, f"--workdir={tmp_path}")
+
+
+def test_flags_set_keys_of_every_type():
+    flags = ["--config.model.width=4", "--workdir=~/x", "--config.optim.momentum", "1"]
+    flags += ["--config.views.crop_area=(0.5,1)", "--config.data.name=cifar10"]
+    flags += ["--noconfig.method.stop_gradient", "--config.optim.decay_weights_only"]
+    parsed, workdir = parse_flags(["main", *flags[:2], "--config", SIMSIAM_GSG[9:], *flags[2:]])
+    assert (parsed.model.width, parsed.optim.momentum) == (4, 1.0)
+    assert (parsed.views.crop_area, parsed.data.name) == ((0.5, 1), "cifar10")
+    assert parsed.method.stop_gradient is False and parsed.optim.decay_weights_only is True
+    assert workdir.is_absolute() and "~" not in str(workdir)
+
+
+def test_two_command_lines_in_one_process_do_not_mix():
+    parse_flags(["main", SIMSIAM_GSG, "--config.model.width=4"])
+    again, _ = parse_flags(["main", SIMSIAM_GSG, "--config.model.num_stages=2"])
+    assert (again.model.width, again.model.num_stages) == (16, 2)
+
+
+def test_a_run_without_a_workdir_gets_one_of_its_name_and_recipe():
+    assert default_workdir("configs/byol.py") == "runs/byol-default"
+    assert default_workdir("configs/byol.py:imagenet") == "runs/byol-imagenet"
+
+
+def test_help_says_how_to_use_it():
+    status, out, _ = call("--help")
+    assert status == 0
+    assert all(flag in out for flag in ("--config=", "--workdir=", "--config.GROUP.KEY=VALUE"))
+
+
+def test_the_tests_have_the_devices_that_these_cases_need():
+    assert len(jax.devices()) == 8
+
+
+@pytest.mark.slow
+def test_the_process_keeps_the_contract_too(images, tmp_path):
+    run = start(*tiny("byol_gsg", images, tmp_path / "run"))
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0 and out.count("\n") == 1 and figures(out)["method"] == "byol_gsg"
+    assert "Traceback" not in err and "error" not in err
+    for flags, status in ((["--config.run.seed=1"], 1), (["--config.run.sed=1"], 2)):
+        run = start(*tiny("byol_gsg", images, tmp_path / "run", *flags))
+        out, err = run.communicate(timeout=300)
+        assert (run.returncode, out) == (status, "")
+        assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
+    images, tmp_path
+):
+    flags = tiny("simsiam", images, tmp_path / "run", "--config.run.log_every_steps=1")
+    code = (
+        "import resource, runpy\n"
+        "from gsg_jax import checkpoint\n"
+        "save = checkpoint.Checkpoints.save\n"
+        "def save_and_fill(self, state, score):\n"
+        "    save(self, state, score)\n"
+        "    self._manager.wait_until_finished()\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))\n"
+        "checkpoint.Checkpoints.save = save_and_fill\n"
+        "runpy.run_module('gsg_jax.main', run_name='__main__')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (run.returncode, run.stdout) == (1, "")
+    told = [line for line in run.stderr.splitlines() if not line.startswith(("step ", "k-NN "))]
+    assert len(told) == 1 and told[0].startswith("error: "), run.stderr
+    assert "File too large" in told[0] and str(tmp_path) in told[0]
+    status, out, err = call(*flags)
+    assert status == 0 and "resuming from the checkpoint of step 4" in err
+    (tmp_path / "whole").mkdir()
+    whole = call(*tiny("simsiam", images, tmp_path / "whole", "--config.run.log_every_steps=1"))
+    assert figures(whole[1])["state_digest"] == figures(out)["state_digest"]

@@ -1,0 +1,173 @@
+"""The loop: each choice trains, what goes wrong is told, and what was good is kept."""
+
+import itertools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gsg_jax import train
+from gsg_jax.config import flat
+from gsg_jax.methods import METHODS, PREDICTORS, TARGETS
+from tests.runs import call, figures, hashes, tiny, write_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def poison(monkeypatch, bad_step, name="loss"):
+    """Makes a figure of one step NaN, as a loss that overflows would."""
+    jit_step = train.jit_step
+
+    def poisoned(experiment, mesh):
+        step_fn = jit_step(experiment, mesh)
+
+        def step(state, batch):
+            state, metrics = step_fn(state, batch)
+            if int(state.step) >= bad_step:
+                metrics = metrics | {name: jnp.float32(np.nan)}
+            return state, metrics
+
+        return step
+
+    monkeypatch.setattr(train, "jit_step", poisoned)
+
+
+@pytest.mark.parametrize(
+    ("bad_step", "kept"),
+    [(3, "there is no checkpoint yet"), (5, "step 4 is kept"), (8, "step 5 is kept")],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_good_checkpoint(
+    images, tmp_path, monkeypatch, bad_step, kept
+):
+    flags = tiny("simsiam", images, tmp_path)
+    with monkeypatch.context() as patch:
+        poison(patch, bad_step)
+        for _ in range(2):  # and again when it is resumed
+            status, out, err = call(*flags)
+            last = err.splitlines()[-1]
+            assert (status, out) == (1, "")
+            assert last.startswith(
+                f"error: the loss is nan at step {bad_step}: {kept} in {tmp_path}"
+            )
+            assert "learning_rate (now 0.2)" in last and "another --workdir" in last
+            assert all(line["step"] < bad_step for line in lines(tmp_path))
+            saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+            assert saved == [step for step in (4, 5) if step < bad_step]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(images, tmp_path, monkeypatch):
+    poison(monkeypatch, 2, "grad_norm")
+    status, _, err = call(*tiny("simsiam", images, tmp_path))
+    assert status == 1 and "the gradient norm is nan at step 2" in err
+
+
+@pytest.mark.slow
+def test_a_learning_rate_far_too_high_ends_in_one_line(images, tmp_path):
+    flags = tiny("simsiam", images, tmp_path, "--config.optim.learning_rate=10000")
+    flags += ["--config.optim.weight_decay=1000", "--config.optim.warmup_epochs=0"]
+    status, out, err = call(*flags)
+    assert (status, out) == (1, "")
+    assert "learning_rate (now 10000)" in err.splitlines()[-1] and " at step " in err
+
+
+def test_a_run_without_labels_or_monitor_needs_neither(tmp_path):
+    folder = write_images(tmp_path / "images")
+    flat_folder = tmp_path / "flat"
+    flat_folder.mkdir()
+    for n, path in enumerate(sorted((folder / "train").rglob("*.png"))):
+        path.rename(flat_folder / f"{n}.png")
+    for name, where, flags in (
+        ("flat", flat_folder, []),
+        ("never", folder / "test", ["--config.eval.knn_every_epochs=0"]),
+    ):
+        flags += ["--config.run.num_steps=2", "--config.data.batch_size=8"]
+        status, out, _ = call(*tiny("simsiam", where, tmp_path / name, *flags))
+        assert status == 0 and not [key for key in figures(out) if key.startswith("knn")]
+        assert not (tmp_path / name / "baselines.json").exists()
+
+
+def test_missing_baselines_are_told_when_their_time_is_past(images, tmp_path):
+    flags = tiny("simsiam", images, tmp_path, "--config.run.num_steps=2")
+    assert call(*flags)[0] == 0
+    (tmp_path / "baselines.json").unlink()
+    before = hashes(tmp_path)
+    status, out, err = call(*flags)
+    assert (status, out) == (1, "") and "baselines.json is missing" in err.splitlines()[-1]
+    assert hashes(tmp_path) == before
+
+
+def test_the_newest_checkpoints_and_the_best_by_k_nn_are_kept(images, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.4, 0.9, 0.2, 0.3, 0.2])
+    monkeypatch.setattr(train.KnnMonitor, "top1", lambda *_: next(scores))
+    flags = ["--config.run.keep_checkpoints=1", "--config.run.checkpoint_every_steps=3"]
+    flags += ["--config.eval.knn_pixels=false"]
+    status, out, _ = call(*tiny("simsiam", images, tmp_path, *flags, "--config.run.num_steps=17"))
+    assert status == 0
+    assert [x["step"] for x in lines(tmp_path) if "knn_top1" in x] == [4, 8, 12, 16, 17]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [8, 17]
+    assert figures(out)["knn_top1"] == 0.2 and figures(out)["knn_top1_untrained"] == 0.1
+
+
+def test_a_stop_before_the_first_step_leaves_nothing_to_resume_and_no_harm(images, tmp_path):
+    flags = tiny("simsiam", images, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "stop_signals", _stopped_at_once)
+        status, out, err = call(*flags)
+    assert status == 0 and figures(out)["step"] == 0 and figures(out)["loss"] is None
+    assert "stopped at step 0" in err
+    assert call(*flags)[0] == 0
+
+
+class _stopped_at_once:  # noqa: N801
+    def __enter__(self):
+        return lambda: True
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_a_collapse_is_told_once_with_what_to_try(images, tmp_path):
+    flags = ["--config.method.stop_gradient=false", "--config.method.predictor=none"]
+    flags += ["--config.eval.min_projection_std=1", "--config.run.log_every_steps=1"]
+    status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert status == 0 and len(warnings) == 1
+    assert "the representations are collapsing" in warnings[0]
+    assert "--config.method.stop_gradient=true" in warnings[0]
+    assert "--config.method.predictor=mlp" in warnings[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize(("target", "predictor"), list(itertools.product(TARGETS, PREDICTORS)))
+def test_every_target_and_predictor_trains_with_every_method(
+    images, tmp_path, name, target, predictor
+):
+    flags = [f"--config.method.target={target}", f"--config.method.predictor={predictor}"]
+    flags += ["--config.run.num_steps=4", "--config.run.log_every_steps=1"]
+    status, out, _ = call(*tiny(name, images, tmp_path, *flags))
+    assert status == 0 and figures(out)["method"] == name
+    record = flat(json.loads((tmp_path / "config.json").read_text()))
+    assert (record["method.target"], record["method.predictor"]) == (target, predictor)
+    losses = [line["loss"] for line in lines(tmp_path)]
+    assert len(losses) == 4 and len(set(losses)) == 4 and np.all(np.isfinite(losses))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pairing", "num_views"), [("permutation", 4), ("roll", 2), ("halves", 2), ("nearest", 2)]
+)
+def test_every_pairing_trains(images, tmp_path, pairing, num_views):
+    flags = [f"--config.method.pairing={pairing}", f"--config.method.num_views={num_views}"]
+    status, _, _ = call(*tiny("simsiam_gsg", images, tmp_path, *flags, "--config.run.num_steps=3"))
+    shares = [v for k, v in lines(tmp_path)[-1].items() if k.startswith("closest_")]
+    assert status == 0 and len(shares) == 4 and sum(shares) == pytest.approx(1)
