@@ -1,4 +1,4 @@
-"""Every config builds for every recipe, has the keys of the contract, and none that nobody reads."""
+"""Every config builds for every recipe, has the contract's keys, and none that nobody reads."""
 
 import dataclasses
 import pathlib
@@ -130,7 +130,7 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
     seen = set()
     monkeypatch.setattr(train, "resolve", lambda config: Recorder(resolve(config), seen))
     monkeypatch.setattr(experiment, "view_recipe", record_views(seen))
-    # What reads trust_coefficient, ema_decay and the crops of the host; then what reads train_split.
+    # What reads trust_coefficient, ema_decay and num_epochs; then the crops of the host.
     variants = [
         ["--config.optim.name=lars", "--config.method.target=ema", "--config.run.num_steps=0"],
         ["--config.run.num_steps=2", "--config.data.crop=host"],
