@@ -100,7 +100,7 @@ def test_a_workdir_of_another_run_is_left_as_it_is_and_the_difference_is_named(f
     status, out, err = call(*flags, "--config.run.seed=1", "--config.optim.learning_rate=0.5")
     assert (status, out) == (1, "") and err.count("\n") == 1 and str(workdir) in err
     assert (
-        "run.seed (0 there, 1 here)" in err and "optim.learning_rate (0.2 there, 0.5 here)" in err
+        "run.seed (0 there, 1 here)" in err and "optim.learning_rate (0.4 there, 0.5 here)" in err
     )
     assert hashes(workdir) == before
 
@@ -265,7 +265,7 @@ def test_flags_set_keys_of_every_type():
 def test_two_command_lines_in_one_process_do_not_mix():
     parse_flags(["main", SIMSIAM_GSG, "--config.model.width=4"])
     again, _ = parse_flags(["main", SIMSIAM_GSG, "--config.model.num_stages=2"])
-    assert (again.model.width, again.model.num_stages) == (16, 2)
+    assert (again.model.width, again.model.num_stages) == (32, 2)
 
 
 def test_a_run_without_a_workdir_gets_one_of_its_name_and_recipe():

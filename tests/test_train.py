@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_
             assert last.startswith(
                 f"error: the loss is nan at step {bad_step}: {kept} in {tmp_path}"
             )
-            assert "learning_rate (now 0.2)" in last and "another --workdir" in last
+            assert "learning_rate (now 0.4)" in last and "another --workdir" in last
             assert all(line["step"] < bad_step for line in lines(tmp_path))
             saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
             assert saved == [step for step in (4, 5) if step < bad_step]
