@@ -27,6 +27,13 @@ from gsg_jax.optim import learning_rate_schedule
 from gsg_jax.progress import RunDisplay, say
 from gsg_jax.train_step import TrainState, init_state
 
+# The k-NN figures of a run, and whose they are.
+SCORED = {
+    "knn_top1": "pretrained",
+    "knn_top1_untrained": "untrained encoder",
+    "knn_top1_pixels": "raw pixels",
+}
+
 
 def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Pretrains, or goes on where the run in `workdir` stopped.
@@ -93,13 +100,17 @@ class Pretraining:
                 state = self._loop(state, first_step, writer, clock, display, told_to_stop)
             train_seconds = clock.train_seconds()
         intervals = read_lines(self.workdir / "throughput.jsonl")
-        return {
+        figures = {
             **self._final_figures(state),
             **baselines,
             "views_per_second": round(mean_views_per_second(intervals), 1),
             "train_seconds": round(train_seconds, 1),
             "state_digest": state_digest(state),
         }
+        if "knn_top1" in figures:
+            say(f"k-NN top-1 (k {self.config.eval.knn_k}): {_scores(figures)}")
+        say(f"the run is in {self.workdir}")
+        return figures
 
     @property
     def _views_per_step(self) -> int:
@@ -127,9 +138,7 @@ class Pretraining:
         if self.config.eval.knn_pixels:
             baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
         write_atomically(path, json.dumps(baselines) + "\n")
-        who = {"knn_top1_untrained": "untrained encoder", "knn_top1_pixels": "raw pixels"}
-        scores = ", ".join(f"{who[name]} {score:.4f}" for name, score in baselines.items())
-        say(f"k-NN top-1 to beat: {scores}")
+        say(f"k-NN top-1 to beat: {_scores(baselines)}")
         return baselines
 
     def _loop(
@@ -232,3 +241,7 @@ class Pretraining:
         }
         scored = [line["knn_top1"] for line in lines if "knn_top1" in line]
         return figures | ({"knn_top1": scored[-1]} if scored else {})
+
+
+def _scores(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{who} {figures[key]:.4f}" for key, who in SCORED.items() if key in figures)
