@@ -109,15 +109,15 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
     return "".join(given), others
 
 
-def _drop_late_errors(kind: type, error: BaseException, traceback: object) -> None:
+def _drop_late_errors(unraisable) -> None:
     """Leaves out what TensorStore's threads say after a save of Orbax has failed: it is told."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, traceback)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback of every error that it raises
-    sys.excepthook = _drop_late_errors
+    sys.unraisablehook = _drop_late_errors
     status = main(sys.argv)
     sys.stdout.flush()
     if status == 1:

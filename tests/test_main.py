@@ -307,8 +307,9 @@ def test_a_disk_that_fills_up_fails_in_one_line_and_the_run_goes_on_when_there_i
         "save = checkpoint.Checkpoints.save\n"
         "def save_and_fill(self, state, score):\n"
         "    save(self, state, score)\n"
-        "    self._manager.wait_until_finished()\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))\n"
+        "    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:\n"
+        "        self._manager.wait_until_finished()\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))\n"
         "checkpoint.Checkpoints.save = save_and_fill\n"
         "runpy.run_module('gsg_jax.main', run_name='__main__')\n"
     )

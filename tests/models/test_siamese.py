@@ -125,7 +125,7 @@ def test_embed_is_the_backbone_in_evaluation_mode():
 @pytest.mark.parametrize(
     ("changes", "path", "shape"),
     [
-        ({"num_stages": 3, "width": 8}, "backbone/layer3_1/conv2/kernel", (3, 3, 32, 32)),
+        ({"num_stages": 3, "width": 8}, "backbone/layer3_0/conv2/kernel", (3, 3, 32, 32)),
         ({"backbone": "resnet50"}, "backbone/layer1_2/conv3/kernel", (1, 1, 4, 16)),
         ({"stem": "imagenet"}, "backbone/conv1/kernel", (7, 7, 1, 4)),
         ({"projector_layers": 3}, "projector/linear3/kernel", (8, 6)),
