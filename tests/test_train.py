@@ -95,6 +95,15 @@ def test_a_run_without_labels_or_monitor_needs_neither(tmp_path):
         assert not (tmp_path / name / "baselines.json").exists()
 
 
+def test_a_broken_image_is_named_on_standard_error_and_the_run_goes_on(tmp_path):
+    folder = write_images(tmp_path / "images")
+    (folder / "train" / "even" / "torn.png").write_bytes(b"no image")
+    status, _, err = call(*tiny("simsiam", folder, tmp_path / "run", "--config.run.num_steps=1"))
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert status == 0 and len(warnings) == 1
+    assert "1 of 41 images" in warnings[0] and "torn.png" in warnings[0]
+
+
 def test_missing_baselines_are_told_when_their_time_is_past(images, tmp_path):
     flags = tiny("simsiam", images, tmp_path, "--config.run.num_steps=2")
     assert call(*flags)[0] == 0

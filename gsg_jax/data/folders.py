@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from gsg_jax.data import base
 from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
 from gsg_jax.errors import UserError
+from gsg_jax.progress import say
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 # Above this many files, opening reads headers only and nothing is held in memory.
@@ -246,11 +246,7 @@ def _report(root: Path, broken: list[Path], num_files: int) -> None:
     if broken:
         names = ", ".join(str(path.relative_to(root)) for path in broken[:_NAMED_FILES])
         more = ", ..." if len(broken) > _NAMED_FILES else ""
-        logging.warning(
-            "%d of %d images in %s cannot be decoded and are skipped: %s%s",
-            len(broken),
-            num_files,
-            root,
-            names,
-            more,
+        say(
+            f"warning: {len(broken)} of {num_files} images in {root} cannot be decoded and are "
+            f"skipped: {names}{more}"
         )

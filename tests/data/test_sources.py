@@ -8,7 +8,6 @@ import zlib
 
 import numpy as np
 import pytest
-from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -38,7 +37,7 @@ def save(path, color=RED, size=(6, 4), **options):
 @pytest.fixture
 def warnings_logged(monkeypatch):
     messages = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
+    monkeypatch.setattr(folders, "say", messages.append)
     return messages
 
 
