@@ -59,7 +59,17 @@ class Checkpoints:
             read_only=read_only,
         )
         self._folder = workdir / "checkpoints"
-        self._manager = ocp.CheckpointManager(self._folder.resolve(), options=options)
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._folder.resolve(),
+                options=options,
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
+        except _FAILURES as error:
+            raise UserError(
+                f"{self._folder} cannot be opened ({_reason(error)}): remove the checkpoint that "
+                "is damaged, or give another --workdir"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -108,6 +118,7 @@ class Checkpoints:
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
+            self._check_shapes(step, like)
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except _FAILURES as error:
             raise UserError(
@@ -119,6 +130,21 @@ class Checkpoints:
         """Waits for what is being saved; raises UserError where that fails."""
         with self._explained():
             self._manager.close()
+
+    def _check_shapes(self, step: int, like: TrainState) -> None:
+        """Raises UserError where a whole checkpoint is of another network, or other channels."""
+        self._manager.wait_until_finished()
+        metadata = self._manager.item_metadata(step)
+        if metadata is None:  # damaged: restoring says how
+            return
+        there, here = _shapes(metadata["params"]), _shapes(like.params)
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                raise UserError(
+                    f"{self._folder / str(step)} is of another network ({name} is "
+                    f"{there.get(name)} there, {here.get(name)} here): give images with as many "
+                    "channels as the run's, and its config"
+                )
 
     def _check_room(self, num_bytes: int) -> None:
         """Raises UserError where a save is bound to fail: said here, it is said in one line."""
@@ -144,6 +170,11 @@ class Checkpoints:
                 f"a checkpoint cannot be saved in {self._folder} ({_reason(error)}): mend that, "
                 "and the same command goes on from the newest one"
             ) from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _score(metrics: dict[str, float]) -> float:

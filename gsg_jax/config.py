@@ -6,6 +6,8 @@ import inspect
 import json
 import math
 import pathlib
+import textwrap
+import traceback
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -42,7 +44,7 @@ RANGES = {
     "model.bn_momentum": (0, 1),
     "model.bn_epsilon": (1e-12, 1),
     "optim.learning_rate": (0, 1e4),
-    "optim.momentum": (0, 1),
+    "optim.momentum": (0, 0.99999),
     "optim.weight_decay": (0, 1e3),
     "optim.trust_coefficient": (0, 1e3),
     "optim.warmup_epochs": (0, 1e6),
@@ -56,9 +58,9 @@ RANGES = {
     "views.grayscale_probability": (0, 1),
     "eval.knn_every_epochs": (0, 1e9),
     "eval.knn_k": (1, 1e9),
-    "eval.knn_temperature": (1e-3, 1e3),
+    "eval.knn_temperature": (0.02, 1e3),
     "eval.batch_size": (1, 1e7),
-    "eval.max_bank": (1, 1e12),
+    "eval.max_bank": (2, 1e12),
     "eval.min_projection_std": (0, 1),
     "eval.min_rank_share": (0, 1),
     "run.seed": (0, 2**31 - 1),
@@ -113,16 +115,30 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UsageError(f"--config={path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # whatever the user's file raises
+        raise UsageError(f"--config={path}: {_told(error, path)}") from error
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config={path}: defines no get_config(); give a file of configs/")
     if recipe and not inspect.signature(module.get_config).parameters:
         raise UsageError(f"--config={path_and_recipe}: takes no recipe; give --config={path}")
     try:
-        return module.get_config(recipe) if recipe else module.get_config()
+        config = module.get_config(recipe) if recipe else module.get_config()
     except UsageError as error:
         raise UsageError(f"--config={path_and_recipe}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"--config={path_and_recipe}: {_told(error, path)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={path}: get_config() must return an ml_collections.ConfigDict")
+    return config
+
+
+def _told(error: Exception, path: str) -> str:
+    """Where a config file failed, and how, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+    text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return f"line {line}: {text}"
 
 
 def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:

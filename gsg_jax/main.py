@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 
+import jax
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
@@ -50,6 +51,14 @@ def main(argv: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         say(f"error: {where}{error.strerror or error}; mend that, and the same command goes on")
         return 1
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "Out of memory" not in str(error):
+            raise
+        say(
+            "error: the memory does not suffice: lower --config.data.batch_size, "
+            "--config.views.size or --config.model.width, in another --workdir"
+        )
+        return 1
     except KeyboardInterrupt:
         say("error: interrupted; the same command goes on from the newest checkpoint")
         return 1
@@ -78,15 +87,18 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
     check_overrides(plain, argv[1:])
 
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_dict("config", plain, flag_values=values, sys_argv=argv)
     workdir = flags.DEFINE_string("workdir", "", "", flag_values=values)
     try:
+        config = config_flags.DEFINE_config_dict("config", plain, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except flags.Error as error:
         raise UsageError(str(error).splitlines()[0]) from error
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag: write --config.a.b=v, --config=, --workdir=")
-    return config.value, pathlib.Path(workdir.value or default_workdir(path)).expanduser()
+    try:
+        return config.value, pathlib.Path(workdir.value or default_workdir(path)).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--workdir={workdir.value}: {error} Give its whole path") from error
 
 
 def default_workdir(path_and_recipe: str) -> str:

@@ -9,6 +9,8 @@ from gsg_jax.config import as_json, differences
 from gsg_jax.errors import UserError
 from gsg_jax.metrics import write_atomically
 
+# The groups of a run's record.
+GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
 # What a run writes besides its record.
 WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json", "tensorboard")
 
@@ -61,7 +63,10 @@ def read_config(workdir: pathlib.Path) -> dict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of one")
-    return read_object(path)
+    record = read_object(path)
+    if missing := [group for group in GROUPS if group not in record]:
+        raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
+    return record
 
 
 def read_object(path: pathlib.Path) -> dict:

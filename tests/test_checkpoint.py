@@ -136,8 +136,16 @@ def test_a_damaged_checkpoint_is_told_in_one_line_with_its_folder(tmp_path):
 def test_a_checkpoint_of_other_shapes_is_told(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_of(1), None)
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="is of another network"):
             checkpoints.restore(1, state_of(0, kernel=jnp.zeros((4, 4)), more=jnp.zeros(3)))
+
+
+def test_a_damaged_score_is_told_at_opening(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), 0.5)
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
+    with pytest.raises(UserError, match="cannot be opened"):
+        Checkpoints(tmp_path)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):

@@ -155,6 +155,10 @@ WRONG_INPUT = [
     (["--config.data.batch_size=16000"], 1, ["16000", EMBEDDED, "at most 10000"]),
     (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg_jax.data.prepare"]),
     (["--config.data.name=embeded"], 1, ["'embeded'"]),
+    (["--config.data.name=folder", "--config.data.dir=~nobody_of_this_name/x"], 1, ["~nobody_of"]),
+    (["--workdir=~nobody_of_this_name/x"], 2, ["--workdir=~nobody_of_this_name/x"]),
+    (["--flagfile=MISSING"], 2, ["MISSING"]),
+    (["--config.eval.knn_temperature=0.01"], 2, ["knn_temperature=0.01", "from 0.02 to"]),
     (["--config.data.name=folder"], 1, ["--config.data.dir=PATH"]),
     (["--config.data.name=folder", "--config.data.dir=EMPTY"], 1, ["EMPTY"]),
     (["--config.data.name=folder", "--config.data.dir=MISSING"], 1, ["MISSING"]),
@@ -208,7 +212,7 @@ def test_wrong_usage_before_a_run_gets_one_line(argv, said):
 
 @pytest.mark.parametrize(
     ("record", "said"),
-    [(None, "holds no run"), ("{", "is damaged")],
+    [(None, "holds no run"), ("{", "is damaged"), ("{}", "is damaged (no group method)")],
 )
 def test_the_k_nn_job_needs_a_run(tmp_path, record, said):
     if record:
@@ -217,6 +221,15 @@ def test_the_k_nn_job_needs_a_run(tmp_path, record, said):
     status, out, err = call(config("knn"), f"--config.pretrained={tmp_path}")
     assert (status, out) == (1, "") and said in err and err.count("\n") == 1
     assert hashes(tmp_path) == before
+
+
+def test_the_k_nn_job_on_images_of_other_channels_does_not_blame_the_checkpoint(finished):
+    _, workdir, _ = finished
+    knn = [config("knn"), f"--config.pretrained={workdir}", "--config.data.name=embedded"]
+    status, out, err = call(*knn)
+    last = err.splitlines()[-1]
+    assert (status, out) == (1, "") and "give images with as many channels" in last
+    assert "remove it" not in last
 
 
 def test_the_k_nn_job_needs_a_checkpoint(images, tmp_path, finished):
@@ -234,6 +247,11 @@ def test_the_k_nn_job_needs_a_checkpoint(images, tmp_path, finished):
         (OSError(28, "No space left on device", "/disk/x"), "/disk/x: No space left on device"),
         (OSError("odd"), "odd"),
         (KeyboardInterrupt(), "interrupted"),
+        (MemoryError(), "lower --config.data.batch_size"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            "lower --config.data.batch_size",
+        ),
     ],
 )
 def test_what_the_system_refuses_and_ctrl_c_get_one_line(tmp_path, monkeypatch, raised, said):
@@ -245,10 +263,33 @@ def test_what_the_system_refuses_and_ctrl_c_get_one_line(tmp_path, monkeypatch, 
     assert (status, out) == (1, "") and said in err and err.count("\n") == 1
 
 
-def test_a_programmers_error_is_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setitem(jobs.JOBS, "pretrain", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    "raised", [ZeroDivisionError(), jax.errors.JaxRuntimeError("INTERNAL: odd")]
+)
+def test_a_programmers_error_is_not_hidden(tmp_path, monkeypatch, raised):
+    def job(*_):
+        raise raised
+
+    monkeypatch.setitem(jobs.JOBS, "pretrain", job)
+    with pytest.raises(type(raised)):
         call(SIMSIAM_GSG, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
+        ("def get_config(:\n", "line 1: SyntaxError"),
+        ("def get_config():\n    return None\n", "must return an ml_collections.ConfigDict"),
+        ("x = 1\n", "defines no get_config()"),
+    ],
+)
+def test_a_config_file_that_fails_says_where(tmp_path, text, said):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    status, out, err = call(f"--config={path}")
+    assert (status, out) == (2, "") and said in err and str(path) in err and err.count("\n") == 1
 
 
 def test_flags_set_keys_of_every_type():

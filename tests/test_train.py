@@ -95,6 +95,22 @@ def test_a_run_without_labels_or_monitor_needs_neither(tmp_path):
         assert not (tmp_path / name / "baselines.json").exists()
 
 
+def test_a_test_set_without_labels_leaves_the_figure_to_the_training_images(tmp_path):
+    folder = write_images(tmp_path / "images")
+    for n, path in enumerate(sorted((folder / "test").rglob("*.png"))):
+        path.rename(folder / "test" / f"{n}.png")
+    for name in ("even", "uneven"):
+        (folder / "test" / name).rmdir()
+    status, out, _ = call(*tiny("simsiam", folder, tmp_path / "run", "--config.run.num_steps=2"))
+    assert status == 0 and 0 <= figures(out)["knn_top1"] <= 1
+
+
+@pytest.mark.parametrize("key", ["blur_probability", "solarize_probability"])
+def test_a_probability_may_be_a_whole_number(images, tmp_path, key):
+    flags = ["--config.run.num_steps=1", f"--config.views.{key}=(1,0)"]
+    assert call(*tiny("simsiam", images, tmp_path, *flags))[0] == 0
+
+
 def test_a_broken_image_is_named_on_standard_error_and_the_run_goes_on(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "train" / "even" / "torn.png").write_bytes(b"no image")

@@ -29,7 +29,7 @@ class ViewRecipe:
       grayscale_probability: of dropping the colours.
       blur_probability: of the Gaussian blur, per view.
       blur_sigma: smallest and largest standard deviation of the blur, pixels.
-      solarize_probability: of inverting what is brighter than 1/2, per view.
+      solarize_probability: of inverting what is at least 1/2, per view.
       mean: subtracted from each channel of [0, 1].
       std: divides each channel afterwards.
     """
@@ -63,8 +63,8 @@ def make_views(images: jax.Array, key: jax.Array, recipe: ViewRecipe, num_views:
       Normalised views, float32 [B x V, size, size, C], images first, views second.
     """
     host_cropped = images.ndim == 5
-    blur = jnp.array(_per_view(recipe.blur_probability, num_views))
-    solarize = jnp.array(_per_view(recipe.solarize_probability, num_views))
+    blur = jnp.array(_per_view(recipe.blur_probability, num_views), jnp.float32)
+    solarize = jnp.array(_per_view(recipe.solarize_probability, num_views), jnp.float32)
 
     def view(image, key, blur_probability, solarize_probability):
         image = image.astype(jnp.float32) / 255
@@ -149,9 +149,9 @@ def draw_crop_box(
 
 def _largest_box(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
     if width / height < aspect[0]:
-        return round(width / aspect[0]), width
+        return max(1, round(width / aspect[0])), width
     if width / height > aspect[1]:
-        return height, round(height * aspect[1])
+        return height, max(1, round(height * aspect[1]))
     return height, width
 
 

@@ -6,13 +6,14 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 # What Pillow raises on files that are broken, cut short, or too large to be honest.
 DECODE_ERRORS = (
     OSError,  # cut short, unreadable, UnidentifiedImageError
     SyntaxError,  # broken PNG chunks
     ValueError,
+    TypeError,  # malformed EXIF
     EOFError,
     struct.error,
     zlib.error,
@@ -21,6 +22,15 @@ DECODE_ERRORS = (
 # A name is no proof of a format, and some of Pillow's readers start other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(
@@ -43,9 +53,9 @@ def decode(
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with Image.open(file, formats=_FORMATS) as image:
         image.load()
-        if exif:
-            ImageOps.exif_transpose(image, in_place=True)
-        pixels = np.asarray(_convert(image, "L" if channels == 1 else "RGB"))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG)) if exif else None
+        turned = image if turn is None else image.transpose(turn)
+        pixels = np.asarray(_convert(turned, "L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -89,7 +89,10 @@ def open_folder(directory: str, split: str, memory_limit_mb: float) -> base.Sour
     """
     if not directory:
         raise UserError("data.name 'folder' needs a folder: pass --config.data.dir=PATH")
-    train_root, test_root = _split_roots(Path(directory).expanduser())
+    try:
+        train_root, test_root = _split_roots(Path(directory).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"--config.data.dir={directory}: {error} Give its whole path") from error
     root = train_root if split == "train" else test_root
     if root is None:
         return None
@@ -122,7 +125,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     """Returns the sorted names of a folder's sub-folders and images, without hidden ones."""
     try:
         with os.scandir(folder) as found:
-            entries = sorted((e.name, e.is_dir()) for e in found if not e.name.startswith("."))
+            entries = sorted((e.name, _is_dir(e)) for e in found if not e.name.startswith("."))
     except OSError as error:
         raise UserError(
             f"cannot list the folder {folder} ({error.strerror}): check data.dir and its rights"
@@ -130,6 +133,13 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     folders = [name for name, is_folder in entries if is_folder]
     images = [n for n, is_folder in entries if not is_folder and n.lower().endswith(EXTENSIONS)]
     return folders, images
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: as an image it is broken, and told as that
+        return False
 
 
 def _images_below(root: Path) -> Iterator[Path]:

@@ -48,8 +48,8 @@ class Part:
 class KnnMonitor:
     """Scores an embedding function by k-NN: training images vote on the test images.
 
-    Without a test set every training image is classified by the others. Of a larger training
-    set than eval.max_bank, evenly spaced images make the bank.
+    Without a test set that has labels every training image is classified by the others. Of a
+    larger training set than eval.max_bank, evenly spaced images make the bank.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source, test: Source | None):
@@ -60,7 +60,7 @@ class KnnMonitor:
         if len(train) > config.eval.max_bank:
             chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
             self._bank = Part(train, chosen)
-        self._query = test
+        self._query = test if test is not None and test.class_names else None
 
     def top1(self, embed: Embed, k: int | None = None) -> float:
         """Top-1 accuracy in [0, 1] of embeddings made by `embed`, by k (eval.knn_k) neighbours."""

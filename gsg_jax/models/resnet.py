@@ -1,4 +1,4 @@
-"""Residual networks: ResNet-18, 34, 50, 101 and 152, with PyTorch's padding and initialisation."""
+"""Residual networks of 10 to 152 layers, with PyTorch's padding and initialisation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
+    """Two 3x3 convolutions and a shortcut (ResNet-10, 18 and 34)."""
 
     expansion = 1
 

@@ -113,6 +113,12 @@ def torchvision_box(rng, height, width, area, aspect):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+@pytest.mark.parametrize("aspect", [(60.0, 100.0), (0.01, 0.015)])
+def test_a_box_of_an_extreme_aspect_keeps_a_pixel(aspect):
+    _, _, h, w = augment.draw_crop_box(jax.random.key(0), 28, 28, (0.5, 1.0), aspect)
+    assert min(h, w) == 1 and max(h, w) == 28
+
+
 NUM_BOXES = 3080
 BOX_CASES = [(31, 45, (0.2, 1.0)), (61, 20, (0.08, 1.0)), (28, 28, (0.4, 1.0))]
 

@@ -461,3 +461,11 @@ def test_damaged_records_must_be_prepared_again(tfds_dir, tmp_path, damage, memo
         for i in range(20):
             source.image(i)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_link_to_itself_is_skipped_with_the_warning(tmp_path, warnings_logged):
+    save(tmp_path / "a.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "loop").symlink_to("loop")
+    assert len(sources.open_source(config(tmp_path), "train")) == 1
+    assert len(warnings_logged) == 1 and "loop.png" in warnings_logged[0]
