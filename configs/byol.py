@@ -1,5 +1,9 @@
 """BYOL: predictions of one view follow an EMA target's projections of the other.
 
+    python -m gsg_jax.main --config=configs/byol.py[:RECIPE] [--workdir=DIR]
+
+Every recipe: not yet run.
+
 Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733).
 """
 

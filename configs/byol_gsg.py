@@ -1,5 +1,9 @@
 """BYOL with guided stop-gradient: the closest views of two images become the sources.
 
+    python -m gsg_jax.main --config=configs/byol_gsg.py[:RECIPE] [--workdir=DIR]
+
+Every recipe: not yet run.
+
 Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 

@@ -1,5 +1,11 @@
 """SimSiam: predictions of one view follow the projections of the other, under stop-gradient.
 
+    python -m gsg_jax.main --config=configs/simsiam.py[:RECIPE] [--workdir=DIR]
+
+    default        1 CPU core    631 s    k-NN top-1 0.8135 (untrained 0.7470, pixels 0.8025)
+
+Seed 0, k 20. fashion_mnist, cifar10, imagenet and folder: not yet run.
+
 Source: Chen & He, CVPR 2021 (arXiv 2011.10566).
 """
 

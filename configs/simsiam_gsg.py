@@ -1,5 +1,12 @@
 """SimSiam with guided stop-gradient: the closest views of two images become the sources.
 
+    python -m gsg_jax.main --config=configs/simsiam_gsg.py[:RECIPE] [--workdir=DIR]
+
+    default        2 CPU cores   312 s    k-NN top-1 0.8015 (untrained 0.7470, pixels 0.8025)
+    fashion_mnist  1 CPU core    2,446 s  k-NN top-1 0.8440 (untrained 0.8265, pixels 0.8437)
+
+Seed 0, k 20. cifar10, imagenet and folder: not yet run.
+
 Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
