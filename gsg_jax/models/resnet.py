@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gsg_jax.models.conv import convolve
 from gsg_jax.models.norm import BatchNorm
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -125,6 +126,7 @@ def _conv(width, kernel, stride, *, padding, name, dtype):
         use_bias=False,
         kernel_init=he_normal_fan_out,
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
 
