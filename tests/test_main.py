@@ -306,7 +306,7 @@ def test_flags_set_keys_of_every_type():
 def test_two_command_lines_in_one_process_do_not_mix():
     parse_flags(["main", SIMSIAM_GSG, "--config.model.width=4"])
     again, _ = parse_flags(["main", SIMSIAM_GSG, "--config.model.num_stages=2"])
-    assert (again.model.width, again.model.num_stages) == (32, 2)
+    assert (again.model.width, again.model.num_stages) == (24, 2)
 
 
 def test_a_run_without_a_workdir_gets_one_of_its_name_and_recipe():
