@@ -40,6 +40,7 @@ RANGES = {
     "model.projector_layers": (1, 16),
     "model.projector_hidden_width": (1, 65536),
     "model.projector_width": (1, 65536),
+    "model.num_prototypes": (0, 1e6),
     "model.predictor_hidden_width": (1, 65536),
     "model.bn_momentum": (0, 1),
     "model.bn_epsilon": (1e-12, 1),
@@ -69,6 +70,26 @@ RANGES = {
     "run.log_every_steps": (1, 1e9),
     "run.checkpoint_every_steps": (1, 1e9),
     "run.keep_checkpoints": (1, 1e6),
+}
+
+# The same of the keys that some methods have.
+OPTION_RANGES = {
+    "method.temperature": (0.01, 10),
+    "method.queue_size": (1, 1e8),
+    "method.off_diagonal_weight": (0, 1e3),
+    "method.invariance_weight": (0, 1e4),
+    "method.variance_weight": (0, 1e4),
+    "method.covariance_weight": (0, 1e4),
+    "method.correlation_decay": (0, 1),
+    "method.eigenvalue_floor": (0, 10),
+    "method.predictor_every_steps": (1, 1e6),
+    "method.balance": (0, 1e6),
+    "method.target_temperature": (0.01, 10),
+    "method.first_target_temperature": (0.01, 10),
+    "method.temperature_warmup_steps": (0, 1e9),
+    "method.centre_momentum": (0, 1),
+    "method.sharpness_weight": (0, 1e3),
+    "method.diversity_weight": (0, 1e3),
 }
 
 # Length (0 = one or more) and smallest and largest value of the tuples.
@@ -234,9 +255,10 @@ def check_pretraining(config: ConfigDict) -> None:
 def check_ranges(config: ConfigDict) -> None:
     """Raises UsageError where a number of the config is outside its limits."""
     for key, value in flat(config).items():
-        if key not in RANGES or isinstance(value, tuple):
+        limits = RANGES.get(key, OPTION_RANGES.get(key))
+        if limits is None or isinstance(value, tuple):
             continue
-        low, high = RANGES[key]
+        low, high = limits
         if not _is_number(value) or not low <= value <= high:  # NaN is in no range
             raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
 

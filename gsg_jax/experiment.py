@@ -11,7 +11,7 @@ from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UserError
 from gsg_jax.methods import METHODS
-from gsg_jax.models.siamese import build_siamese
+from gsg_jax.models.siamese import build_siamese, output_width
 from gsg_jax.optim import build_optimizer
 from gsg_jax.train_step import Experiment, train_step
 
@@ -72,7 +72,7 @@ def build_experiment(
         has_ema_target=method.target == "ema",
         ema_decay=method.ema_decay,
         loss=partial(row.loss, stop_gradient=method.stop_gradient, **options),
-        init_memory=row.init_memory,
+        init_memory=partial(row.init_memory, width=output_width(config.model), **options),
         optimizer=build_optimizer(
             config.optim,
             batch_size=config.data.batch_size,

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from gsg_jax.errors import UserError
+from gsg_jax.methods import METHODS
 
 STEPS_IN_FLIGHT = 2
 
@@ -93,11 +94,11 @@ class CollapseWatch:
     def _advice(self) -> str:
         method = self._config.method
         advice = []
-        if not method.stop_gradient:
+        if METHODS[method.name].stop_gradient and not method.stop_gradient:
             advice.append("--config.method.stop_gradient=true")
         if method.predictor == "none":
             advice.append("--config.method.predictor=mlp")
-        if not method.name.endswith("_gsg"):
+        if f"{method.name}_gsg" in METHODS:
             advice.append(f"--config=configs/{method.name}_gsg.py (guided stop-gradient)")
         if method.target == "online":
             advice.append("--config.method.target=ema")

@@ -61,6 +61,7 @@ def _imagenet() -> ConfigDict:
             "projector_layers": 3,
             "projector_hidden_width": 2048,
             "projector_width": 2048,
+            "num_prototypes": 0,  # 0 = none; else both branches end in scores of so many
             "predictor_hidden_width": 512,
             "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
             "bn_epsilon": 1e-5,

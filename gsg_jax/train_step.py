@@ -13,6 +13,8 @@ from gsg_jax.evaluation.collapse import effective_rank, projection_std
 from gsg_jax.methods.base import LossFn, Memory, Metrics, Outputs
 from gsg_jax.models.siamese import Siamese
 
+MEMORY_STREAM = 2**32 - 1  # of the seed's keys; no step reaches it
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes.
@@ -46,7 +48,7 @@ class Experiment:
       has_ema_target: whether the target branch has weights of its own.
       ema_decay: target <- ema_decay x target + (1 - ema_decay) x online.
       loss: (outputs, memory, key) -> (loss, memory, metrics).
-      init_memory: makes the method's memory.
+      init_memory: key -> the method's memory.
       optimizer: of the online parameters.
       views: how a view is drawn.
       num_views: views an image, V.
@@ -79,7 +81,8 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
     """
     size = experiment.views.size
     images = jnp.zeros((2 * experiment.num_views, size, size, channels))
-    variables = experiment.online.init(jax.random.key(experiment.seed), images, train=True)
+    key = jax.random.key(experiment.seed)
+    variables = experiment.online.init(key, images, train=True)
     params, batch_stats = variables["params"], variables["batch_stats"]
     target_params, target_batch_stats = {}, {}
     if experiment.has_ema_target:
@@ -92,7 +95,7 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
         target_params=target_params,
         target_batch_stats=target_batch_stats,
         opt_state=experiment.optimizer.init(params),
-        memory=experiment.init_memory(),
+        memory=experiment.init_memory(jax.random.fold_in(key, MEMORY_STREAM)),
     )
 
 

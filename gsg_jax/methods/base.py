@@ -31,8 +31,9 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[..., tuple[jax.Array, Memory, Metrics]]
 
 
-def no_memory() -> Memory:
+def no_memory(key: jax.Array, *, width: int, **options) -> Memory:
     """Returns the memory of a method that carries none from step to step."""
+    del key, width, options
     return {}
 
 
@@ -46,7 +47,8 @@ class Method:
       predictor: "mlp" or "none"; what `method.predictor="auto"` means.
       options: names of the `config.method` keys that the loss takes as keyword arguments.
       check: raises ValueError where the options and the number of views do not fit together.
-      init_memory: makes the method's state before the first step.
+      init_memory: (key, width=D, **options) -> the method's state before the first step.
+      stop_gradient: whether the method is itself only with the gradient out of an online target.
     """
 
     loss: LossFn
@@ -54,4 +56,5 @@ class Method:
     predictor: str
     options: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
-    init_memory: Callable[[], Memory] = no_memory
+    init_memory: Callable[..., Memory] = no_memory
+    stop_gradient: bool = True

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gsg_jax.models.norm import BatchNorm
+from gsg_jax.similarity import normalize
 
 # PyTorch's default of a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -22,21 +23,25 @@ class Projector(nn.Module):
       num_layers: linear layers, at least 1 (3 in the papers).
       hidden_width: width of every layer but the last.
       width: of the projection, D.
+      num_prototypes: K; 0 ends in the projection, else it is scaled to unit length and compared
+        with K unit vectors.
       norm: makes a BatchNorm; carries the number of views.
       dtype: of the activations.
 
-    Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3.
+    Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3; prototypes: Caron et al., ICCV 2021
+    (arXiv 2104.14294), appendix C.
     """
 
     num_layers: int
     hidden_width: int
     width: int
+    num_prototypes: int = 0
     norm: Callable[..., BatchNorm] = BatchNorm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
-        """Maps embeddings [N, F] to projections [N, D], float32 or wider."""
+        """Maps embeddings [N, F] to projections [N, D] or scores [N, K], float32 or wider."""
         x = h
         for layer in range(1, self.num_layers + 1):
             is_last = layer == self.num_layers
@@ -44,7 +49,13 @@ class Projector(nn.Module):
             x = _linear(width, self.dtype, f"linear{layer}")(x)
             x = self.norm(use_scale=not is_last, name=f"bn{layer}")(x, train=train)
             x = x if is_last else nn.relu(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if not self.num_prototypes:
+            return x
+        shape = (self.width, self.num_prototypes)
+        prototypes = self.param("prototypes", nn.initializers.normal(0.02), shape)
+        unit_columns = normalize(prototypes.T).T
+        return jnp.matmul(normalize(x), unit_columns, precision=jax.lax.Precision.HIGHEST)
 
 
 class Predictor(nn.Module):

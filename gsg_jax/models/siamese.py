@@ -75,12 +75,18 @@ def build_siamese(
         num_layers=model.projector_layers,
         hidden_width=model.projector_hidden_width,
         width=model.projector_width,
+        num_prototypes=model.num_prototypes,
         norm=norm,
         dtype=dtype,
     )
     head = Predictor(hidden_width=model.predictor_hidden_width, norm=norm, dtype=dtype)
     online = Siamese(backbone, projector, head if predictor == "mlp" else None)
     return online, Siamese(backbone, projector)
+
+
+def output_width(model: ml_collections.ConfigDict) -> int:
+    """Width of what both branches end in: the projection's, or the number of prototypes."""
+    return model.num_prototypes or model.projector_width
 
 
 def build_backbone(

@@ -1,0 +1,20 @@
+"""Barlow Twins: the cross-correlation of two views becomes the identity.
+
+    python -m gsg_jax.main --config=configs/barlow_twins.py[:RECIPE] [--workdir=DIR]
+
+Not yet run.
+
+Source: Zbontar et al., ICML 2021 (arXiv 2103.03230).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "barlow_twins"
+    config.method.update({"off_diagonal_weight": 5e-3, "stop_gradient": False})
+    return config

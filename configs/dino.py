@@ -1,0 +1,29 @@
+"""DINO: two views choose the same of many classes, under a sharpened, centred target.
+
+    python -m gsg_jax.main --config=configs/dino.py[:RECIPE] [--workdir=DIR]
+
+Not yet run.
+
+Source: Caron et al., ICCV 2021 (arXiv 2104.14294).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "dino"
+    config.method.update(
+        {
+            "temperature": 0.1,
+            "target_temperature": 0.04,
+            "first_target_temperature": 0.04,
+            "temperature_warmup_steps": 0,
+            "centre_momentum": 0.9,
+        }
+    )
+    config.model.num_prototypes = 65536 if recipe == "imagenet" else 1024
+    return config

@@ -1,0 +1,22 @@
+"""DirectPred: the predictor in closed form, from the correlation of the targets.
+
+    python -m gsg_jax.main --config=configs/directpred.py[:RECIPE] [--workdir=DIR]
+
+Not yet run.
+
+Source: Tian et al., ICML 2021 (arXiv 2102.06810).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "directpred"
+    config.method.update(
+        {"correlation_decay": 0.99, "eigenvalue_floor": 0.3, "predictor_every_steps": 5}
+    )
+    return config

@@ -1,0 +1,20 @@
+"""TWIST: twin class distributions, sharp for an image and diverse over a batch.
+
+    python -m gsg_jax.main --config=configs/twist.py[:RECIPE] [--workdir=DIR]
+
+Not yet run.
+
+Source: Wang et al. (arXiv 2110.07402).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "twist"
+    config.method.update({"sharpness_weight": 1.0, "diversity_weight": 1.0, "stop_gradient": False})
+    return config

@@ -1,0 +1,28 @@
+"""UniGrad: the gradient that the whole family shares, in its simplest form.
+
+    python -m gsg_jax.main --config=configs/unigrad.py[:RECIPE] [--workdir=DIR]
+
+Not yet run.
+
+Source: Tao et al., CVPR 2022 (arXiv 2112.05141).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "unigrad"
+    config.method.update(
+        {
+            "form": "unigrad",
+            "balance": 100.0,
+            "temperature": 0.2,
+            "eigenvalue_floor": 0.3,
+            "correlation_decay": 0.99,
+        }
+    )
+    return config

@@ -1,0 +1,27 @@
+"""VICReg: views agree, channels vary and do not covary.
+
+    python -m gsg_jax.main --config=configs/vicreg.py[:RECIPE] [--workdir=DIR]
+
+Not yet run.
+
+Source: Bardes et al., ICLR 2022 (arXiv 2105.04906).
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    config = recipes.pretraining(recipe)
+    config.method.name = "vicreg"
+    config.method.update(
+        {
+            "invariance_weight": 25.0,
+            "variance_weight": 25.0,
+            "covariance_weight": 1.0,
+            "stop_gradient": False,
+        }
+    )
+    return config

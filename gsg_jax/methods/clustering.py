@@ -1,0 +1,136 @@
+"""DINO and TWIST: two views of an image choose the same of many classes, that nobody named."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.methods.base import Memory, Metrics, Outputs
+from gsg_jax.methods.contrastive import check_two_views
+
+
+def dino_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    temperature: float,
+    target_temperature: float,
+    first_target_temperature: float,
+    temperature_warmup_steps: int,
+    centre_momentum: float,
+    stop_gradient: bool = True,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """Cross-entropy of each view's class distribution under the sharpened target of the other.
+
+    With a centre c of the targets: q = softmax((z_target - c) / tau_t), p = softmax(z / tau_s),
+      l = -sum_k q_k(x_1) log p_k(x_2), mean over both orders and the batch.
+
+    Args:
+      outputs: online scores p and target scores z_target, each [2, B, K].
+      memory: centre [K] and steps, an int32 scalar.
+      key: unused; the loss draws nothing.
+      temperature: tau_s, above 0.
+      target_temperature: tau_t after the warm-up, above 0 and below tau_s.
+      first_target_temperature: tau_t at the first step; it rises linearly from there.
+      temperature_warmup_steps: length of that rise.
+      centre_momentum: share of the old centre that stays at each step.
+      stop_gradient: False lets the gradient into an online target.
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar, at least 0; metrics has target_temperature and
+      target_entropy, mean over the targets, in [0, log K].
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: Caron et al., ICCV 2021 (arXiv 2104.14294), algorithm 1 and section 3.1.
+    """
+    del key
+    chex.assert_equal_shape([outputs.p, outputs.z_target])
+    chex.assert_axis_dimension(outputs.p, 0, 2)
+    z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
+    progress = jnp.minimum(memory["steps"] / max(temperature_warmup_steps, 1), 1.0)
+    sharpness = first_target_temperature + progress * (
+        target_temperature - first_target_temperature
+    )
+    targets = jax.nn.softmax((z - memory["centre"][None, None]) / sharpness, axis=-1)  # [2, B, K]
+    log_p = jax.nn.log_softmax(outputs.p / temperature, axis=-1)
+    loss = -jnp.mean(jnp.sum(targets[::-1] * log_p, axis=-1))
+
+    seen = jax.lax.stop_gradient(jnp.mean(z, axis=(0, 1)))
+    centre = centre_momentum * memory["centre"] + (1 - centre_momentum) * seen
+    memory = {"centre": centre, "steps": memory["steps"] + 1}
+    entropy = jnp.mean(_entropy(jax.lax.stop_gradient(targets)))
+    return loss, memory, {"target_temperature": sharpness, "target_entropy": entropy}
+
+
+def init_centre(key: jax.Array, *, width: int, **options) -> Memory:
+    """Makes DINO's memory before the first step: a centre of zeros [K], and steps done."""
+    del key, options
+    return {"centre": jnp.zeros(width), "steps": jnp.zeros((), jnp.int32)}
+
+
+def check_dino(
+    *, num_views: int, batch_size: int, temperature: float, target_temperature: float, **options
+) -> None:
+    """Raises ValueError where the target would not be sharper than the source."""
+    check_two_views(num_views=num_views, batch_size=batch_size, **options)
+    if target_temperature > temperature:
+        raise ValueError(
+            f"method.target_temperature is {target_temperature}, above method.temperature "
+            f"({temperature}): a target must be sharper; set it to at most {temperature}"
+        )
+
+
+def twist_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    sharpness_weight: float,
+    diversity_weight: float,
+    stop_gradient: bool = False,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """Twin class distributions: consistent, sharp in each image, diverse over the batch.
+
+    With p_v = softmax(z_v): l = consistency + alpha sharpness - beta diversity,
+      consistency = mean (KL(p_1 | p_2) + KL(p_2 | p_1)) / 2,
+      sharpness   = mean over both views of H(p),
+      diversity   = mean over both views of H(mean over the batch of p).
+
+    Args:
+      outputs: online scores p and target scores z_target, each [2, B, K].
+      memory: unused, returned as it came.
+      key: unused; the loss draws nothing.
+      sharpness_weight: alpha, at least 0.
+      diversity_weight: beta, at least 0.
+      stop_gradient: True keeps the gradient out of an online target.
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar, at least -beta log K; metrics has the three terms.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: Wang et al. (arXiv 2110.07402), eq. 4.
+    """
+    del key
+    chex.assert_equal_shape([outputs.p, outputs.z_target])
+    chex.assert_axis_dimension(outputs.p, 0, 2)
+    z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
+    log_p = jax.nn.log_softmax(outputs.p, axis=-1)  # [2, B, K]
+    log_t = jax.nn.log_softmax(z, axis=-1)[::-1]  # the sibling's
+    p, t = jnp.exp(log_p), jnp.exp(log_t)
+    # Each order's two divergences; the mean over the orders halves their sum.
+    divergences = jnp.sum(p * (log_p - log_t) + t * (log_t - log_p), axis=-1)  # [2, B]
+    consistency = jnp.mean(divergences) / 2
+    sharpness = jnp.mean(_entropy(p))
+    diversity = jnp.mean(_entropy(jnp.mean(p, axis=1)))
+    loss = consistency + sharpness_weight * sharpness - diversity_weight * diversity
+    terms = {"consistency": consistency, "sharpness": sharpness, "diversity": diversity}
+    return loss, memory, terms
+
+
+def _entropy(p: jax.Array) -> jax.Array:
+    """Entropy of distributions over the last axis, in nats."""
+    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-30)), 0), axis=-1)

@@ -1,0 +1,145 @@
+"""SimCLR and MoCo: a view finds its sibling among the other images (InfoNCE)."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.methods.base import Memory, Metrics, Outputs
+from gsg_jax.similarity import normalize
+
+
+def nt_xent_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    temperature: float,
+    stop_gradient: bool = False,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """Mean cross-entropy of finding each view's sibling among all other views of the batch.
+
+    For a view u with sibling u', among the 2 B views t of the target branch:
+      l = -log( exp(u . t' / tau) / sum_{t != itself} exp(u . t / tau) ), on unit vectors.
+
+    Args:
+      outputs: online predictions p and target projections z_target, each [2, B, D].
+      memory: unused, returned as it came.
+      key: unused; the loss draws nothing.
+      temperature: tau, above 0.
+      stop_gradient: True keeps the gradient out of an online target (UniGrad's table 3).
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar, at least 0, log(2 B - 1) where nothing differs. No
+      metrics.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: Chen et al., ICML 2020 (arXiv 2002.05709), eq. 1.
+    """
+    del key
+    sources, targets = _rows(outputs, stop_gradient)
+    num_rows = sources.shape[0]
+    logits = _product(sources, targets) / temperature  # [2 B, 2 B]
+    logits = jnp.where(jnp.eye(num_rows, dtype=bool), -jnp.inf, logits)
+    sibling = jnp.roll(jnp.arange(num_rows), num_rows // 2)
+    positive = jnp.take_along_axis(logits, sibling[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive), memory, {}
+
+
+def moco_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    temperature: float,
+    queue_size: int,
+    stop_gradient: bool = True,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """Mean cross-entropy of finding each view's sibling among a queue of earlier targets.
+
+    For a view u with sibling target t' and the queue's rows k:
+      l = -log( exp(u . t' / tau) / (exp(u . t' / tau) + sum_k exp(u . k / tau)) ), on unit vectors.
+    Both orders of the two views count; the paper's loss is one of them. The targets of the step
+    take the place of the queue's oldest rows afterwards.
+
+    Args:
+      outputs: online predictions p and target projections z_target, each [2, B, D].
+      memory: queue, unit rows [Q, D]; oldest, int32 scalar, where its oldest row lies.
+      key: unused; the loss draws nothing.
+      temperature: tau, above 0.
+      queue_size: Q, at least 2 B.
+      stop_gradient: False lets the gradient into an online target.
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar, at least 0. No metrics.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: He et al., CVPR 2020 (arXiv 1911.05722), eq. 1 and algorithm 1; Chen et al.
+    (arXiv 2003.04297).
+    """
+    del key
+    sources, targets = _rows(outputs, stop_gradient)
+    queue, oldest = memory["queue"], memory["oldest"]
+    siblings = jnp.roll(targets, targets.shape[0] // 2, axis=0)
+    positive = jnp.sum(sources * siblings, axis=-1, keepdims=True)  # [2 B, 1]
+    negative = _product(sources, queue)  # [2 B, Q]
+    logits = jnp.concatenate([positive, negative], axis=1) / temperature
+    loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+
+    places = (oldest + jnp.arange(targets.shape[0])) % queue_size
+    queue = queue.at[places].set(jax.lax.stop_gradient(targets))
+    oldest = (oldest + targets.shape[0]) % queue_size
+    return loss, {"queue": queue, "oldest": oldest}, {}
+
+
+def init_queue(key: jax.Array, *, width: int, queue_size: int, **options) -> Memory:
+    """Makes a queue of random unit rows.
+
+    Args:
+      key: PRNG key.
+      width: D.
+      queue_size: Q.
+      options: of the loss, unused.
+
+    Returns:
+      queue [Q, D] and oldest, an int32 scalar.
+    """
+    del options
+    queue = normalize(jax.random.normal(key, (queue_size, width)))
+    return {"queue": queue, "oldest": jnp.zeros((), jnp.int32)}
+
+
+def check_two_views(*, num_views: int, batch_size: int, **options) -> None:
+    """Raises ValueError where there are not two views an image."""
+    del batch_size, options
+    if num_views != 2:
+        raise ValueError(
+            f"method.num_views is {num_views}, this loss is defined for two views: "
+            "set --config.method.num_views=2"
+        )
+
+
+def check_queue(*, num_views: int, batch_size: int, queue_size: int, **options) -> None:
+    """Raises ValueError where the queue cannot hold one step, or there are not two views."""
+    check_two_views(num_views=num_views, batch_size=batch_size, **options)
+    if queue_size < 2 * batch_size:
+        raise ValueError(
+            f"method.queue_size is {queue_size}, a step adds {2 * batch_size} rows "
+            f"(2 x data.batch_size): set --config.method.queue_size={2 * batch_size} or more"
+        )
+
+
+def _rows(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array]:
+    """Unit rows of the online and of the target branch, first views first, each [2 B, D]."""
+    chex.assert_equal_shape([outputs.p, outputs.z_target])
+    chex.assert_axis_dimension(outputs.p, 0, 2)
+    z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
+    width = z.shape[-1]
+    return normalize(outputs.p).reshape(-1, width), normalize(z).reshape(-1, width)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)

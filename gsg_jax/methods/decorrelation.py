@@ -1,0 +1,132 @@
+"""Barlow Twins and VICReg: views agree, and their channels have nothing to do with each other."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.methods.base import Memory, Metrics, Outputs
+
+STD_EPSILON = 1e-4  # VICReg's, under the root
+
+
+def barlow_twins_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    off_diagonal_weight: float,
+    stop_gradient: bool = False,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """Distance of the views' cross-correlation matrix from the identity.
+
+    With columns standardised over the batch, C = z_1' z_2 / B:
+      l = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2.
+
+    Args:
+      outputs: online predictions p and target projections z_target, each [2, B, D].
+      memory: unused, returned as it came.
+      key: unused; the loss draws nothing.
+      off_diagonal_weight: lambda, at least 0.
+      stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar, at least 0. No metrics.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: Zbontar et al., ICML 2021 (arXiv 2103.03230), eq. 1.
+    """
+    del key
+
+    def one_order(x, y):
+        x, y = standardize(x), standardize(y)
+        correlation = _product(x, y) / x.shape[0]  # [D, D]
+        diagonal = jnp.diagonal(correlation)
+        off_diagonal = jnp.sum(jnp.square(correlation)) - jnp.sum(jnp.square(diagonal))
+        return jnp.sum(jnp.square(1 - diagonal)) + off_diagonal_weight * off_diagonal
+
+    return _both_orders(one_order, outputs, stop_gradient), memory, {}
+
+
+def vicreg_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    invariance_weight: float,
+    variance_weight: float,
+    covariance_weight: float,
+    stop_gradient: bool = False,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """Weighted sum of invariance, variance and covariance terms, on raw projections.
+
+      invariance = mean (z_1 - z_2)^2 over images and channels,
+      variance   = mean_d max(0, 1 - sqrt(Var(z_d) + 1e-4)), halves of both views,
+      covariance = sum_{i != j} Cov(z)_ij^2 / D, of both views.
+
+    Args:
+      outputs: online predictions p and target projections z_target, each [2, B, D].
+      memory: unused, returned as it came.
+      key: unused; the loss draws nothing.
+      invariance_weight: at least 0.
+      variance_weight: at least 0.
+      covariance_weight: at least 0.
+      stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar, at least 0; metrics has the three terms, not
+      weighted.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: Bardes et al., ICLR 2022 (arXiv 2105.04906), eq. 1-6, with the weights' placing of its
+    section 4.2.
+    """
+    del key
+
+    def invariance_of(x, y):
+        return jnp.mean(jnp.square(x - y))
+
+    invariance = _both_orders(invariance_of, outputs, stop_gradient)
+    variance = jnp.mean(jnp.stack([_variance(x) for x in outputs.p]))
+    covariance = jnp.sum(jnp.stack([_covariance(x) for x in outputs.p]))
+    loss = (
+        invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+    )
+    terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
+    return loss, memory, terms
+
+
+def standardize(x: jax.Array) -> jax.Array:
+    """Columns of [B, D] with mean 0 and standard deviation 1; a constant column becomes 0."""
+    centred = x - jnp.mean(x, axis=0, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=0, keepdims=True)
+    is_constant = variance == 0
+    return jnp.where(is_constant, 0.0, centred / jnp.sqrt(jnp.where(is_constant, 1.0, variance)))
+
+
+def _variance(x: jax.Array) -> jax.Array:
+    std = jnp.sqrt(jnp.var(x, axis=0, ddof=1) + STD_EPSILON)  # [D]
+    return jnp.mean(jax.nn.relu(1 - std))
+
+
+def _covariance(x: jax.Array) -> jax.Array:
+    batch_size, width = x.shape
+    centred = x - jnp.mean(x, axis=0, keepdims=True)
+    covariance = _product(centred, centred) / (batch_size - 1)  # [D, D]
+    squares = jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(jnp.diagonal(covariance)))
+    return squares / width
+
+
+def _both_orders(of_pair, outputs: Outputs, stop_gradient: bool) -> jax.Array:
+    """The mean of a pair's loss over its two orders, online branch first."""
+    chex.assert_equal_shape([outputs.p, outputs.z_target])
+    chex.assert_axis_dimension(outputs.p, 0, 2)
+    z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
+    return (of_pair(outputs.p[0], z[1]) + of_pair(outputs.p[1], z[0])) / 2
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,79 @@
+"""DirectPred: the predictor in closed form, from the correlation of the targets."""
+
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.methods.asymmetric import asymmetric_loss
+from gsg_jax.methods.base import Memory, Metrics, Outputs
+from gsg_jax.methods.correlation import init_correlation, update_correlation
+from gsg_jax.similarity import normalize
+
+
+def directpred_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    correlation_decay: float,
+    eigenvalue_floor: float,
+    predictor_every_steps: int,
+    stop_gradient: bool = True,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """The asymmetric loss of predictions W z, W made anew from the running correlation matrix F.
+
+    F = U diag(s) U' gives W = U diag(sqrt(s) + epsilon max sqrt(s)) U'. No gradient enters W.
+
+    Args:
+      outputs: online predictions p (projections, where no other predictor is configured) and target
+        projections z_target, each [V, B, D].
+      memory: of init_predictor; F runs on unit target projections.
+      key: unused; the loss draws nothing.
+      correlation_decay: rho of F, in [0, 1].
+      eigenvalue_floor: epsilon, at least 0.
+      predictor_every_steps: how often W follows F; its eigenvectors are the step's cost.
+      stop_gradient: False lets the gradient into an online target.
+
+    Returns:
+      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better. No metrics.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there is one view.
+
+    Source: Tian et al., ICML 2021 (arXiv 2102.06810), section 4; the correlation on unit rows is
+    UniGrad's (arXiv 2112.05141).
+    """
+    running = update_correlation(memory["running"], normalize(outputs.z_target), correlation_decay)
+    predictor = jax.lax.cond(
+        memory["steps"] % predictor_every_steps == 0,
+        lambda: closed_form_predictor(running["correlation"], eigenvalue_floor),
+        lambda: memory["predictor"],
+    )
+    p = jnp.matmul(outputs.p, predictor, precision=jax.lax.Precision.HIGHEST)
+    loss, _, metrics = asymmetric_loss(outputs._replace(p=p), {}, key, stop_gradient=stop_gradient)
+    memory = {"running": running, "predictor": predictor, "steps": memory["steps"] + 1}
+    return loss, memory, metrics
+
+
+def closed_form_predictor(correlation: jax.Array, eigenvalue_floor: float) -> jax.Array:
+    """W of a correlation matrix.
+
+    Args:
+      correlation: F, [D, D], symmetric and positive semidefinite.
+      eigenvalue_floor: epsilon, the share of the largest root that is added to each.
+
+    Returns:
+      U diag(sqrt(s) + epsilon max sqrt(s)) U', [D, D], symmetric.
+    """
+    values, vectors = jnp.linalg.eigh(correlation)
+    roots = jnp.sqrt(jnp.maximum(values, 0))
+    roots = roots + eigenvalue_floor * jnp.max(roots)
+    return jnp.matmul(vectors * roots[None], vectors.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def init_predictor(key: jax.Array, *, width: int, **options) -> Memory:
+    """Makes the memory before the first step: F, W = identity, and steps done, an int32 scalar."""
+    return {
+        "running": init_correlation(key, width=width, **options),
+        "predictor": jnp.eye(width),
+        "steps": jnp.zeros((), jnp.int32),
+    }

@@ -1,0 +1,283 @@
+"""One gradient for the whole family: positive part + balance x negative part (UniGrad).
+
+Notation, for a view u_1 of N images: u_2 is its sibling in the target branch, v runs over the
+target branch's rows of both views, F is their running correlation matrix. Rows are of unit
+length, but for Barlow Twins, whose columns are standardised, and VICReg, which takes them as they
+are. A form returns the two parts of the gradient with respect to u_1, and in the other order to
+u_2; the surrogate loss sum(stop_gradient(g) u) has that gradient.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.methods.base import Memory, Metrics, Outputs
+from gsg_jax.methods.contrastive import check_two_views
+from gsg_jax.methods.correlation import update_correlation
+from gsg_jax.methods.decorrelation import STD_EPSILON, standardize
+from gsg_jax.similarity import norm, normalize
+
+
+class Pair(NamedTuple):
+    """What a form sees: rows of both branches, and the settings.
+
+    Attributes:
+      u: online rows, [2, N, D].
+      t: target rows, [2, N, D]; no gradient.
+      correlation: F after this step's update, [D, D].
+      balance: lambda, the weight of the negative part.
+      temperature: tau of the contrastive forms.
+      eigenvalue_floor: epsilon of the DirectPred forms.
+    """
+
+    u: jax.Array
+    t: jax.Array
+    correlation: jax.Array
+    balance: float
+    temperature: float
+    eigenvalue_floor: float
+
+
+Gradients = tuple[jax.Array, jax.Array]
+
+
+# --- Contrastive -------------------------------------------------------------------------------
+
+
+def moco(pair: Pair) -> Gradients:
+    """G = 1/(2 N tau) (-u_2 + sum_v s_v v), s the softmax of u_1 . v / tau over all targets."""
+    bank = _rows(pair.t)
+    shares = jax.nn.softmax(_dot(_rows(pair.u), bank.T) / pair.temperature, axis=1)
+    negative = _dot(shares, bank).reshape(pair.u.shape)
+    scale = 1 / (2 * pair.u.shape[1] * pair.temperature)
+    return -scale * _siblings(pair.t), scale * negative
+
+
+def simclr(pair: Pair) -> Gradients:
+    """Weight-sharing, both terms: what u_1 gets as a source and what it gets as a target.
+
+    g = 1/(2 N tau) (-2 u_2 + sum_v s_v v + sum_v t_v v): s_v is u_1's softmax over the other rows,
+    t_v the share that row v's softmax gives to u_1.
+    """
+    rows = _rows(pair.u)
+    logits = _dot(rows, rows.T) / pair.temperature
+    shares = jax.nn.softmax(jnp.where(jnp.eye(len(rows), dtype=bool), -jnp.inf, logits), axis=1)
+    negative = _dot(shares + shares.T, rows).reshape(pair.u.shape)
+    scale = 1 / (2 * pair.u.shape[1] * pair.temperature)
+    return -2 * scale * _siblings(pair.u), scale * negative
+
+
+# --- Asymmetric --------------------------------------------------------------------------------
+
+
+def directpred(pair: Pair) -> Gradients:
+    """G = 1/(2 N |W u_1|) (-W u_2 + lambda_1 (F + epsilon^2 s_max I) u_1).
+
+    lambda_1 = u_1' W u_2 / u_1' (F + epsilon^2 s_max I) u_1 makes g and u_1 orthogonal.
+    """
+    return _directpred(pair, dynamic=True, keeps_predictor=True)
+
+
+def directpred_no_predictor(pair: Pair) -> Gradients:
+    """DirectPred with the positive part simplified: g = 1/(2 N) (-u_2 + lambda_1 (F + ..) u_1)."""
+    return _directpred(pair, dynamic=True, keeps_predictor=False)
+
+
+def directpred_constant(pair: Pair) -> Gradients:
+    """DirectPred simplified twice: g = 1/(2 N) (-u_2 + balance (F + epsilon^2 s_max I) u_1)."""
+    return _directpred(pair, dynamic=False, keeps_predictor=False)
+
+
+def _directpred(pair: Pair, *, dynamic: bool, keeps_predictor: bool) -> Gradients:
+    values, vectors = jnp.linalg.eigh(pair.correlation)
+    values = jnp.maximum(values, 0)
+    roots = jnp.sqrt(values) + pair.eigenvalue_floor * jnp.sqrt(jnp.max(values))
+    shifted = values + pair.eigenvalue_floor**2 * jnp.max(values)
+    predicted = _dot(_dot(pair.u, vectors) * roots[None, None], vectors.T)  # W u
+    positive = _siblings(pair.t)
+    if keeps_predictor:
+        positive = _dot(_dot(positive, vectors) * roots[None, None], vectors.T)  # W u_2
+    negative = _dot(
+        _dot(pair.u, vectors) * shifted[None, None], vectors.T
+    )  # (F + epsilon^2 s_max I) u_1
+    balance = pair.balance
+    if dynamic:
+        along = jnp.sum(pair.u * positive, axis=-1, keepdims=True)
+        balance = along / jnp.sum(pair.u * negative, axis=-1, keepdims=True)
+    scale = 1 / (2 * pair.u.shape[1])
+    if keeps_predictor:
+        scale = scale / norm(predicted)[..., None]
+    return -scale * positive, scale * balance * negative
+
+
+# --- Decorrelating -----------------------------------------------------------------------------
+
+
+def barlow_twins(pair: Pair) -> Gradients:
+    """G = 2/N (-A u_2 + lambda sum_v (u_2 . v_2) v_1 / N), A = I - (1 - lambda) diag(C).
+
+    The rows' columns are standardised over the batch, C = mean_v v_1 v_2'.
+    """
+    num_images = pair.u.shape[1]
+    siblings = _siblings(pair.t)
+    diagonal = jnp.mean(pair.u * siblings, axis=1, keepdims=True)  # of C, in each order
+    positive = (1 - (1 - pair.balance) * diagonal) * siblings
+    return -2 / num_images * positive, 2 / num_images * pair.balance * _decorrelating(pair)
+
+
+def barlow_twins_identity(pair: Pair) -> Gradients:
+    """Barlow Twins with A = I: g = 2/N (-u_2 + lambda sum_v (u_2 . v_2) v_1 / N)."""
+    num_images = pair.u.shape[1]
+    negative = 2 / num_images * pair.balance * _decorrelating(pair)
+    return -2 / num_images * _siblings(pair.t), negative
+
+
+def barlow_twins_l2(pair: Pair) -> Gradients:
+    """Barlow Twins on unit rows: g = 1/N (-u_2 + lambda sum_v (u_2 . v_2) v_1 / N)."""
+    num_images = pair.u.shape[1]
+    return -_siblings(pair.t) / num_images, pair.balance * _decorrelating(pair) / num_images
+
+
+def vicreg(pair: Pair) -> Gradients:
+    """G of l = 1/N sum |u_1 - u_2|^2 + lambda sum_{i != j} Cov_ij^2 + sum_i max(0, 1 - std_i).
+
+    g = 2/N (u_1 - u_2) + 4 lambda/(N - 1) (Cov - diag Cov) u_1 - [std < 1] u_1 / ((N - 1) std).
+    Here u_1 in the second and third term is centred over the batch.
+    """
+    num_images = pair.u.shape[1]
+    centred = pair.u - jnp.mean(pair.u, axis=1, keepdims=True)
+    covariance = jnp.einsum("vni,vnj->vij", centred, centred, precision=jax.lax.Precision.HIGHEST)
+    covariance = covariance / (num_images - 1)
+    variance = jnp.diagonal(covariance, axis1=1, axis2=2)[:, None]  # [2, 1, D]
+    std = jnp.sqrt(variance + STD_EPSILON)
+    decorrelating = jnp.matmul(centred, covariance, precision=jax.lax.Precision.HIGHEST)
+    decorrelating = 4 * pair.balance / (num_images - 1) * (decorrelating - variance * centred)
+    spreading = jnp.where(std < 1, centred / std, 0) / (num_images - 1)
+    positive = -2 / num_images * _siblings(pair.t)
+    return positive, 2 / num_images * pair.u + decorrelating - spreading
+
+
+def vicreg_l2(pair: Pair) -> Gradients:
+    """VICReg on unit rows: g = 1/N (-u_2 + lambda sum_v (u_1 . v_1) v_1 / N)."""
+    num_images = pair.u.shape[1]
+    gram = jnp.matmul(pair.u, pair.u.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
+    negative = jnp.matmul(gram, pair.u, precision=jax.lax.Precision.HIGHEST) / num_images
+    return -_siblings(pair.t) / num_images, pair.balance * negative / num_images
+
+
+def _decorrelating(pair: Pair) -> jax.Array:
+    """sum_v (u_2 . v_2) v_1 / N for each u_1, in both orders, [2, N, D]."""
+    siblings = _siblings(pair.t)
+    gram = jnp.matmul(siblings, siblings.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
+    product = jnp.matmul(gram, pair.u, precision=jax.lax.Precision.HIGHEST)
+    return product / pair.u.shape[1]
+
+
+# --- The member that is left when all is simplified -----------------------------------------------
+
+
+def unigrad(pair: Pair) -> Gradients:
+    """G = 1/(2 N) (-u_2 + lambda F u_1)."""
+    scale = 1 / (2 * pair.u.shape[1])
+    return -scale * _siblings(pair.t), scale * pair.balance * _dot(pair.u, pair.correlation)
+
+
+# Each form, and what its rows are.
+FORMS: dict[str, tuple[Callable[[Pair], Gradients], Callable[[jax.Array], jax.Array]]] = {
+    "moco": (moco, normalize),
+    "simclr": (simclr, normalize),
+    "simclr_one_term": (moco, normalize),
+    "directpred": (directpred, normalize),
+    "directpred_no_predictor": (directpred_no_predictor, normalize),
+    "directpred_constant": (directpred_constant, normalize),
+    "barlow_twins": (barlow_twins, jax.vmap(standardize)),
+    "barlow_twins_identity": (barlow_twins_identity, jax.vmap(standardize)),
+    "barlow_twins_l2": (barlow_twins_l2, normalize),
+    "vicreg": (vicreg, lambda x: x),
+    "vicreg_l2": (vicreg_l2, normalize),
+    "unigrad": (unigrad, normalize),
+}
+
+
+def unified_loss(
+    outputs: Outputs,
+    memory: Memory,
+    key: jax.Array,
+    *,
+    form: str,
+    balance: float,
+    temperature: float,
+    eigenvalue_floor: float,
+    correlation_decay: float,
+    stop_gradient: bool = True,
+) -> tuple[jax.Array, Memory, Metrics]:
+    """The surrogate loss whose gradient is a form's.
+
+    Args:
+      outputs: online predictions p and target projections z_target, each [2, B, D].
+      memory: the running correlation matrix of the target's unit rows.
+      key: unused; the loss draws nothing.
+      form: one of FORMS.
+      balance: lambda, the weight of the negative part.
+      temperature: tau of the contrastive forms.
+      eigenvalue_floor: epsilon of the DirectPred forms.
+      correlation_decay: rho of the running correlation.
+      stop_gradient: must be True; a gradient that is given has no other target.
+
+    Returns:
+      (loss, memory, metrics): the loss's gradient counts, not its value; metrics has
+      positive_similarity, the mean cosine between a view and its sibling's target, in [-1, 1], and
+      positive_gradient and negative_gradient, the norms of the two parts.
+
+    Raises:
+      AssertionError: at trace time, where the shapes differ or there are not two views.
+
+    Source: Tao et al., CVPR 2022 (arXiv 2112.05141), table 2 and eq. 16.
+    """
+    del key, stop_gradient
+    chex.assert_equal_shape([outputs.p, outputs.z_target])
+    chex.assert_axis_dimension(outputs.p, 0, 2)
+    z_target = jax.lax.stop_gradient(outputs.z_target)
+    memory = update_correlation(memory, normalize(z_target), correlation_decay)
+    of_pair, rows_of = FORMS[form]
+    u = rows_of(outputs.p)
+    pair = Pair(
+        u=jax.lax.stop_gradient(u),
+        t=rows_of(z_target),
+        correlation=memory["correlation"],
+        balance=balance,
+        temperature=temperature,
+        eigenvalue_floor=eigenvalue_floor,
+    )
+    positive, negative = of_pair(pair)
+    loss = jnp.sum(jax.lax.stop_gradient(positive + negative) * u)
+    cosines = jnp.sum(normalize(pair.u) * normalize(_siblings(pair.t)), axis=-1)
+    metrics = {
+        "positive_similarity": jnp.mean(cosines),
+        "positive_gradient": jnp.sqrt(jnp.sum(jnp.square(positive))),
+        "negative_gradient": jnp.sqrt(jnp.sum(jnp.square(negative))),
+    }
+    return loss, memory, metrics
+
+
+def check_form(*, num_views: int, batch_size: int, form: str, **options) -> None:
+    """Raises ValueError where there is no such form, or there are not two views."""
+    check_two_views(num_views=num_views, batch_size=batch_size, **options)
+    if form not in FORMS:
+        raise ValueError(f"method.form is {form!r}: take one of {', '.join(FORMS)}")
+
+
+def _siblings(x: jax.Array) -> jax.Array:
+    """The other view's rows, [2, N, D]."""
+    return x[::-1]
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

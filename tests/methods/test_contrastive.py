@@ -1,0 +1,108 @@
+"""SimCLR's and MoCo's loss equal a loop over the anchors; the queue is first in, first out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gsg_jax.methods.base import Outputs
+from gsg_jax.methods.contrastive import (
+    check_queue,
+    check_two_views,
+    init_queue,
+    moco_loss,
+    nt_xent_loss,
+)
+from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
+
+
+def cross_entropy(positive, others):
+    """-log of the positive's share among itself and the others."""
+    return -positive + np.log(np.exp(positive) + np.sum(np.exp(others)))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_nt_xent_equals_a_loop_over_anchors(shared):
+    p, z = fresh(0)
+    value, _, _ = loss_and_gradient(nt_xent_loss, p, None if shared else z, temperature=0.3)
+    u, t = unit(p), unit(p if shared else z)
+    terms = []
+    for view in range(2):
+        for n in range(7):
+            positive = u[view, n] @ t[1 - view, n] / 0.3
+            others = [
+                u[view, n] @ t[w, m] / 0.3
+                for w in range(2)
+                for m in range(7)
+                if (w, m) not in ((view, n), (1 - view, n))
+            ]
+            terms.append(cross_entropy(positive, others))
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-12)
+
+
+def test_images_that_do_not_differ_cost_the_log_of_the_choices():
+    p = np.ones((2, 6, 4))
+    value, gradient, _ = loss_and_gradient(nt_xent_loss, p, temperature=0.5)
+    np.testing.assert_allclose(value, np.log(11))
+    np.testing.assert_allclose(gradient, 0, atol=1e-12)
+
+
+def test_a_stop_gradient_leaves_the_value_and_changes_the_gradient():
+    p, _ = fresh(1)
+    shared = loss_and_gradient(nt_xent_loss, p, temperature=0.3)
+    stopped = loss_and_gradient(nt_xent_loss, p, temperature=0.3, stop_gradient=True)
+    np.testing.assert_allclose(shared[0], stopped[0])
+    assert np.abs(shared[1] - stopped[1]).max() > 1e-3
+
+
+def test_moco_equals_a_loop_over_the_queue():
+    p, z = fresh(2)
+    queue = unit(np.random.default_rng(3).normal(size=(20, 5)))
+    memory = {"queue": queue, "oldest": np.int32(3)}
+    value, _, (after, _) = loss_and_gradient(
+        moco_loss, p, z, memory, temperature=0.2, queue_size=20
+    )
+    u, t = unit(p), unit(z)
+    terms = [
+        cross_entropy(u[v, n] @ t[1 - v, n] / 0.2, [u[v, n] @ row / 0.2 for row in queue])
+        for v in range(2)
+        for n in range(7)
+    ]
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-12)
+    expected = queue.copy()
+    for place, row in enumerate(t.reshape(-1, 5), 3):
+        expected[place % 20] = row
+    np.testing.assert_allclose(after["queue"], expected, rtol=1e-12)
+    assert after["oldest"] == (3 + 14) % 20
+
+
+def test_the_queue_forgets_the_oldest_first():
+    memory = init_queue(jax.random.key(0), width=3, queue_size=10, temperature=0.2)
+    np.testing.assert_allclose(np.linalg.norm(memory["queue"], axis=1), 1, rtol=1e-6)
+    history = []
+    for step in range(4):  # 6 rows a step, 10 places
+        z = jnp.asarray(np.random.default_rng(step).normal(size=(2, 3, 3)), jnp.float32)
+        _, memory, _ = moco_loss(
+            outputs_of(z, z), memory, jax.random.key(0), temperature=0.2, queue_size=10
+        )
+        history += list(unit(np.asarray(z)).reshape(-1, 3))
+    rows = sorted(map(tuple, np.round(memory["queue"], 4).tolist()))
+    assert rows == sorted(map(tuple, np.round(history[-10:], 4).tolist()))
+
+
+def test_no_gradient_enters_the_targets_of_moco():
+    memory = init_queue(jax.random.key(0), width=5, queue_size=14)
+
+    def value(z):
+        outputs = Outputs(h=z, z=z, p=jnp.ones((2, 7, 5)), z_target=z)
+        return moco_loss(outputs, memory, jax.random.key(0), temperature=0.2, queue_size=14)[0]
+
+    assert not np.asarray(jax.grad(value)(jnp.asarray(fresh(4)[0], jnp.float32))).any()
+
+
+def test_what_does_not_fit_is_said_with_the_mend():
+    with pytest.raises(ValueError, match=r"num_views is 3.*num_views=2"):
+        check_two_views(num_views=3, batch_size=8, temperature=0.2)
+    with pytest.raises(ValueError, match=r"queue_size is 15.*queue_size=16"):
+        check_queue(num_views=2, batch_size=8, queue_size=15, temperature=0.2)
+    check_queue(num_views=2, batch_size=8, queue_size=16, temperature=0.2)

@@ -1,0 +1,73 @@
+"""Barlow Twins' and VICReg's loss equal loops over channels and images."""
+
+import numpy as np
+import pytest
+
+from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
+from tests.methods.loops import fresh, loss_and_gradient
+
+WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 7.0, "covariance_weight": 1.5}
+
+
+def barlow_loop(x, y, weight):
+    total = 0.0
+    for i in range(x.shape[1]):
+        for j in range(y.shape[1]):
+            a, b = x[:, i] - x[:, i].mean(), y[:, j] - y[:, j].mean()
+            c = np.mean(a * b) / np.sqrt(np.mean(a * a) * np.mean(b * b))
+            total += (1 - c) ** 2 if i == j else weight * c**2
+    return total
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_barlow_twins_equals_a_loop(shared):
+    p, z = fresh(0)
+    value, _, _ = loss_and_gradient(
+        barlow_twins_loss, p, None if shared else z, off_diagonal_weight=0.2
+    )
+    t = p if shared else z
+    expected = (barlow_loop(p[0], t[1], 0.2) + barlow_loop(p[1], t[0], 0.2)) / 2
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+def test_barlow_twins_of_a_constant_channel_is_finite():
+    p, _ = fresh(1)
+    p[:, :, 2] = 3.0
+    value, gradient, _ = loss_and_gradient(barlow_twins_loss, p, off_diagonal_weight=0.2)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_vicreg_equals_a_loop(shared):
+    p, z = fresh(2)
+    p = p * np.array([0.1, 1.0, 3.0, 0.5, 0.01])  # channels on both sides of the hinge
+    value, _, (_, terms) = loss_and_gradient(vicreg_loss, p, None if shared else z, **WEIGHTS)
+    t = p if shared else z
+    invariance = (np.mean((p[0] - t[1]) ** 2) + np.mean((p[1] - t[0]) ** 2)) / 2
+    variance = covariance = 0.0
+    for x in p:
+        for i in range(5):
+            std = np.sqrt(np.var(x[:, i], ddof=1) + 1e-4)
+            variance += max(0.0, 1 - std) / 5 / 2
+            for j in range(5):
+                a, b = x[:, i] - x[:, i].mean(), x[:, j] - x[:, j].mean()
+                covariance += (i != j) * (np.sum(a * b) / 6) ** 2 / 5
+    for name, expected in (
+        ("invariance", invariance),
+        ("variance", variance),
+        ("covariance", covariance),
+    ):
+        np.testing.assert_allclose(terms[name], expected, rtol=1e-10)
+    np.testing.assert_allclose(value, 25 * invariance + 7 * variance + 1.5 * covariance, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(barlow_twins_loss, {"off_diagonal_weight": 0.2}), (vicreg_loss, WEIGHTS)],
+)
+def test_a_stop_gradient_leaves_the_value_and_changes_the_gradient(loss, options):
+    p, _ = fresh(3)
+    shared = loss_and_gradient(loss, p, **options)
+    stopped = loss_and_gradient(loss, p, stop_gradient=True, **options)
+    np.testing.assert_allclose(shared[0], stopped[0])
+    assert np.abs(shared[1] - stopped[1]).max() > 1e-4
