@@ -22,6 +22,8 @@ def small_config(method: str, **method_overrides) -> ConfigDict:
             "predictor_hidden_width": 6,
         }
     )
+    if "queue_size" in config.method:
+        config.method.queue_size = 32
     config.views.size = 12
     config.data.batch_size = 16
     config.optim.learning_rate = 2.0

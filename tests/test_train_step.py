@@ -11,6 +11,9 @@ from jax.sharding import Mesh
 from gsg_jax import mesh as meshes
 from gsg_jax.experiment import build_experiment, jit_step
 from gsg_jax.methods import METHODS
+from gsg_jax.methods.asymmetric import asymmetric_loss
+from gsg_jax.methods.directpred import directpred_loss
+from gsg_jax.methods.guided import guided_loss
 from gsg_jax.train_step import init_state, train_step, update_ema
 from tests.small import images, small_config, small_experiment
 
@@ -62,7 +65,8 @@ def test_the_loss_falls_on_a_fixed_batch(history):
 def test_metrics_lie_in_their_ranges(history):
     method, _, _, logs = history
     for log in logs:
-        assert -1 <= log["loss"] <= 1
+        if METHODS[method].loss in (asymmetric_loss, directpred_loss, guided_loss):
+            assert -1 <= log["loss"] <= 1
         assert 0 < log["projection_std"] < 1.1
         assert 1 <= log["embedding_rank"] <= 8
         shares = [log[name] for name in log if name.startswith("closest_")]
@@ -103,7 +107,8 @@ def test_one_step_on_eight_devices_equals_one_device(method):
     jax.tree.map(close, eight.params, one.params)
     jax.tree.map(close, eight.target_params, one.target_params)
     jax.tree.map(close, eight.batch_stats, one.batch_stats)
-    np.testing.assert_allclose(eight_log["loss"], one_log["loss"], atol=1e-5)
+    np.testing.assert_allclose(eight_log["loss"], one_log["loss"], rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, eight.memory, one.memory)
     for name in one_log:
         if name.startswith("closest_"):
             assert eight_log[name] == one_log[name]

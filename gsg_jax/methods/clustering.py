@@ -49,7 +49,7 @@ def dino_loss(
     chex.assert_equal_shape([outputs.p, outputs.z_target])
     chex.assert_axis_dimension(outputs.p, 0, 2)
     z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
-    progress = jnp.minimum(memory["steps"] / max(temperature_warmup_steps, 1), 1.0)
+    progress = jnp.minimum(memory["steps"].astype(z.dtype) / max(temperature_warmup_steps, 1), 1)
     sharpness = first_target_temperature + progress * (
         target_temperature - first_target_temperature
     )

@@ -25,7 +25,8 @@ def loss_and_gradient(loss, p, z=None, memory=None, **options):
 
         def value(p):
             targets = p if z is None else jnp.asarray(z, jnp.float64)
-            value, *rest = loss(outputs_of(p, targets), memory or {}, jax.random.key(0), **options)
+            before = jax.tree.map(jnp.asarray, memory or {})
+            value, *rest = loss(outputs_of(p, targets), before, jax.random.key(0), **options)
             return value, rest
 
         p = jnp.asarray(p, jnp.float64)
