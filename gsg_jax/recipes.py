@@ -189,8 +189,8 @@ def _default(config: ConfigDict) -> None:
     """The embedded images; tuned for a laptop of two cores and six minutes."""
     _garments(config)
     config.data.update({"name": "embedded", "batch_size": 32})
-    config.eval.knn_every_epochs = 6
-    config.run.num_epochs = 18
+    config.eval.knn_every_epochs = 4
+    config.run.num_epochs = 16
 
 
 def _garments(config: ConfigDict) -> None:
