@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-fast lint format bench clean
+.PHONY: help setup quickstart test test-fast lint format bench compare clean
 help: ## says what the verbs are
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -45,6 +45,9 @@ format: $(VENV)/.dev ## mends style and format
 
 bench: setup ## times the step of every method
 	@$(BIN)/python benchmarks/step_time.py
+
+compare: setup ## pretrains briefly with every method and prints one table (runs/compare)
+	@$(BIN)/python benchmarks/compare.py
 
 clean: ## removes .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -48,6 +48,16 @@ def check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
         )
 
 
+def check_queue(config: ml_collections.ConfigDict, source: Source) -> None:
+    """Raises UserError where a queue would hold more rows than there are images."""
+    queue_size = config.method.get("queue_size", 0)
+    if queue_size > len(source):
+        raise UserError(
+            f"--config.method.queue_size={queue_size}: {source.name!r} has {len(source)} images, of "
+            f"which the queue would hold copies; set it to at most {len(source)}"
+        )
+
+
 def build_experiment(
     config: ml_collections.ConfigDict, *, num_steps: int, steps_per_epoch: int
 ) -> Experiment:

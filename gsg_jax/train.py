@@ -20,7 +20,13 @@ from gsg_jax.data.sources import open_source
 from gsg_jax.errors import UserError
 from gsg_jax.evaluation.features import Embed, backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
-from gsg_jax.experiment import build_experiment, build_loader, check_channels, jit_step
+from gsg_jax.experiment import (
+    build_experiment,
+    build_loader,
+    check_channels,
+    check_queue,
+    jit_step,
+)
 from gsg_jax.guards import CollapseWatch, LossGuard, stop_signals
 from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
 from gsg_jax.optim import learning_rate_schedule
@@ -55,6 +61,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     mesh = meshes.make_mesh(config.data.batch_size)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
+    check_queue(config, train)
     loader = build_loader(config, train)
     workdirs.claim(workdir, config)
     monitor = None

@@ -63,7 +63,9 @@ def on_images(folder: pathlib.Path) -> list[str]:
 
 def tiny(name: str, folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> list[str]:
     """The flags of a tiny run; later overrides win."""
-    given = {flag.partition("=")[0]: flag for flag in (*TINY, *on_images(folder), *overrides)}
+    small_queue = ["--config.method.queue_size=32"] if name == "moco_v2" else []
+    flags = (*TINY, *small_queue, *on_images(folder), *overrides)
+    given = {flag.partition("=")[0]: flag for flag in flags}
     return [config(name), f"--workdir={workdir}", *given.values()]
 
 

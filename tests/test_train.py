@@ -187,6 +187,13 @@ def test_every_target_and_predictor_trains_with_every_method(
     assert len(losses) == 4 and len(set(losses)) == 4 and np.all(np.isfinite(losses))
 
 
+def test_a_queue_larger_than_the_data_is_refused_before_anything_is_written(images, tmp_path):
+    flags = ["--config.method.queue_size=41"]
+    status, _, err = call(*tiny("moco_v2", images, tmp_path / "run", *flags))
+    assert status == 1 and not (tmp_path / "run").exists()
+    assert "--config.method.queue_size=41" in err and "has 40 images" in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pairing", "num_views"), [("permutation", 4), ("roll", 2), ("halves", 2), ("nearest", 2)]

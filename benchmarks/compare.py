@@ -1,0 +1,74 @@
+"""Pretrains with every method for the same short time, and prints one table.
+
+    python benchmarks/compare.py [--recipe=default] [--epochs=3] [--methods=simclr,unigrad]
+        [--workdir=runs/compare]
+
+Each method is a run of its own in WORKDIR/METHOD; a run that is there already goes on, or is read.
+Rows hold k-NN top-1 (percent) beside the untrained encoder's, the collapse figures of the last
+logged step, and the seconds of training.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from gsg_jax.methods import METHODS
+from gsg_jax.metrics import read_lines
+
+COLUMNS = ("method", "k-NN", "untrained", "std x sqrt(D)", "rank", "seconds")
+
+
+def main() -> None:
+    """Runs what was asked for, then prints the table to standard output."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="default", help="recipe of the configs")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of each run")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods, comma-separated")
+    parser.add_argument("--workdir", default="runs/compare", help="where the runs go")
+    arguments = parser.parse_args()
+    methods = arguments.methods.split(",")
+    if unknown := [method for method in methods if method not in METHODS]:
+        parser.error(f"--methods={unknown[0]}: take from {', '.join(METHODS)}")
+    if arguments.epochs < 1:
+        parser.error(f"--epochs={arguments.epochs}: must be 1 or more")
+
+    table = Table(*COLUMNS, title=f"{arguments.epochs} epochs each, recipe {arguments.recipe}")
+    for method in methods:
+        folder = pathlib.Path(arguments.workdir) / method
+        table.add_row(*row(method, train(method, arguments, folder), folder))
+    Console(width=100).print(table)
+
+
+def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
+    """Pretrains with a method in a process of its own; returns its final figures."""
+    flags = [
+        f"--config=configs/{method}.py:{arguments.recipe}",
+        f"--workdir={folder}",
+        f"--config.run.num_epochs={arguments.epochs}",
+        f"--config.eval.knn_every_epochs={arguments.epochs}",
+    ]
+    command = [sys.executable, "-m", "gsg_jax.main", *flags]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(method: str, figures: dict, folder: pathlib.Path) -> list[str]:
+    """A method's row of the table."""
+    watched = [line for line in read_lines(folder / "metrics.jsonl") if "embedding_rank" in line]
+    return [
+        method,
+        f"{100 * figures['knn_top1']:.2f}",
+        f"{100 * figures['knn_top1_untrained']:.2f}",
+        f"{watched[-1]['projection_std']:.2f}",
+        f"{watched[-1]['embedding_rank']:.1f}",
+        f"{figures['train_seconds']:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
