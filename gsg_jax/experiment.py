@@ -53,8 +53,8 @@ def check_queue(config: ml_collections.ConfigDict, source: Source) -> None:
     queue_size = config.method.get("queue_size", 0)
     if queue_size > len(source):
         raise UserError(
-            f"--config.method.queue_size={queue_size}: {source.name!r} has {len(source)} images, of "
-            f"which the queue would hold copies; set it to at most {len(source)}"
+            f"--config.method.queue_size={queue_size}: {source.name!r} has {len(source)} "
+            f"images, of which the queue would hold copies; set it to at most {len(source)}"
         )
 
 
