@@ -2,7 +2,9 @@
 
     python -m gsg_jax.main --config=configs/byol.py[:RECIPE] [--workdir=DIR]
 
-Every recipe: not yet run.
+    default        1 CPU core    674 s    k-NN top-1 0.8290 (untrained 0.7525, pixels 0.8025)
+
+Seed 0, k 20, 18 epochs, commit 1a2923b. fashion_mnist, cifar10, imagenet and folder: not yet run.
 
 Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733).
 """

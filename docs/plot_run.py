@@ -49,15 +49,15 @@ def draw_knn(axes, lines: list[dict], baselines: dict, k: int) -> None:
     epochs = [0, *(line["epoch"] for line in scored)]
     top1 = [baselines["knn_top1_untrained"], *(line["knn_top1"] for line in scored)]
     axes.plot(epochs, top1, marker="o", markersize=3, color="tab:blue")
-    axes.annotate(f"{top1[-1]:.3f}", (epochs[-1], top1[-1]), ha="right", va="bottom")
-    # The curve starts at "untrained" on the left and ends, one hopes, above "raw pixels".
-    for name, label, x, side in (
-        ("knn_top1_pixels", "raw pixels", epochs[0], "left"),
-        ("knn_top1_untrained", "untrained", epochs[-1], "right"),
+    axes.annotate(f"{top1[-1]:.4f}", (epochs[-1], top1[-1]), ha="right", va="bottom")
+    # Below the line of "raw pixels", for the curve ends, one hopes, above it.
+    for name, label, side in (
+        ("knn_top1_pixels", "raw pixels", "top"),
+        ("knn_top1_untrained", "untrained", "bottom"),
     ):
         axes.axhline(baselines[name], linestyle="--", linewidth=1, color="tab:gray")
-        text = f"{label} {baselines[name]:.3f}"
-        axes.annotate(text, (x, baselines[name]), ha=side, va="bottom", color="gray")
+        text = f"{label} {baselines[name]:.4f} "
+        axes.annotate(text, (epochs[-1], baselines[name]), ha="right", va=side, color="gray")
     axes.set(xlabel="epoch", title=f"k-NN top-1 (k {k})")
 
 

@@ -26,6 +26,9 @@ TINY = (
     "--config.model.projector_width=8",
     "--config.model.predictor_hidden_width=4",
     "--config.views.size=12",
+    # They cost compile time, and have tests of their own.
+    "--config.views.blur_probability=(0.0,)",
+    "--config.views.solarize_probability=(0.0,)",
     "--config.data.batch_size=16",
     "--config.eval.knn_every_epochs=2",
     "--config.eval.knn_k=3",

@@ -123,6 +123,7 @@ def test_keys_that_do_not_fit_together_are_refused():
     config.method.num_views = 4
     check_pretraining(config)
     config = load("simsiam_gsg")
+    config.method.pairing = "halves"
     config.data.batch_size = 127
     assert "127" in refusal(config) and "--config.data.batch_size=128" in refusal(config)
     config = load("simsiam")

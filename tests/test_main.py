@@ -150,7 +150,12 @@ WRONG_INPUT = [
     (["--config.method.predictor=mpl"], 2, ["predictor=mpl", "did you mean mlp?", "none"]),
     (["--config.method.pairing=rol"], 2, ["'rol'", "permutation, roll, halves, nearest"]),
     (["--config.method.pairing=permutation"], 2, ["permutation", "is 2", "num_views=4"]),
-    (["--config.data.batch_size=15"], 2, ["is 15", "even", "--config.data.batch_size=16"]),
+    (
+        ["--config.method.pairing=halves", "--config.data.batch_size=15"],
+        2,
+        ["is 15", "even", "--config.data.batch_size=16"],
+    ),
+    (["--config.data.batch_size=15"], 1, ["is 15", "8 devices", "batch_size=8 or 16"]),
     (["--config.data.batch_size=12"], 1, ["is 12", "8 devices", "batch_size=8 or 16"]),
     (["--config.data.batch_size=16000"], 1, ["16000", EMBEDDED, "at most 10000"]),
     (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg_jax.data.prepare"]),

@@ -24,7 +24,7 @@ def test_a_claimed_folder_holds_the_config_and_is_claimed_again_unchanged(tmp_pa
     config, workdir = small_config("byol"), tmp_path / "a" / "b"
     workdirs.claim(workdir, config)
     recorded = flat(json.loads((workdir / "config.json").read_text()))
-    assert recorded["method.target"] == "ema" and recorded["views.crop_area"] == [0.4, 1.0]
+    assert recorded["method.target"] == "ema" and recorded["views.crop_area"] == [0.7, 1.0]
     assert recorded.keys() == flat(config).keys()
     before = hashes(workdir)
     workdirs.claim(workdir, config)
@@ -38,7 +38,7 @@ def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(
     config.views.crop_area = (0.3, 1.0)
     message = refusal(tmp_path, config)
     assert "run.seed (0 there, 7 here)" in message
-    assert "views.crop_area ([0.4, 1.0] there, [0.3, 1.0] here)" in message
+    assert "views.crop_area ([0.7, 1.0] there, [0.3, 1.0] here)" in message
     assert str(tmp_path) in message and "another --workdir" in message
 
 

@@ -16,9 +16,18 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 2)])
-@pytest.mark.parametrize("height_width", [(1, 1), (2, 2), (2, 1), (1, 5), (4, 2), (3, 4)])
-@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize(
+    ("size", "height_width", "strides"),
+    [
+        (3, (1, 1), (1, 1)),
+        (3, (2, 2), (1, 1)),
+        (3, (2, 2), (2, 2)),
+        (3, (2, 1), (1, 2)),
+        (3, (1, 5), (2, 2)),
+        (3, (3, 4), (1, 1)),
+        (7, (4, 2), (2, 2)),
+    ],
+)
 def test_it_equals_xlas_convolution(size, height_width, strides):
     x_key, kernel_key, y_key = jax.random.split(jax.random.key(size), 3)
     padding = [(size // 2, size // 2)] * 2
