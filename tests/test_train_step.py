@@ -17,7 +17,10 @@ from gsg_jax.methods.guided import guided_loss
 from gsg_jax.train_step import init_state, train_step, update_ema
 from tests.small import images, small_config, small_experiment
 
-ALL_METHODS = sorted(METHODS)
+FAST = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
+ALL_METHODS = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in sorted(METHODS)
+]
 NUM_STEPS = 30
 
 
