@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from gsg_jax.errors import UserError
+from gsg_jax.methods import METHODS
 
 STEPS_IN_FLIGHT = 2
 
@@ -97,7 +98,7 @@ class CollapseWatch:
             advice.append("--config.method.stop_gradient=true")
         if method.predictor == "none":
             advice.append("--config.method.predictor=mlp")
-        if not method.name.endswith("_gsg"):
+        if f"{method.name}_gsg" in METHODS:
             advice.append(f"--config=configs/{method.name}_gsg.py (guided stop-gradient)")
         if method.target == "online":
             advice.append("--config.method.target=ema")

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from gsg_jax import main
+from gsg_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
-METHOD_CONFIGS = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
+METHOD_CONFIGS = tuple(METHODS)
 
 # One stage, 4 channels, 12 x 12 views; write_images has 2 batches an epoch.
 TINY = (
