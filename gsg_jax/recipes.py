@@ -186,7 +186,7 @@ def _fashion_mnist(config: ConfigDict) -> None:
 
 
 def _default(config: ConfigDict) -> None:
-    """The embedded images; tuned for a laptop of two cores and six minutes."""
+    """The embedded images; tuned for five minutes of training on two cores."""
     _garments(config)
     config.data.update({"name": "embedded", "batch_size": 32})
     config.eval.knn_every_epochs = 4

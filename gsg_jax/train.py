@@ -114,7 +114,7 @@ class Pretraining:
             "train_seconds": round(train_seconds, 1),
             "state_digest": state_digest(state),
         }
-        if "knn_top1" in figures:
+        if "knn_top1" in figures and figures["step"] == self.num_steps:
             say(f"k-NN top-1 (k {self.config.eval.knn_k}): {_scores(figures)}")
         say(f"the run is in {self.workdir}")
         return figures
@@ -244,6 +244,7 @@ class Pretraining:
             "job": "pretrain",
             "method": self.config.method.name,
             "step": int(state.step),
+            "num_steps": self.num_steps,  # above "step" where the run was stopped
             "loss": lines[-1]["loss"] if lines else None,
         }
         scored = [line["knn_top1"] for line in lines if "knn_top1" in line]

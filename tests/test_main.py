@@ -36,6 +36,7 @@ def test_a_run_prints_one_object_of_figures_and_the_rest_goes_to_standard_error(
         "job",
         "method",
         "step",
+        "num_steps",
         "loss",
         "knn_top1",
         "knn_top1_untrained",
@@ -46,6 +47,7 @@ def test_a_run_prints_one_object_of_figures_and_the_rest_goes_to_standard_error(
     ]
     last = figures(out)
     assert (last["job"], last["method"], last["step"]) == ("pretrain", "simsiam_gsg", 10)
+    assert last["num_steps"] == 10
     assert -1 <= last["loss"] <= 1 and last["views_per_second"] > 0 and last["train_seconds"] > 0
     assert all(0 <= last[name] <= 1 for name in last if name.startswith("knn_"))
     assert last["knn_top1_pixels"] == 1

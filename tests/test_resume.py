@@ -132,6 +132,7 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so_and_goes_on_as_if_nothing_
         assert run.returncode == 0 and "Traceback" not in err
         last = figures(out)
         stopped.append(last["step"])
+        assert last["num_steps"] == 400 and "pretrained" not in err
         assert f"stopped at step {last['step']} and saved: the same command goes on" in err
         assert (tmp_path / "checkpoints" / str(last["step"])).is_dir()
     assert 0 < stopped[0] < stopped[1] < 400

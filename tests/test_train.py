@@ -142,6 +142,14 @@ def test_the_newest_checkpoints_and_the_best_by_k_nn_are_kept(images, tmp_path, 
     assert figures(out)["knn_top1"] == 0.2 and figures(out)["knn_top1_untrained"] == 0.1
 
 
+def test_more_neighbours_than_images_are_named_in_a_warning(images, tmp_path):
+    flags = ["--config.eval.knn_k=41", "--config.run.num_steps=1"]
+    status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert status == 0
+    assert warnings == ["warning: eval.knn_k is 41, 40 images can vote: all do"]
+
+
 def test_a_stop_before_the_first_step_leaves_nothing_to_resume_and_no_harm(images, tmp_path):
     flags = tiny("simsiam", images, tmp_path)
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ import numpy as np
 from gsg_jax.data.sources import Source
 from gsg_jax.evaluation.features import Embed, embed_source, pixels
 from gsg_jax.evaluation.knn import knn_top1
+from gsg_jax.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,9 @@ class KnnMonitor:
             chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
             self._bank = Part(train, chosen)
         self._query = test if test is not None and test.class_names else None
+        voters = len(self._bank) - (self._query is None)
+        if config.eval.knn_k > voters:
+            say(f"warning: eval.knn_k is {config.eval.knn_k}, {voters} images can vote: all do")
 
     def top1(self, embed: Embed, k: int | None = None) -> float:
         """Top-1 accuracy in [0, 1] of embeddings made by `embed`, by k (eval.knn_k) neighbours."""
