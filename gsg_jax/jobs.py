@@ -42,7 +42,7 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     run = from_record(read_config(pathlib.Path(config.pretrained)))
     for key, value in config.data.items():
         run.data[key] = value or run.data[key]
-    run.eval.update(config.eval.to_dict() | {"knn_k": max(ks)})
+    run.eval.update(config.eval.to_dict() | {"knn_k": max(ks)})  # the one that may be too large
 
     train, test = open_source(run.data, "train"), open_source(run.data, "test")
     if not train.class_names:

@@ -22,6 +22,7 @@ DECODE_ERRORS = (
 # A name is no proof of a format, and some of Pillow's readers start other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ORIENTATION_TAG = 0x0112
+# ImageOps.exif_transpose writes the EXIF back as well, and fails where that is malformed.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

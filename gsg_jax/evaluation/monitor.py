@@ -62,16 +62,17 @@ class KnnMonitor:
             chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
             self._bank = Part(train, chosen)
         self._query = test if test is not None and test.class_names else None
-        voters = len(self._bank) - (self._query is None)
-        if config.eval.knn_k > voters:
-            say(f"warning: eval.knn_k is {config.eval.knn_k}, {voters} images can vote: all do")
+        self._voters = len(self._bank) - (self._query is None)  # no image votes for itself
+        k = config.eval.knn_k
+        if k > self._voters:
+            say(f"warning: eval.knn_k is {k}, {self._voters} images can vote: all do")
 
     def top1(self, embed: Embed, k: int | None = None) -> float:
         """Top-1 accuracy in [0, 1] of embeddings made by `embed`, by k (eval.knn_k) neighbours."""
         return self.top1_by_k(embed, (k or self._eval.knn_k,))[0]
 
     def top1_by_k(self, embed: Embed, ks: tuple[int, ...]) -> list[float]:
-        """Top-1 accuracy for each number of neighbours; a k above the bank is cut to it."""
+        """Top-1 accuracy for each number of neighbours; where fewer images can vote, all do."""
         batch_size = self._eval.batch_size
         bank = embed_source(embed, self._bank, batch_size=batch_size, size=self._size)
         query, query_labels, leave_one_out = bank, self._bank.labels, True
@@ -84,7 +85,7 @@ class KnnMonitor:
                 self._bank.labels,
                 query,
                 query_labels,
-                k=min(k, len(bank) - leave_one_out),
+                k=min(k, self._voters),
                 temperature=self._eval.knn_temperature,
                 leave_one_out=leave_one_out,
             )
