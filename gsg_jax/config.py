@@ -14,14 +14,15 @@ from ml_collections import ConfigDict
 
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.errors import UsageError
-from gsg_jax.methods import METHODS, PREDICTORS, TARGETS
+from gsg_jax.methods import METHODS, PREDICTORS, TARGETS, Method
 from gsg_jax.models.resnet import RESNETS, STEMS
-from gsg_jax.optim import OPTIMIZERS
+from gsg_jax.optim import EMA_SCHEDULES, OPTIMIZERS
 
 CHOICES = {
     "method.name": tuple(METHODS),
     "method.target": ("auto", *TARGETS),
     "method.predictor": ("auto", *PREDICTORS),
+    "method.ema_schedule": EMA_SCHEDULES,
     "model.backbone": tuple(RESNETS),
     "model.stem": STEMS,
     "model.dtype": ("float32", "bfloat16"),
@@ -57,6 +58,9 @@ RANGES = {
     "views.flip_probability": (0, 1),
     "views.jitter_probability": (0, 1),
     "views.grayscale_probability": (0, 1),
+    "views.num_local": (0, 64),
+    "views.local_size": (1, 4096),
+    "views.cutmix_probability": (0, 1),
     "eval.knn_every_epochs": (0, 1e9),
     "eval.knn_k": (1, 1e9),
     "eval.knn_temperature": (0.02, 1e3),
@@ -96,6 +100,7 @@ OPTION_RANGES = {
 TUPLES = {
     "views.crop_area": (2, 1e-6, 1),
     "views.crop_aspect": (2, 1e-2, 1e2),
+    "views.local_crop_area": (2, 1e-6, 1),
     "views.jitter": (4, 0, 10),
     "views.blur_probability": (0, 0, 1),
     "views.blur_sigma": (2, 1e-3, 100),
@@ -108,7 +113,7 @@ FIXED_KEYS = {
     "job": "give the --config of another job",
     "recipe": "give it after the config, as in --config=configs/simsiam_gsg.py:cifar10",
 }
-ORDERED = ("views.crop_area", "views.crop_aspect", "views.blur_sigma")
+ORDERED = ("views.crop_area", "views.crop_aspect", "views.local_crop_area", "views.blur_sigma")
 
 
 def load_config(path_and_recipe: str) -> ConfigDict:
@@ -288,10 +293,20 @@ def _check_together(config: ConfigDict) -> None:
                 f"--config.method.name={method.name}: reads method.{option}, which this config "
                 f"lacks; use --config=configs/{method.name}.py"
             )
+    target = row.target if method.target == "auto" else method.target
+    _check_extras(config, target, row)
     if row.check:
         options = {option: method[option] for option in row.options}
         try:
-            row.check(num_views=method.num_views, batch_size=config.data.batch_size, **options)
+            row.check(
+                num_views=method.num_views,
+                batch_size=config.data.batch_size,
+                target=target,
+                stop_gradient=method.stop_gradient,
+                has_local_views=config.views.num_local > 0,
+                has_cutmix=config.views.cutmix_probability > 0,
+                **options,
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
     if config.views.jitter[3] > 0.5:
@@ -302,6 +317,38 @@ def _check_together(config: ConfigDict) -> None:
         raise UsageError(
             f"--config.views.mean={config.views.mean}: needs as many numbers as views.std "
             f"({len(config.views.std)}), one a channel"
+        )
+
+
+def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
+    """Checks what a loss is not defined for in every method."""
+    method, views = config.method, config.views
+    asked = {
+        "local_views": (f"views.num_local={views.num_local}", views.num_local > 0, "0"),
+        "cutmix": (
+            f"views.cutmix_probability={views.cutmix_probability}",
+            views.cutmix_probability > 0,
+            "0",
+        ),
+        "ema_positive": (f"method.target={target}", target == "ema_positive", "ema"),
+    }
+    for extra, (what, is_asked, mend) in asked.items():
+        if is_asked and extra not in row.extras:
+            able = [name for name, other in METHODS.items() if extra in other.extras]
+            key = what.partition("=")[0]
+            raise UsageError(
+                f"--config.{what}: {method.name} has no definition for it; set "
+                f"--config.{key}={mend}, or take {', '.join(able)}"
+            )
+    if views.num_local and views.cutmix_probability:
+        raise UsageError(
+            f"--config.views.cutmix_probability={views.cutmix_probability}: cannot be had together "
+            f"with local views (views.num_local is {views.num_local}): set one of them to 0"
+        )
+    if views.cutmix_probability and target == "online" and not method.stop_gradient:
+        raise UsageError(
+            "--config.method.stop_gradient=False: with CutMix an online target is a pass of its "
+            "own without gradient; leave it True, or set --config.views.cutmix_probability=0"
         )
 
 

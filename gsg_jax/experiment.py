@@ -12,7 +12,7 @@ from gsg_jax.data.sources import Source
 from gsg_jax.errors import UserError
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import build_siamese, output_width
-from gsg_jax.optim import build_optimizer
+from gsg_jax.optim import build_optimizer, ema_decay_schedule
 from gsg_jax.train_step import Experiment, train_step
 
 
@@ -76,11 +76,15 @@ def build_experiment(
     online, target = build_siamese(
         config.model, predictor=method.predictor, num_views=method.num_views
     )
+    local, _ = build_siamese(
+        config.model, predictor=method.predictor, num_views=config.views.num_local
+    )
     return Experiment(
         online=online,
+        local=local,
         target=target,
-        has_ema_target=method.target == "ema",
-        ema_decay=method.ema_decay,
+        target_branch=method.target,
+        ema_decay=ema_decay_schedule(method, num_steps=num_steps),
         loss=partial(row.loss, stop_gradient=method.stop_gradient, **options),
         init_memory=partial(row.init_memory, width=output_width(config.model), **options),
         optimizer=build_optimizer(
@@ -93,6 +97,7 @@ def build_experiment(
         num_views=method.num_views,
         seed=config.run.seed,
         figures_every_steps=config.run.log_every_steps,
+        inspects_gradients=config.eval.inspect_gradients,
     )
 
 

@@ -6,6 +6,7 @@ import ml_collections
 import optax
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
+EMA_SCHEDULES = ("constant", "cosine")
 
 
 def build_optimizer(
@@ -77,6 +78,28 @@ def learning_rate_schedule(
         return peak * jnp.where(step < warmup_steps, warmup, cosine)
 
     return schedule
+
+
+def ema_decay_schedule(method: ml_collections.ConfigDict, *, num_steps: int) -> optax.Schedule:
+    """How slowly an EMA target follows: constant, or rising to 1 by a cosine.
+
+    Args:
+      method: the config group; reads ema_decay and ema_schedule, "constant" or "cosine".
+      num_steps: length of the run, K.
+
+    Returns:
+      A schedule: decay after step s (counted from 0), ema_decay, or
+      1 - (1 - ema_decay) (1 + cos(pi s / K)) / 2.
+
+    Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), section 3.2.
+    """
+    first = method.ema_decay
+
+    def cosine(step):
+        share = jnp.minimum(step / num_steps, 1)
+        return 1 - (1 - first) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+
+    return cosine if method.ema_schedule == "cosine" else lambda step: first
 
 
 def _optimizer(

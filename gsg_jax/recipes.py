@@ -43,10 +43,12 @@ def _imagenet() -> ConfigDict:
     config.method = ConfigDict(
         {
             "name": "",
-            "target": "auto",  # "online", "ema", or the method's own
+            # "online", "ema", "ema_positive" (whose negatives are online), or the method's own
+            "target": "auto",
             "predictor": "auto",  # "mlp", "none", or the method's own
-            "num_views": 2,  # an image and step
-            "ema_decay": 0.99,  # read where the target is "ema"
+            "num_views": 2,  # an image and step; with local views: of its global ones
+            "ema_decay": 0.99,  # read where the target is an EMA
+            "ema_schedule": "constant",  # or "cosine": rises from ema_decay to 1
             "stop_gradient": True,  # False: the gradient reaches an online target; it collapses
         }
     )
@@ -108,6 +110,10 @@ def _imagenet() -> ConfigDict:
             "solarize_probability": (0.0,),  # per view, cycled through
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
+            "num_local": 0,  # local views an image besides the global ones (multi-crop)
+            "local_size": 96,
+            "local_crop_area": (0.05, 0.2),
+            "cutmix_probability": 0.0,  # of a patch of another image in a step's views
         }
     )
     config.eval = ConfigDict(
@@ -118,6 +124,7 @@ def _imagenet() -> ConfigDict:
             "knn_pixels": False,  # score raw pixels too, before training; for small images
             "batch_size": 512,
             "max_bank": 100_000,  # training images that the monitor's k-NN looks at
+            "inspect_gradients": False,  # log the parts of the gradient and their balance
             "min_projection_std": 0.5,  # a collapse is reported below this
             "min_rank_share": 0.5,  # ... and below this share of the run's highest rank
         }

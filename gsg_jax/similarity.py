@@ -45,6 +45,23 @@ def cosine_similarity(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(normalize(x) * normalize(y), axis=-1)
 
 
+def attraction(x: jax.Array, targets: jax.Array) -> jax.Array:
+    """Inner product of x / ||x|| with the targets, the norm taken for a constant.
+
+    Its value is the cosine's; its gradient is the part of the cosine's that points to the target,
+    without the part that keeps x on its sphere.
+
+    Args:
+      x: vectors, [..., D].
+      targets: of unit length or shorter, [..., D].
+
+    Returns:
+      Similarities in [-1, 1], [...].
+    """
+    length = jax.lax.stop_gradient(jnp.maximum(norm(x), NORM_FLOOR))
+    return jnp.sum(x / length[..., None] * targets, axis=-1)
+
+
 def distance(x: jax.Array, y: jax.Array) -> jax.Array:
     """Euclidean distance by direct differences.
 

@@ -31,7 +31,7 @@ from gsg_jax.guards import CollapseWatch, LossGuard, stop_signals
 from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
 from gsg_jax.optim import learning_rate_schedule
 from gsg_jax.progress import RunDisplay, say
-from gsg_jax.train_step import TrainState, init_state
+from gsg_jax.train_step import FIGURES, TrainState, init_state
 
 # The k-NN figures of a run, and whose they are.
 SCORED = {
@@ -121,7 +121,8 @@ class Pretraining:
 
     @property
     def _views_per_step(self) -> int:
-        return self.config.data.batch_size * self.config.method.num_views
+        num_views = self.config.method.num_views + self.config.views.num_local
+        return self.config.data.batch_size * num_views
 
     def _initial_state(self) -> tuple[TrainState, int]:
         init = partial(init_state, self.experiment, self.channels)
@@ -210,7 +211,7 @@ class Pretraining:
         """What metrics.jsonl gets of a step: nothing that a clock decides."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if step % self.config.run.log_every_steps:  # the step has not computed these
-            del values["projection_std"], values["embedding_rank"]
+            values = {name: value for name, value in values.items() if name not in FIGURES}
         values = {
             "epoch": step / self.loader.steps_per_epoch,
             "loss": values.pop("loss"),

@@ -1,19 +1,24 @@
 """The train state and the train step: the algorithm box of every method."""
 
 import dataclasses
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
 
-from gsg_jax.data.augment import ViewRecipe, make_views
+from gsg_jax.data.augment import ViewRecipe, cutmix, make_local_views, make_views
 from gsg_jax.evaluation.collapse import effective_rank, projection_std
-from gsg_jax.methods.base import LossFn, Memory, Metrics, Outputs
+from gsg_jax.evaluation.gradients import GRADIENT_FIGURES, gradient_figures
+from gsg_jax.methods.base import LossFn, Memory, Metrics, Mix, Outputs
 from gsg_jax.models.siamese import Siamese
 
 MEMORY_STREAM = 2**32 - 1  # of the seed's keys; no step reaches it
+LOCAL_STREAM, CUTMIX_STREAM = 0, 1  # of the views' key
+# What is NaN between the logged steps.
+FIGURES = ("projection_std", "embedding_rank", *GRADIENT_FIGURES)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -23,7 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: steps done, int32 scalar; with the seed it gives the keys of the next one.
       params: of the online branch, {backbone, projector, predictor}.
       batch_stats: running BatchNorm statistics of the online branch.
-      target_params: EMA of the online backbone and projector; {} where the target is online.
+      target_params: EMA of the online backbone and projector; {} where there is no such target.
       target_batch_stats: the target branch's own running statistics; {} likewise.
       opt_state: of the optimizer.
       memory: the method's own state.
@@ -44,22 +49,25 @@ class Experiment:
 
     Attributes:
       online: the online branch.
+      local: the same for local views, whose number is another.
       target: the target branch's module: the same without a predictor.
-      has_ema_target: whether the target branch has weights of its own.
-      ema_decay: target <- ema_decay x target + (1 - ema_decay) x online.
+      target_branch: one of TARGETS.
+      ema_decay: decay of a step; target <- decay x target + (1 - decay) x online.
       loss: (outputs, memory, key) -> (loss, memory, metrics).
       init_memory: key -> the method's memory.
       optimizer: of the online parameters.
       views: how a view is drawn.
-      num_views: views an image, V.
+      num_views: global views an image, G.
       seed: of all randomness.
       figures_every_steps: how often the collapse figures are computed; NaN in between.
+      inspects_gradients: whether the gradient's parts are among these figures.
     """
 
     online: Siamese
+    local: Siamese
     target: Siamese
-    has_ema_target: bool
-    ema_decay: float
+    target_branch: str
+    ema_decay: optax.Schedule
     loss: LossFn
     init_memory: Any
     optimizer: optax.GradientTransformation
@@ -67,6 +75,28 @@ class Experiment:
     num_views: int
     seed: int
     figures_every_steps: int
+    inspects_gradients: bool = False
+
+    @property
+    def has_ema_target(self) -> bool:
+        """Whether the target branch has weights of its own."""
+        return self.target_branch != "online"
+
+
+class Views(NamedTuple):
+    """What a step draws of its images; rows stand images first, views second.
+
+    Attributes:
+      whole: global views, [B x G, size, size, C].
+      online: the same as the online branch gets them: with patches, where there is CutMix.
+      local: local views, [B x L, local_size, local_size, C], or None.
+      mix: what CutMix has done, or None.
+    """
+
+    whole: jax.Array
+    online: jax.Array
+    local: jax.Array | None
+    mix: Mix | None
 
 
 def init_state(experiment: Experiment, channels: int) -> TrainState:
@@ -100,7 +130,7 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
 
 
 def train_step(
-    experiment: Experiment, state: TrainState, images: jax.Array
+    experiment: Experiment, state: TrainState, images: jax.Array | tuple[jax.Array, jax.Array]
 ) -> tuple[TrainState, Metrics]:
     """One step: views -> outputs -> loss -> gradient -> update -> EMA -> state.
 
@@ -109,19 +139,20 @@ def train_step(
     Args:
       experiment: the static parts.
       state: before the step.
-      images: uint8 [B, H, W, C], or crops cut by the host [B, V, size, size, C].
+      images: uint8 [B, H, W, C], or crops cut by the host [B, G, size, size, C]; with local views
+        a pair of these and their crops [B, L, local_size, local_size, C].
 
     Returns:
-      (state, metrics): the state after the step, and scalars: loss, grad_norm, projection_std,
-      embedding_rank (both NaN between the logged steps), and the method's own.
+      (state, metrics): the state after the step, and scalars: loss, grad_norm, FIGURES (NaN between
+      the logged steps; the gradient's where it is inspected), and the method's own.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     view_key, loss_key = jax.random.split(key)
-    views = make_views(images, view_key, experiment.views, experiment.num_views)
-    z_target, target_batch_stats = _target_pass(experiment, state, views)
+    views = draw_views(experiment, images, view_key)
+    z_ema, target_batch_stats = _target_pass(experiment, state, views.whole)
 
     def loss_fn(params):
-        outputs, batch_stats = _online_pass(experiment, params, state.batch_stats, views, z_target)
+        outputs, batch_stats = _online_pass(experiment, params, state.batch_stats, views, z_ema)
         loss, memory, metrics = experiment.loss(outputs, state.memory, loss_key)
         return loss, (batch_stats, memory, metrics, outputs)
 
@@ -130,8 +161,10 @@ def train_step(
 
     updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    target_params = update_ema(state.target_params, params, experiment.ema_decay)
+    target_params = update_ema(state.target_params, params, experiment.ema_decay(state.step))
 
+    figures = _figures(experiment, state, outputs, loss_key)
+    logged = {name: value for name, value in metrics.items() if name != "attraction"}
     state = TrainState(
         step=state.step + 1,
         params=params,
@@ -141,8 +174,25 @@ def train_step(
         opt_state=opt_state,
         memory=memory,
     )
-    figures = _collapse_figures(outputs, state.step % experiment.figures_every_steps == 0)
-    return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics, **figures}
+    return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **logged, **figures}
+
+
+def draw_views(
+    experiment: Experiment, images: jax.Array | tuple[jax.Array, jax.Array], key: jax.Array
+) -> Views:
+    """Draws the views of a step, as the experiment's recipe has them."""
+    recipe, num_views = experiment.views, experiment.num_views
+    images, local_images = images if isinstance(images, tuple) else (images, images)
+    whole = make_views(images, key, recipe, num_views)
+    local, mix, online = None, None, whole
+    if recipe.num_local:
+        local_key = jax.random.fold_in(key, LOCAL_STREAM)
+        local = make_local_views(local_images, local_key, recipe, first_number=num_views)
+    if recipe.cutmix_probability:
+        cutmix_key = jax.random.fold_in(key, CUTMIX_STREAM)
+        online, *mix = cutmix(whole, cutmix_key, num_views, recipe.cutmix_probability)
+        mix = Mix(*mix)
+    return Views(whole, online, local, mix)
 
 
 def update_ema(target_params: Any, params: Any, decay: float) -> Any:
@@ -161,7 +211,7 @@ def update_ema(target_params: Any, params: Any, decay: float) -> Any:
 
 
 def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
-    """Target projections [V, B, D] without gradient, or None where the target is online."""
+    """Target projections [G, B, D] without gradient, or None where the target is online."""
     if not experiment.has_ema_target:
         return None, {}
     variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
@@ -171,13 +221,34 @@ def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
     return _views_first(z, experiment.num_views), updates["batch_stats"]
 
 
-def _online_pass(experiment: Experiment, params, batch_stats, views: jax.Array, z_target):
+def _online_pass(experiment: Experiment, params, batch_stats, views: Views, z_ema):
     """Outputs of the online branch, views first, and its new running statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
-    branch, updates = experiment.online.apply(variables, views, train=True, mutable=["batch_stats"])
-    h, z, p = (_views_first(x, experiment.num_views) for x in branch)
-    outputs = Outputs(h=h, z=z, p=p, z_target=z if z_target is None else z_target)
-    return outputs, updates["batch_stats"]
+    run = partial(_run, variables=variables)
+    (h, z, p), updates = run(experiment.online, views.online, experiment.num_views)
+    z_whole = z
+    if views.mix is not None:
+        online = {group: _without_predictor(tree) for group, tree in variables.items()}
+        (_, z_whole, _), _ = _run(experiment.target, views.whole, experiment.num_views, online)
+        z_whole = jax.lax.stop_gradient(z_whole)
+    if views.local is not None:
+        # The running statistics stay those of global views: evaluation's images are like them.
+        of_local, _ = run(experiment.local, views.local, experiment.views.num_local)
+        h, z, p = (jnp.concatenate(pair) for pair in zip((h, z, p), of_local, strict=True))
+    return _with_targets(experiment, h, z, p, z_whole, z_ema, views.mix), updates
+
+
+def _with_targets(experiment: Experiment, h, z, p, z_whole, z_ema, mix) -> Outputs:
+    """The outputs, with positives and negatives from the branch that the config names."""
+    z_target = z_whole if z_ema is None else z_ema
+    z_negative = z_whole if experiment.target_branch == "ema_positive" else None
+    return Outputs(h=h, z=z, p=p, z_target=z_target, z_negative=z_negative, mix=mix)
+
+
+def _run(branch: Siamese, images: jax.Array, num_views: int, variables):
+    """What a branch makes of views, each [V, B, ...], and its running statistics."""
+    outputs, updates = branch.apply(variables, images, train=True, mutable=["batch_stats"])
+    return tuple(_views_first(x, num_views) for x in outputs), updates["batch_stats"]
 
 
 def _views_first(x: jax.Array, num_views: int) -> jax.Array:
@@ -185,15 +256,65 @@ def _views_first(x: jax.Array, num_views: int) -> jax.Array:
     return x.reshape(-1, num_views, x.shape[-1]).swapaxes(0, 1)
 
 
+def _images_first(x: jax.Array) -> jax.Array:
+    """[V, B, D] to [B x V, D], images first."""
+    return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
+
+
 def _without_predictor(tree: Any) -> Any:
     return {group: leaves for group, leaves in tree.items() if group != "predictor"}
 
 
-def _collapse_figures(outputs: Outputs, wanted: jax.Array) -> Metrics:
-    h, z = jax.lax.stop_gradient((outputs.h, outputs.z))
-    projection, rank = jax.lax.cond(
-        wanted,
-        lambda: (projection_std(z), effective_rank(h[0])),
-        lambda: (jnp.float32(jnp.nan), jnp.float32(jnp.nan)),
-    )
-    return {"projection_std": projection, "embedding_rank": rank}
+def _figures(
+    experiment: Experiment, state: TrainState, outputs: Outputs, key: jax.Array
+) -> Metrics:
+    """The figures of a step before whose update the state stood."""
+    outputs = jax.lax.stop_gradient(outputs)
+    z = outputs.z[: experiment.num_views]
+
+    def compute():
+        figures = {
+            "projection_std": projection_std(z),
+            "embedding_rank": effective_rank(outputs.h[0]),
+        }
+        if experiment.inspects_gradients:
+            figures |= gradient_figures(
+                experiment.loss,
+                partial(_outputs_of_projections, experiment, state, outputs),
+                outputs.z,
+                state.memory,
+                key,
+            )
+        return figures
+
+    def leave_out():
+        names = FIGURES if experiment.inspects_gradients else FIGURES[:2]
+        return {name: jnp.float32(jnp.nan) for name in names}
+
+    is_logged = (state.step + 1) % experiment.figures_every_steps == 0
+    return jax.lax.cond(is_logged, compute, leave_out)
+
+
+def _outputs_of_projections(
+    experiment: Experiment, state: TrainState, outputs: Outputs, z: jax.Array
+) -> Outputs:
+    """The step's outputs as a function of the online projections [V, B, D]."""
+    num_views = experiment.num_views
+    p = _predict(experiment.online, state, z[:num_views])
+    if z.shape[0] > num_views:
+        p = jnp.concatenate([p, _predict(experiment.local, state, z[num_views:])])
+    z_whole = z[:num_views] if outputs.mix is None else outputs.z_target
+    z_ema = outputs.z_target if experiment.has_ema_target else None
+    return _with_targets(experiment, outputs.h, z, p, z_whole, z_ema, outputs.mix)
+
+
+def _predict(branch: Siamese, state: TrainState, z: jax.Array) -> jax.Array:
+    """Predictions of projections [V, B, D], by the weights before the update."""
+    if branch.predictor is None:
+        return z
+    variables = {
+        "params": state.params["predictor"],
+        "batch_stats": state.batch_stats["predictor"],
+    }
+    p, _ = branch.predictor.apply(variables, _images_first(z), train=True, mutable=["batch_stats"])
+    return _views_first(p, z.shape[0])

@@ -32,6 +32,10 @@ class ViewRecipe:
       solarize_probability: of inverting what is at least 1/2, per view.
       mean: subtracted from each channel of [0, 1].
       std: divides each channel afterwards.
+      num_local: local views an image besides the global ones, L (multi-crop).
+      local_size: height and width of a local view, pixels.
+      local_crop_area: the same of a local view as crop_area is of a global one.
+      cutmix_probability: of pasting a patch of another image into the step's global views.
     """
 
     size: int
@@ -46,9 +50,15 @@ class ViewRecipe:
     solarize_probability: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    num_local: int = 0
+    local_size: int = 96
+    local_crop_area: tuple[float, float] = (0.05, 0.4)
+    cutmix_probability: float = 0.0
 
 
-def make_views(images: jax.Array, key: jax.Array, recipe: ViewRecipe, num_views: int) -> jax.Array:
+def make_views(
+    images: jax.Array, key: jax.Array, recipe: ViewRecipe, num_views: int, first_number: int = 0
+) -> jax.Array:
     """Draws V views of each image.
 
     Args:
@@ -58,13 +68,15 @@ def make_views(images: jax.Array, key: jax.Array, recipe: ViewRecipe, num_views:
         the device it lies on.
       recipe: how a view is drawn.
       num_views: V.
+      first_number: number of the first of these views, where the recipe cycles by it.
 
     Returns:
       Normalised views, float32 [B x V, size, size, C], images first, views second.
     """
     host_cropped = images.ndim == 5
-    blur = jnp.array(_per_view(recipe.blur_probability, num_views), jnp.float32)
-    solarize = jnp.array(_per_view(recipe.solarize_probability, num_views), jnp.float32)
+    numbers = range(first_number, first_number + num_views)
+    blur = jnp.array(_per_view(recipe.blur_probability, numbers), jnp.float32)
+    solarize = jnp.array(_per_view(recipe.solarize_probability, numbers), jnp.float32)
 
     def view(image, key, blur_probability, solarize_probability):
         image = image.astype(jnp.float32) / 255
@@ -89,8 +101,65 @@ def make_views(images: jax.Array, key: jax.Array, recipe: ViewRecipe, num_views:
     return views.reshape(-1, *views.shape[2:])  # [B x V, size, size, C]
 
 
-def _per_view(values: tuple[float, ...], num_views: int) -> list[float]:
-    return [values[v % len(values)] for v in range(num_views)]
+def make_local_views(
+    images: jax.Array, key: jax.Array, recipe: ViewRecipe, first_number: int
+) -> jax.Array:
+    """Draws L local views of each image: smaller crops, resized to a smaller size.
+
+    Args:
+      images: uint8 [B, H, W, C], or crops that the host has cut, [B, L, local_size, local_size, C].
+      key: PRNG key, another than that of the global views.
+      recipe: how a view is drawn; its num_local is L, at least 1.
+      first_number: number of global views, V: the recipe counts on from there.
+
+    Returns:
+      Normalised views, float32 [B x L, local_size, local_size, C], images first.
+
+    Source: multi-crop of Caron et al., NeurIPS 2020 (arXiv 2006.09882).
+    """
+    local = dataclasses.replace(recipe, size=recipe.local_size, crop_area=recipe.local_crop_area)
+    return make_views(images, key, local, recipe.num_local, first_number)
+
+
+def _per_view(values: tuple[float, ...], numbers: range) -> list[float]:
+    return [values[v % len(values)] for v in numbers]
+
+
+def cutmix(
+    views: jax.Array, key: jax.Array, num_views: int, probability: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Pastes one box of each image's partner over the same place of its own views.
+
+    The partners are the batch in a random order; the box, one for the batch, has a share of the
+    view's area that is drawn evenly from [0, 1], and is cut at the view's edge.
+
+    Args:
+      views: [B x V, size, size, C], images first.
+      key: PRNG key of the step.
+      num_views: V.
+      probability: of pasting at all; otherwise the share is 0.
+
+    Returns:
+      (views, partner, share): the views with patches; [B], whose patch an image carries; the share
+      of a view that the patch covers, a scalar in [0, 1].
+
+    Source: Yun et al., ICCV 2019 (arXiv 1905.04899), section 3.1.
+    """
+    partner_key, apply_key, share_key, centre_key = jax.random.split(key, 4)
+    size = views.shape[1]
+    wanted = jnp.where(
+        jax.random.bernoulli(apply_key, probability), jax.random.uniform(share_key), 0.0
+    )
+    side = jnp.round(size * jnp.sqrt(wanted))
+    starts = jnp.floor(jax.random.uniform(centre_key, (2,)) * size) - jnp.floor(side / 2)
+    pixels = jnp.arange(size)
+    rows, columns = ((pixels >= start) & (pixels < start + side) for start in starts)
+    is_patch = rows[:, None] & columns[None, :]  # [size, size]
+
+    by_image = views.reshape(-1, num_views, *views.shape[1:])  # [B, V, size, size, C]
+    partner = jax.random.permutation(partner_key, by_image.shape[0])
+    pasted = jnp.where(is_patch[None, None, :, :, None], by_image[partner], by_image)
+    return pasted.reshape(views.shape), partner, jnp.mean(is_patch.astype(jnp.float32))
 
 
 # --- Crop and flip -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """METHODS: every method of the framework, a row each."""
 
 from gsg_jax.methods.asymmetric import asymmetric_loss
-from gsg_jax.methods.base import PREDICTORS, TARGETS, Method, Outputs
+from gsg_jax.methods.base import EXTRAS, PREDICTORS, TARGETS, Method, Outputs
 from gsg_jax.methods.clustering import check_dino, dino_loss, init_centre, twist_loss
 from gsg_jax.methods.contrastive import (
     check_queue,
@@ -14,16 +14,28 @@ from gsg_jax.methods.correlation import init_correlation
 from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
 from gsg_jax.methods.guided import check_pairing, guided_loss
-from gsg_jax.methods.unified import check_form, unified_loss
+from gsg_jax.methods.unified import check_form, surrogate_loss
+
+_LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
 
 METHODS = {
-    "simsiam": Method(asymmetric_loss, target="online", predictor="mlp"),
-    "byol": Method(asymmetric_loss, target="ema", predictor="mlp"),
+    "simsiam": Method(asymmetric_loss, target="online", predictor="mlp", extras=_LINEAR),
+    "byol": Method(asymmetric_loss, target="ema", predictor="mlp", extras=_LINEAR),
     "simsiam_gsg": Method(
-        guided_loss, target="online", predictor="mlp", options=("pairing",), check=check_pairing
+        guided_loss,
+        target="online",
+        predictor="mlp",
+        options=("pairing",),
+        check=check_pairing,
+        extras=_LINEAR,
     ),
     "byol_gsg": Method(
-        guided_loss, target="ema", predictor="mlp", options=("pairing",), check=check_pairing
+        guided_loss,
+        target="ema",
+        predictor="mlp",
+        options=("pairing",),
+        check=check_pairing,
+        extras=_LINEAR,
     ),
     "simclr": Method(
         nt_xent_loss,
@@ -32,6 +44,7 @@ METHODS = {
         options=("temperature",),
         check=check_two_views,
         stop_gradient=False,
+        extras=("ema_positive",),
     ),
     "moco_v2": Method(
         moco_loss,
@@ -40,6 +53,7 @@ METHODS = {
         options=("temperature", "queue_size"),
         check=check_queue,
         init_memory=init_queue,
+        extras=("ema_positive",),
     ),
     "barlow_twins": Method(
         barlow_twins_loss,
@@ -48,6 +62,7 @@ METHODS = {
         options=("off_diagonal_weight",),
         check=check_two_views,
         stop_gradient=False,
+        extras=("ema_positive",),
     ),
     "vicreg": Method(
         vicreg_loss,
@@ -56,6 +71,7 @@ METHODS = {
         options=("invariance_weight", "variance_weight", "covariance_weight"),
         check=check_two_views,
         stop_gradient=False,
+        extras=("ema_positive",),
     ),
     "directpred": Method(
         directpred_loss,
@@ -63,14 +79,16 @@ METHODS = {
         predictor="none",
         options=("correlation_decay", "eigenvalue_floor", "predictor_every_steps"),
         init_memory=init_predictor,
+        extras=EXTRAS,
     ),
     "unigrad": Method(
-        unified_loss,
+        surrogate_loss,
         target="ema",
         predictor="none",
         options=("form", "balance", "temperature", "eigenvalue_floor", "correlation_decay"),
         check=check_form,
         init_memory=init_correlation,
+        extras=EXTRAS,
     ),
     "dino": Method(
         dino_loss,
@@ -85,6 +103,7 @@ METHODS = {
         ),
         check=check_dino,
         init_memory=init_centre,
+        extras=_LINEAR,
     ),
     "twist": Method(
         twist_loss,

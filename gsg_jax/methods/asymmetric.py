@@ -1,13 +1,12 @@
 """SimSiam and BYOL: predictions of one view follow the target projections of the other."""
 
-import itertools
-
 import chex
 import jax
 import jax.numpy as jnp
 
 from gsg_jax.methods.base import Memory, Metrics, Outputs
-from gsg_jax.similarity import cosine_similarity
+from gsg_jax.methods.positives import positives
+from gsg_jax.similarity import attraction, normalize
 
 
 def asymmetric_loss(
@@ -16,17 +15,18 @@ def asymmetric_loss(
     """Mean negative cosine between each view's prediction and every other view's target.
 
     Args:
-      outputs: online predictions p and target projections z_target, each [V, B, D], V at least 2.
+      outputs: online predictions p [V, B, D] and target projections z_target [G, B, D] of the
+        global views, G at least 2; local views follow all of these.
       memory: unused, returned as it came.
       key: unused; the loss draws nothing.
       stop_gradient: False lets the gradient into an online target; the method then collapses.
 
     Returns:
       (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better; with two views it is
-      1/2 D(p_1, z_2) + 1/2 D(p_2, z_1), D = -cosine. No metrics.
+      1/2 D(p_1, z_2) + 1/2 D(p_2, z_1), D = -cosine. Nothing is logged besides.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or V is less than 2.
+      AssertionError: at trace time, where the shapes do not fit or G is less than 2.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), eq. 2-4; Grill et al., NeurIPS 2020
     (arXiv 2006.07733), eq. 2 (whose squared distance of unit vectors is 2 + 2 D).
@@ -34,11 +34,9 @@ def asymmetric_loss(
     del key
     z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
     p = outputs.p
-    chex.assert_equal_shape([p, z])
-    chex.assert_axis_dimension_gteq(p, 0, 2)
+    chex.assert_equal_shape([p[0], z[0]])
+    chex.assert_axis_dimension_gteq(z, 0, 2)
 
-    similarities = [
-        cosine_similarity(p[source], z[target])  # [B]
-        for source, target in itertools.permutations(range(p.shape[0]), 2)
-    ]
-    return -jnp.mean(jnp.stack(similarities)), memory, {}
+    targets = positives(normalize(z), p.shape[0], outputs.mix)  # [V, B, D]
+    loss = -jnp.mean(jnp.sum(normalize(p) * targets, axis=-1))
+    return loss, memory, {"attraction": -jnp.mean(attraction(p, targets))}

@@ -6,24 +6,49 @@ from typing import Any, NamedTuple
 
 import jax
 
-TARGETS = ("online", "ema")
+TARGETS = ("online", "ema", "ema_positive")
 PREDICTORS = ("mlp", "none")
+# What a loss may be defined for besides whole views against one target branch.
+EXTRAS = ("local_views", "cutmix", "ema_positive")
+
+
+class Mix(NamedTuple):
+    """What CutMix has done to the online branch's views.
+
+    Attributes:
+      partner: whose patch an image carries, an index into the batch, [B].
+      share: of the view that the patch covers, a scalar in [0, 1].
+    """
+
+    partner: jax.Array
+    share: jax.Array
 
 
 class Outputs(NamedTuple):
-    """What the two branches made of a batch, views first.
+    """What the two branches made of a batch, views first; G global views and L local ones.
 
     Attributes:
-      h: embeddings of the online backbone, [V, B, F].
+      h: embeddings of the online backbone, [V, B, F], V = G + L, global views first.
       z: projections of the online branch, [V, B, D].
       p: predictions of the online branch, [V, B, D]; the projections where there is no predictor.
-      z_target: projections of the target branch, [V, B, D]; `z` itself where the target is online.
+      z_target: projections of the target branch, [G, B, D], of the views before any mixing; `z`
+        itself where the target is online and nothing is mixed.
+      z_negative: what negatives are made of, [G, B, D], where that is not `z_target`: online
+        projections, where the target is "ema_positive".
+      mix: what CutMix has done, or None.
     """
 
     h: jax.Array
     z: jax.Array
     p: jax.Array
     z_target: jax.Array
+    z_negative: jax.Array | None = None
+    mix: Mix | None = None
+
+    @property
+    def negatives(self) -> jax.Array:
+        """Projections that negatives are made of, [G, B, D]."""
+        return self.z_target if self.z_negative is None else self.z_negative
 
 
 Memory = Any
@@ -42,13 +67,18 @@ class Method:
     """One row of METHODS.
 
     Attributes:
-      loss: pure function (outputs, memory, key, **options) -> (loss, memory, metrics).
-      target: "online" (weight-sharing) or "ema"; what `method.target="auto"` means.
+      loss: pure function (outputs, memory, key, **options) -> (loss, memory, metrics). Its metrics
+        have `attraction` besides what is logged: the part of the loss that pulls a view toward its
+        positive, a scalar whose gradient is the positive gradient; the rest is the negative one.
+      target: "online" (weight-sharing), "ema", or "ema_positive" (the EMA branch gives positives,
+        the online branch negatives); what `method.target="auto"` means.
       predictor: "mlp" or "none"; what `method.predictor="auto"` means.
       options: names of the `config.method` keys that the loss takes as keyword arguments.
-      check: raises ValueError where the options and the number of views do not fit together.
+      check: raises ValueError where the options, the number of views, the target and the
+        stop-gradient do not fit together.
       init_memory: (key, width=D, **options) -> the method's state before the first step.
       stop_gradient: whether the method is itself only with the gradient out of an online target.
+      extras: for which of EXTRAS the loss is defined.
     """
 
     loss: LossFn
@@ -58,3 +88,4 @@ class Method:
     check: Callable[..., None] | None = None
     init_memory: Callable[..., Memory] = no_memory
     stop_gradient: bool = True
+    extras: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from gsg_jax.methods.base import Memory, Metrics, Outputs
 from gsg_jax.methods.contrastive import check_two_views
+from gsg_jax.methods.positives import positives
 
 
 def dino_loss(
@@ -25,8 +26,10 @@ def dino_loss(
     With a centre c of the targets: q = softmax((z_target - c) / tau_t), p = softmax(z / tau_s),
       l = -sum_k q_k(x_1) log p_k(x_2), mean over both orders and the batch.
 
+    Local views are sources alone, and follow both targets.
+
     Args:
-      outputs: online scores p and target scores z_target, each [2, B, K].
+      outputs: online scores p [V, B, K] and target scores z_target [2, B, K].
       memory: centre [K] and steps, an int32 scalar.
       key: unused; the loss draws nothing.
       temperature: tau_s, above 0.
@@ -46,22 +49,25 @@ def dino_loss(
     Source: Caron et al., ICCV 2021 (arXiv 2104.14294), algorithm 1 and section 3.1.
     """
     del key
-    chex.assert_equal_shape([outputs.p, outputs.z_target])
-    chex.assert_axis_dimension(outputs.p, 0, 2)
+    chex.assert_equal_shape([outputs.p[0], outputs.z_target[0]])
+    chex.assert_axis_dimension(outputs.z_target, 0, 2)
     z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
     progress = jnp.minimum(memory["steps"].astype(z.dtype) / max(temperature_warmup_steps, 1), 1)
     sharpness = first_target_temperature + progress * (
         target_temperature - first_target_temperature
     )
-    targets = jax.nn.softmax((z - memory["centre"][None, None]) / sharpness, axis=-1)  # [2, B, K]
-    log_p = jax.nn.log_softmax(outputs.p / temperature, axis=-1)
-    loss = -jnp.mean(jnp.sum(targets[::-1] * log_p, axis=-1))
+    q = jax.nn.softmax((z - memory["centre"][None, None]) / sharpness, axis=-1)  # [2, B, K]
+    targets = positives(q, outputs.p.shape[0], outputs.mix)  # [V, B, K]
+    scores = outputs.p / temperature
+    loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=-1), axis=-1))
+    attraction = -jnp.mean(jnp.sum(targets * scores, axis=-1))
 
     seen = jax.lax.stop_gradient(jnp.mean(z, axis=(0, 1)))
     centre = centre_momentum * memory["centre"] + (1 - centre_momentum) * seen
     memory = {"centre": centre, "steps": memory["steps"] + 1}
-    entropy = jnp.mean(_entropy(jax.lax.stop_gradient(targets)))
-    return loss, memory, {"target_temperature": sharpness, "target_entropy": entropy}
+    entropy = jnp.mean(_entropy(jax.lax.stop_gradient(q)))
+    metrics = {"target_temperature": sharpness, "target_entropy": entropy}
+    return loss, memory, {"attraction": attraction, **metrics}
 
 
 def init_centre(key: jax.Array, *, width: int, **options) -> Memory:
@@ -70,11 +76,9 @@ def init_centre(key: jax.Array, *, width: int, **options) -> Memory:
     return {"centre": jnp.zeros(width), "steps": jnp.zeros((), jnp.int32)}
 
 
-def check_dino(
-    *, num_views: int, batch_size: int, temperature: float, target_temperature: float, **options
-) -> None:
+def check_dino(*, num_views: int, temperature: float, target_temperature: float, **choices) -> None:
     """Raises ValueError where the target would not be sharper than the source."""
-    check_two_views(num_views=num_views, batch_size=batch_size, **options)
+    check_two_views(num_views=num_views, **choices)
     if target_temperature > temperature:
         raise ValueError(
             f"method.target_temperature is {target_temperature}, above method.temperature "
@@ -128,7 +132,7 @@ def twist_loss(
     diversity = jnp.mean(_entropy(jnp.mean(p, axis=1)))
     loss = consistency + sharpness_weight * sharpness - diversity_weight * diversity
     terms = {"consistency": consistency, "sharpness": sharpness, "diversity": diversity}
-    return loss, memory, terms
+    return loss, memory, {"attraction": consistency, **terms}
 
 
 def _entropy(p: jax.Array) -> jax.Array:

@@ -22,15 +22,16 @@ def nt_xent_loss(
       l = -log( exp(u . t' / tau) / sum_{t != itself} exp(u . t / tau) ), on unit vectors.
 
     Args:
-      outputs: online predictions p and target projections z_target, each [2, B, D].
+      outputs: online predictions p, target projections z_target (of the sibling) and negatives (of
+        all others), each [2, B, D].
       memory: unused, returned as it came.
       key: unused; the loss draws nothing.
       temperature: tau, above 0.
       stop_gradient: True keeps the gradient out of an online target (UniGrad's table 3).
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0, log(2 B - 1) where nothing differs. No
-      metrics.
+      (loss, memory, metrics): loss is a scalar, at least 0, log(2 B - 1) where nothing differs.
+      Nothing is logged besides.
 
     Raises:
       AssertionError: at trace time, where the shapes differ or there are not two views.
@@ -38,13 +39,15 @@ def nt_xent_loss(
     Source: Chen et al., ICML 2020 (arXiv 2002.05709), eq. 1.
     """
     del key
-    sources, targets = _rows(outputs, stop_gradient)
+    sources, siblings, others = _rows(outputs, stop_gradient)
     num_rows = sources.shape[0]
-    logits = _product(sources, targets) / temperature  # [2 B, 2 B]
-    logits = jnp.where(jnp.eye(num_rows, dtype=bool), -jnp.inf, logits)
-    sibling = jnp.roll(jnp.arange(num_rows), num_rows // 2)
-    positive = jnp.take_along_axis(logits, sibling[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive), memory, {}
+    positive = jnp.sum(sources * siblings, axis=-1) / temperature  # [2 B]
+    logits = _product(sources, others) / temperature  # [2 B, 2 B]
+    is_itself = jnp.eye(num_rows, dtype=bool)
+    is_sibling = jnp.roll(is_itself, num_rows // 2, axis=1)
+    logits = jnp.where(is_itself, -jnp.inf, jnp.where(is_sibling, positive[:, None], logits))
+    loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
+    return loss, memory, {"attraction": -jnp.mean(positive)}
 
 
 def moco_loss(
@@ -64,7 +67,8 @@ def moco_loss(
     take the place of the queue's oldest rows afterwards.
 
     Args:
-      outputs: online predictions p and target projections z_target, each [2, B, D].
+      outputs: online predictions p, target projections z_target (of the sibling) and negatives
+        (what joins the queue), each [2, B, D].
       memory: queue, unit rows [Q, D]; oldest, int32 scalar, where its oldest row lies.
       key: unused; the loss draws nothing.
       temperature: tau, above 0.
@@ -72,7 +76,7 @@ def moco_loss(
       stop_gradient: False lets the gradient into an online target.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0. No metrics.
+      (loss, memory, metrics): loss is a scalar, at least 0. Nothing is logged besides.
 
     Raises:
       AssertionError: at trace time, where the shapes differ or there are not two views.
@@ -81,18 +85,17 @@ def moco_loss(
     (arXiv 2003.04297).
     """
     del key
-    sources, targets = _rows(outputs, stop_gradient)
+    sources, siblings, others = _rows(outputs, stop_gradient)
     queue, oldest = memory["queue"], memory["oldest"]
-    siblings = jnp.roll(targets, targets.shape[0] // 2, axis=0)
     positive = jnp.sum(sources * siblings, axis=-1, keepdims=True)  # [2 B, 1]
     negative = _product(sources, queue)  # [2 B, Q]
     logits = jnp.concatenate([positive, negative], axis=1) / temperature
     loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
 
-    places = (oldest + jnp.arange(targets.shape[0])) % queue_size
-    queue = queue.at[places].set(jax.lax.stop_gradient(targets))
-    oldest = (oldest + targets.shape[0]) % queue_size
-    return loss, {"queue": queue, "oldest": oldest}, {}
+    places = (oldest + jnp.arange(others.shape[0])) % queue_size
+    queue = queue.at[places].set(jax.lax.stop_gradient(others))
+    memory = {"queue": queue, "oldest": (oldest + others.shape[0]) % queue_size}
+    return loss, memory, {"attraction": -jnp.mean(positive) / temperature}
 
 
 def init_queue(key: jax.Array, *, width: int, queue_size: int, **options) -> Memory:
@@ -112,9 +115,9 @@ def init_queue(key: jax.Array, *, width: int, queue_size: int, **options) -> Mem
     return {"queue": queue, "oldest": jnp.zeros((), jnp.int32)}
 
 
-def check_two_views(*, num_views: int, batch_size: int, **options) -> None:
-    """Raises ValueError where there are not two views an image."""
-    del batch_size, options
+def check_two_views(*, num_views: int, **choices) -> None:
+    """Raises ValueError where there are not two global views an image."""
+    del choices
     if num_views != 2:
         raise ValueError(
             f"method.num_views is {num_views}, this loss is defined for two views: "
@@ -122,9 +125,9 @@ def check_two_views(*, num_views: int, batch_size: int, **options) -> None:
         )
 
 
-def check_queue(*, num_views: int, batch_size: int, queue_size: int, **options) -> None:
+def check_queue(*, num_views: int, batch_size: int, queue_size: int, **choices) -> None:
     """Raises ValueError where the queue cannot hold one step, or there are not two views."""
-    check_two_views(num_views=num_views, batch_size=batch_size, **options)
+    check_two_views(num_views=num_views, **choices)
     if queue_size < 2 * batch_size:
         raise ValueError(
             f"method.queue_size is {queue_size}, a step adds {2 * batch_size} rows "
@@ -132,13 +135,14 @@ def check_queue(*, num_views: int, batch_size: int, queue_size: int, **options) 
         )
 
 
-def _rows(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array]:
-    """Unit rows of the online and of the target branch, first views first, each [2 B, D]."""
-    chex.assert_equal_shape([outputs.p, outputs.z_target])
+def _rows(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Unit rows [2 B, D], first views first: sources, their siblings' targets, negatives."""
+    chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)
-    z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
+    targets = (outputs.z_target, outputs.negatives)
+    z, others = jax.lax.stop_gradient(targets) if stop_gradient else targets
     width = z.shape[-1]
-    return normalize(outputs.p).reshape(-1, width), normalize(z).reshape(-1, width)
+    return tuple(normalize(x).reshape(-1, width) for x in (outputs.p, z[::-1], others))
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -23,14 +23,15 @@ def barlow_twins_loss(
       l = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2.
 
     Args:
-      outputs: online predictions p and target projections z_target, each [2, B, D].
+      outputs: online predictions p, target projections z_target (of the diagonal) and negatives
+        (of the rest), each [2, B, D].
       memory: unused, returned as it came.
       key: unused; the loss draws nothing.
       off_diagonal_weight: lambda, at least 0.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0. No metrics.
+      (loss, memory, metrics): loss is a scalar, at least 0. Nothing is logged besides.
 
     Raises:
       AssertionError: at trace time, where the shapes differ or there are not two views.
@@ -39,14 +40,22 @@ def barlow_twins_loss(
     """
     del key
 
-    def one_order(x, y):
-        x, y = standardize(x), standardize(y)
-        correlation = _product(x, y) / x.shape[0]  # [D, D]
-        diagonal = jnp.diagonal(correlation)
-        off_diagonal = jnp.sum(jnp.square(correlation)) - jnp.sum(jnp.square(diagonal))
-        return jnp.sum(jnp.square(1 - diagonal)) + off_diagonal_weight * off_diagonal
+    def one_order(x, y, y_negative):
+        x, y, y_negative = standardize(x), standardize(y), standardize(y_negative)
+        diagonal = jnp.mean(x * y, axis=0)  # of C, [D]
+        squares = jnp.sum(jnp.square(_product(x, y_negative) / x.shape[0]))
+        own = jnp.sum(jnp.square(jnp.mean(x * y_negative, axis=0)))
+        agreement = jnp.sum(jnp.square(1 - diagonal))
+        # The off-diagonal squares are all squares, a repulsion, without the diagonal's.
+        return jnp.stack(
+            [
+                agreement + off_diagonal_weight * (squares - own),
+                agreement - off_diagonal_weight * own,
+            ]
+        )
 
-    return _both_orders(one_order, outputs, stop_gradient), memory, {}
+    loss, attraction = _both_orders(one_order, outputs, stop_gradient)
+    return loss, memory, {"attraction": attraction}
 
 
 def vicreg_loss(
@@ -86,17 +95,17 @@ def vicreg_loss(
     """
     del key
 
-    def invariance_of(x, y):
-        return jnp.mean(jnp.square(x - y))
+    def invariance_of(x, y, _):
+        return jnp.stack([jnp.mean(jnp.square(x - y)), -2 * jnp.mean(x * y)])
 
-    invariance = _both_orders(invariance_of, outputs, stop_gradient)
+    invariance, agreement = _both_orders(invariance_of, outputs, stop_gradient)
     variance = jnp.mean(jnp.stack([_variance(x) for x in outputs.p]))
     covariance = jnp.sum(jnp.stack([_covariance(x) for x in outputs.p]))
     loss = (
         invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     )
     terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
-    return loss, memory, terms
+    return loss, memory, {"attraction": invariance_weight * agreement, **terms}
 
 
 def standardize(x: jax.Array) -> jax.Array:
@@ -121,11 +130,12 @@ def _covariance(x: jax.Array) -> jax.Array:
 
 
 def _both_orders(of_pair, outputs: Outputs, stop_gradient: bool) -> jax.Array:
-    """The mean of a pair's loss over its two orders, online branch first."""
-    chex.assert_equal_shape([outputs.p, outputs.z_target])
+    """The mean over its two orders of what a pair gives, online branch first."""
+    chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)
-    z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
-    return (of_pair(outputs.p[0], z[1]) + of_pair(outputs.p[1], z[0])) / 2
+    p, targets = outputs.p, (outputs.z_target, outputs.negatives)
+    z, z_negative = jax.lax.stop_gradient(targets) if stop_gradient else targets
+    return (of_pair(p[0], z[1], z_negative[1]) + of_pair(p[1], z[0], z_negative[0])) / 2
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:

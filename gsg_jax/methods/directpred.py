@@ -24,9 +24,9 @@ def directpred_loss(
     F = U diag(s) U' gives W = U diag(sqrt(s) + epsilon max sqrt(s)) U'. No gradient enters W.
 
     Args:
-      outputs: online predictions p (projections, where no other predictor is configured) and target
-        projections z_target, each [V, B, D].
-      memory: of init_predictor; F runs on unit target projections.
+      outputs: online predictions p (projections, where no other predictor is configured) [V, B, D],
+        and target projections z_target (positives) and negatives (of F), [G, B, D].
+      memory: of init_predictor; F runs on unit rows of whole global views.
       key: unused; the loss draws nothing.
       correlation_decay: rho of F, in [0, 1].
       eigenvalue_floor: epsilon, at least 0.
@@ -34,15 +34,17 @@ def directpred_loss(
       stop_gradient: False lets the gradient into an online target.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better. No metrics.
+      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better. Nothing is logged
+      besides.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there is one view.
+      AssertionError: at trace time, where the shapes do not fit or there is one view.
 
     Source: Tian et al., ICML 2021 (arXiv 2102.06810), section 4; the correlation on unit rows is
     UniGrad's (arXiv 2112.05141).
     """
-    running = update_correlation(memory["running"], normalize(outputs.z_target), correlation_decay)
+    rows = normalize(outputs.negatives)
+    running = update_correlation(memory["running"], rows, correlation_decay)
     predictor = jax.lax.cond(
         memory["steps"] % predictor_every_steps == 0,
         lambda: closed_form_predictor(running["correlation"], eigenvalue_floor),

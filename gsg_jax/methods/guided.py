@@ -4,8 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Outputs
-from gsg_jax.similarity import cosine_similarity, distance
+from gsg_jax.methods.base import Memory, Metrics, Mix, Outputs
+from gsg_jax.similarity import attraction, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
@@ -26,14 +26,19 @@ def guided_loss(
       (a*, b*) = argmin d_ab, ties to the first of 11, 12, 21, 22;
       l = 1/2 D(p_ia*, sg z_i,other(a*)) + 1/2 D(p_rb*, sg z_r,other(b*)), D = -cosine.
 
+    With local views (multi-crop) an image's closest global view is the source, as ever, and its
+    local views follow the same target: each D above is the mean of D(p, sg z_other) over the source
+    and the image's local views. With CutMix a source follows, by the patch's share, the target of
+    its partner's sibling view of the same number besides its own; the distances are of whole views.
+
     Args:
-      outputs: online predictions p and target projections z_target, each [V, B, D]. With
-        V = 4, views 0, 1 are an image's and views 2, 3 its reference's; with V = 2 the
-        reference image shows the same two views that it shows as an image.
+      outputs: online predictions p [V, B, D] and target projections z_target [G, B, D]. With
+        G = 4, views 0, 1 are an image's and views 2, 3 its reference's; with G = 2 the reference
+        image shows the same two views that it shows as an image. Local views stand after these.
       memory: unused, returned as it came.
       key: draws the reference images of pairing "permutation".
       pairing: who is whose reference. "permutation": a random permutation of the batch, fixed
-        points included (V = 4, the paper's); "roll": the next image; "halves": the first half
+        points included (G = 4, the paper's); "roll": the next image; "halves": the first half
         with the second, each pair once (B even); "nearest": the nearest other image. With "roll"
         and "nearest" an image stands in several pairs and may be a source by both its views.
       stop_gradient: False lets the gradient into an online target as well.
@@ -44,43 +49,72 @@ def guided_loss(
       closest views those were.
 
     Raises:
-      ValueError: at trace time, where `pairing` does not fit V or B.
-      AssertionError: at trace time, where the shapes differ.
+      ValueError: at trace time, where `pairing` does not fit G or B.
+      AssertionError: at trace time, where the shapes do not fit.
 
-    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1.
+    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views and CutMix are
+    this project's.
     """
     z_stopped = jax.lax.stop_gradient(outputs.z_target)
     z = z_stopped if stop_gradient else outputs.z_target
     p = outputs.p
-    chex.assert_equal_shape([p, z])
-    check_pairing(pairing, num_views=p.shape[0], batch_size=p.shape[1])
+    num_global = z.shape[0]
+    chex.assert_equal_shape([p[0], z[0]])
+    check_pairing(pairing, num_views=num_global, batch_size=z.shape[1])
 
     image, reference = draw_pairs(z_stopped, key, pairing)  # [P], [P]
-    z_i, z_r = z[:2, image], z[-2:, reference]  # [2, P, D]
-    p_i, p_r = p[:2, image], p[-2:, reference]  # [2, P, D]
-
     distances = distance(z_stopped[:2, image][:, None], z_stopped[-2:, reference][None])
     closest = jnp.argmin(distances.reshape(4, -1), axis=0)  # [P], an index into PAIRS
     a, b = closest // 2, closest % 2  # [P], the view of the image, of the reference
 
-    similarity_i = cosine_similarity(_view(p_i, a), _view(z_i, 1 - a))  # [P]
-    similarity_r = cosine_similarity(_view(p_r, b), _view(z_r, 1 - b))  # [P]
-    loss = -jnp.mean(0.5 * similarity_i + 0.5 * similarity_r)
+    p_i, p_r = p[:2, image], p[num_global - 2 : num_global, reference]  # [2, P, D]
+    p_i, p_r = _view(p_i, a), _view(p_r, b)  # [P, D]
+    t_i = _target(z[:2], image, 1 - a, outputs.mix)  # [P, D]
+    t_r = _target(z[-2:], reference, 1 - b, outputs.mix)
+    local = p[num_global:]  # [L, B, D]
+
+    def similarity(alike):
+        of_image = _with_local(alike(p_i, t_i), alike(local[:, image], t_i[None]))
+        of_reference = _with_local(alike(p_r, t_r), alike(local[:, reference], t_r[None]))
+        return jnp.mean(0.5 * of_image + 0.5 * of_reference)
+
+    loss = -similarity(_cosine_to_unit)
     metrics = {f"closest_{pair}": jnp.mean(closest == n) for n, pair in enumerate(PAIRS)}
-    return loss, memory, metrics
+    return loss, memory, {"attraction": -similarity(attraction), **metrics}
 
 
-def check_pairing(pairing: str, *, num_views: int, batch_size: int) -> None:
+def _target(z: jax.Array, image: jax.Array, view: jax.Array, mix: Mix | None) -> jax.Array:
+    """Unit target rows [P, D]: view `view` of the images, and of their partners by the share."""
+    own = normalize(_view(z[:, image], view))
+    if mix is None:
+        return own
+    partners = normalize(_view(z[:, mix.partner[image]], view))
+    return (1 - mix.share) * own + mix.share * partners
+
+
+def _with_local(source: jax.Array, local: jax.Array) -> jax.Array:
+    """Mean similarity [P] of a source [P] and the image's local views [L, P]."""
+    return (source + jnp.sum(local, axis=0)) / (1 + local.shape[0])
+
+
+def _cosine_to_unit(p: jax.Array, targets: jax.Array) -> jax.Array:
+    """Inner product of p's direction with targets that are of unit length, or mixed."""
+    return jnp.sum(normalize(p) * targets, axis=-1)
+
+
+def check_pairing(pairing: str, *, num_views: int, batch_size: int, **choices) -> None:
     """Checks that a pairing fits the number of views and the batch.
 
     Args:
       pairing: one of VIEWS_OF_PAIRING.
-      num_views: views an image, V.
+      num_views: global views an image, G.
       batch_size: images a batch, B.
+      choices: the method's others, which fit any pairing.
 
     Raises:
       ValueError: where it does not; the message names the mend.
     """
+    del choices
     if pairing not in VIEWS_OF_PAIRING:
         raise ValueError(
             f"method.pairing is {pairing!r}: take one of {', '.join(VIEWS_OF_PAIRING)}"

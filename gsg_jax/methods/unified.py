@@ -1,10 +1,14 @@
 """One gradient for the whole family: positive part + balance x negative part (UniGrad).
 
-Notation, for a view u_1 of N images: u_2 is its sibling in the target branch, v runs over the
-target branch's rows of both views, F is their running correlation matrix. Rows are of unit
+Notation, for a view u_1 of N images: u_2 is its positive, its sibling in the target branch; v runs
+over the target branch's rows of both views, F is their running correlation matrix. Rows are of unit
 length, but for Barlow Twins, whose columns are standardised, and VICReg, which takes them as they
 are. A form returns the two parts of the gradient with respect to u_1, and in the other order to
 u_2; the surrogate loss sum(stop_gradient(g) u) has that gradient.
+
+Where a gradient is written 1/(2 N), N images of 2 views are meant; with local views the mean is
+over all V N views. Forms whose negative part does not name the sibling take positives of any kind:
+of local views (the mean of both global targets) and of CutMix (both images' by their shares).
 """
 
 from collections.abc import Callable
@@ -18,6 +22,7 @@ from gsg_jax.methods.base import Memory, Metrics, Outputs
 from gsg_jax.methods.contrastive import check_two_views
 from gsg_jax.methods.correlation import update_correlation
 from gsg_jax.methods.decorrelation import STD_EPSILON, standardize
+from gsg_jax.methods.positives import positives
 from gsg_jax.similarity import norm, normalize
 
 
@@ -25,8 +30,9 @@ class Pair(NamedTuple):
     """What a form sees: rows of both branches, and the settings.
 
     Attributes:
-      u: online rows, [2, N, D].
-      t: target rows, [2, N, D]; no gradient.
+      u: online rows, [V, N, D], V = 2 where there are no local views.
+      positive: what each is pulled toward, u_2 of u_1, [V, N, D].
+      bank: rows of the target branch that negatives are made of, [2, N, D].
       correlation: F after this step's update, [D, D].
       balance: lambda, the weight of the negative part.
       temperature: tau of the contrastive forms.
@@ -34,7 +40,8 @@ class Pair(NamedTuple):
     """
 
     u: jax.Array
-    t: jax.Array
+    positive: jax.Array
+    bank: jax.Array
     correlation: jax.Array
     balance: float
     temperature: float
@@ -49,11 +56,11 @@ Gradients = tuple[jax.Array, jax.Array]
 
 def moco(pair: Pair) -> Gradients:
     """G = 1/(2 N tau) (-u_2 + sum_v s_v v), s the softmax of u_1 . v / tau over all targets."""
-    bank = _rows(pair.t)
+    bank = _rows(pair.bank)
     shares = jax.nn.softmax(_dot(_rows(pair.u), bank.T) / pair.temperature, axis=1)
     negative = _dot(shares, bank).reshape(pair.u.shape)
-    scale = 1 / (2 * pair.u.shape[1] * pair.temperature)
-    return -scale * _siblings(pair.t), scale * negative
+    scale = _mean_over_views(pair) / pair.temperature
+    return -scale * pair.positive, scale * negative
 
 
 def simclr(pair: Pair) -> Gradients:
@@ -66,8 +73,8 @@ def simclr(pair: Pair) -> Gradients:
     logits = _dot(rows, rows.T) / pair.temperature
     shares = jax.nn.softmax(jnp.where(jnp.eye(len(rows), dtype=bool), -jnp.inf, logits), axis=1)
     negative = _dot(shares + shares.T, rows).reshape(pair.u.shape)
-    scale = 1 / (2 * pair.u.shape[1] * pair.temperature)
-    return -2 * scale * _siblings(pair.u), scale * negative
+    scale = _mean_over_views(pair) / pair.temperature
+    return -2 * scale * pair.positive, scale * negative
 
 
 # --- Asymmetric --------------------------------------------------------------------------------
@@ -97,7 +104,7 @@ def _directpred(pair: Pair, *, dynamic: bool, keeps_predictor: bool) -> Gradient
     roots = jnp.sqrt(values) + pair.eigenvalue_floor * jnp.sqrt(jnp.max(values))
     shifted = values + pair.eigenvalue_floor**2 * jnp.max(values)
     predicted = _dot(_dot(pair.u, vectors) * roots[None, None], vectors.T)  # W u
-    positive = _siblings(pair.t)
+    positive = pair.positive
     if keeps_predictor:
         positive = _dot(_dot(positive, vectors) * roots[None, None], vectors.T)  # W u_2
     negative = _dot(
@@ -107,7 +114,7 @@ def _directpred(pair: Pair, *, dynamic: bool, keeps_predictor: bool) -> Gradient
     if dynamic:
         along = jnp.sum(pair.u * positive, axis=-1, keepdims=True)
         balance = along / jnp.sum(pair.u * negative, axis=-1, keepdims=True)
-    scale = 1 / (2 * pair.u.shape[1])
+    scale = _mean_over_views(pair)
     if keeps_predictor:
         scale = scale / norm(predicted)[..., None]
     return -scale * positive, scale * balance * negative
@@ -122,9 +129,8 @@ def barlow_twins(pair: Pair) -> Gradients:
     The rows' columns are standardised over the batch, C = mean_v v_1 v_2'.
     """
     num_images = pair.u.shape[1]
-    siblings = _siblings(pair.t)
-    diagonal = jnp.mean(pair.u * siblings, axis=1, keepdims=True)  # of C, in each order
-    positive = (1 - (1 - pair.balance) * diagonal) * siblings
+    diagonal = jnp.mean(pair.u * pair.positive, axis=1, keepdims=True)  # of C, in each order
+    positive = (1 - (1 - pair.balance) * diagonal) * pair.positive
     return -2 / num_images * positive, 2 / num_images * pair.balance * _decorrelating(pair)
 
 
@@ -132,13 +138,13 @@ def barlow_twins_identity(pair: Pair) -> Gradients:
     """Barlow Twins with A = I: g = 2/N (-u_2 + lambda sum_v (u_2 . v_2) v_1 / N)."""
     num_images = pair.u.shape[1]
     negative = 2 / num_images * pair.balance * _decorrelating(pair)
-    return -2 / num_images * _siblings(pair.t), negative
+    return -2 / num_images * pair.positive, negative
 
 
 def barlow_twins_l2(pair: Pair) -> Gradients:
     """Barlow Twins on unit rows: g = 1/N (-u_2 + lambda sum_v (u_2 . v_2) v_1 / N)."""
     num_images = pair.u.shape[1]
-    return -_siblings(pair.t) / num_images, pair.balance * _decorrelating(pair) / num_images
+    return -pair.positive / num_images, pair.balance * _decorrelating(pair) / num_images
 
 
 def vicreg(pair: Pair) -> Gradients:
@@ -156,7 +162,7 @@ def vicreg(pair: Pair) -> Gradients:
     decorrelating = jnp.matmul(centred, covariance, precision=jax.lax.Precision.HIGHEST)
     decorrelating = 4 * pair.balance / (num_images - 1) * (decorrelating - variance * centred)
     spreading = jnp.where(std < 1, centred / std, 0) / (num_images - 1)
-    positive = -2 / num_images * _siblings(pair.t)
+    positive = -2 / num_images * pair.positive
     return positive, 2 / num_images * pair.u + decorrelating - spreading
 
 
@@ -165,12 +171,12 @@ def vicreg_l2(pair: Pair) -> Gradients:
     num_images = pair.u.shape[1]
     gram = jnp.matmul(pair.u, pair.u.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
     negative = jnp.matmul(gram, pair.u, precision=jax.lax.Precision.HIGHEST) / num_images
-    return -_siblings(pair.t) / num_images, pair.balance * negative / num_images
+    return -pair.positive / num_images, pair.balance * negative / num_images
 
 
 def _decorrelating(pair: Pair) -> jax.Array:
     """sum_v (u_2 . v_2) v_1 / N for each u_1, in both orders, [2, N, D]."""
-    siblings = _siblings(pair.t)
+    siblings = pair.bank[::-1]
     gram = jnp.matmul(siblings, siblings.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
     product = jnp.matmul(gram, pair.u, precision=jax.lax.Precision.HIGHEST)
     return product / pair.u.shape[1]
@@ -181,8 +187,8 @@ def _decorrelating(pair: Pair) -> jax.Array:
 
 def unigrad(pair: Pair) -> Gradients:
     """G = 1/(2 N) (-u_2 + lambda F u_1)."""
-    scale = 1 / (2 * pair.u.shape[1])
-    return -scale * _siblings(pair.t), scale * pair.balance * _dot(pair.u, pair.correlation)
+    scale = _mean_over_views(pair)
+    return -scale * pair.positive, scale * pair.balance * _dot(pair.u, pair.correlation)
 
 
 # Each form, and what its rows are.
@@ -200,9 +206,18 @@ FORMS: dict[str, tuple[Callable[[Pair], Gradients], Callable[[jax.Array], jax.Ar
     "vicreg_l2": (vicreg_l2, normalize),
     "unigrad": (unigrad, normalize),
 }
+# Forms whose negative part does not name the sibling.
+WITH_ANY_POSITIVE = (
+    "moco",
+    "simclr_one_term",
+    "directpred",
+    "directpred_no_predictor",
+    "directpred_constant",
+    "unigrad",
+)
 
 
-def unified_loss(
+def surrogate_loss(
     outputs: Outputs,
     memory: Memory,
     key: jax.Array,
@@ -214,11 +229,12 @@ def unified_loss(
     correlation_decay: float,
     stop_gradient: bool = True,
 ) -> tuple[jax.Array, Memory, Metrics]:
-    """The surrogate loss whose gradient is a form's.
+    """The loss whose gradient is a form's, and whose value means nothing.
 
     Args:
-      outputs: online predictions p and target projections z_target, each [2, B, D].
-      memory: the running correlation matrix of the target's unit rows.
+      outputs: online predictions p [V, B, D], target projections z_target (positives) and
+        negatives (bank and correlation), [2, B, D].
+      memory: the running correlation matrix of unit rows of whole global views.
       key: unused; the loss draws nothing.
       form: one of FORMS.
       balance: lambda, the weight of the negative part.
@@ -228,51 +244,68 @@ def unified_loss(
       stop_gradient: must be True; a gradient that is given has no other target.
 
     Returns:
-      (loss, memory, metrics): the loss's gradient counts, not its value; metrics has
-      positive_similarity, the mean cosine between a view and its sibling's target, in [-1, 1], and
-      positive_gradient and negative_gradient, the norms of the two parts.
+      (loss, memory, metrics): the loss's gradient counts, not its value. Nothing is logged besides.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, where the shapes do not fit or there are not two global views.
 
     Source: Tao et al., CVPR 2022 (arXiv 2112.05141), table 2 and eq. 16.
     """
     del key, stop_gradient
-    chex.assert_equal_shape([outputs.p, outputs.z_target])
-    chex.assert_axis_dimension(outputs.p, 0, 2)
-    z_target = jax.lax.stop_gradient(outputs.z_target)
-    memory = update_correlation(memory, normalize(z_target), correlation_decay)
+    chex.assert_equal_shape([outputs.p[0], outputs.z_target[0]])
+    chex.assert_axis_dimension(outputs.z_target, 0, 2)
+    z_target, negatives = jax.lax.stop_gradient((outputs.z_target, outputs.negatives))
+    memory = update_correlation(memory, normalize(negatives), correlation_decay)
     of_pair, rows_of = FORMS[form]
     u = rows_of(outputs.p)
     pair = Pair(
         u=jax.lax.stop_gradient(u),
-        t=rows_of(z_target),
+        positive=positives(rows_of(z_target), u.shape[0], outputs.mix),
+        bank=rows_of(negatives),
         correlation=memory["correlation"],
         balance=balance,
         temperature=temperature,
         eigenvalue_floor=eigenvalue_floor,
     )
-    positive, negative = of_pair(pair)
-    loss = jnp.sum(jax.lax.stop_gradient(positive + negative) * u)
-    cosines = jnp.sum(normalize(pair.u) * normalize(_siblings(pair.t)), axis=-1)
-    metrics = {
-        "positive_similarity": jnp.mean(cosines),
-        "positive_gradient": jnp.sqrt(jnp.sum(jnp.square(positive))),
-        "negative_gradient": jnp.sqrt(jnp.sum(jnp.square(negative))),
-    }
-    return loss, memory, metrics
+    positive, negative = jax.lax.stop_gradient(of_pair(pair))
+    attraction = jnp.sum(positive * u)
+    return attraction + jnp.sum(negative * u), memory, {"attraction": attraction}
 
 
-def check_form(*, num_views: int, batch_size: int, form: str, **options) -> None:
-    """Raises ValueError where there is no such form, or there are not two views."""
-    check_two_views(num_views=num_views, batch_size=batch_size, **options)
+def check_form(
+    *,
+    form: str,
+    target: str,
+    stop_gradient: bool,
+    has_local_views: bool,
+    has_cutmix: bool,
+    **choices,
+) -> None:
+    """Raises ValueError where there is no such form, or where it cannot be had with the rest."""
+    check_two_views(**choices)
     if form not in FORMS:
         raise ValueError(f"method.form is {form!r}: take one of {', '.join(FORMS)}")
+    if not stop_gradient:
+        raise ValueError(
+            "method.stop_gradient is False, a gradient that is given has no other: leave it True; "
+            "of weight-sharing branches method.form=simclr is the gradient"
+        )
+    if form == "simclr" and target != "online":
+        raise ValueError(
+            f"method.target is {target}, method.form=simclr is the gradient of branches that share "
+            "their weights: set --config.method.target=online, or --config.method.form=moco"
+        )
+    if (has_local_views or has_cutmix) and form not in WITH_ANY_POSITIVE:
+        raise ValueError(
+            f"method.form={form} has no definition for local views or CutMix: set "
+            "--config.views.num_local=0 and --config.views.cutmix_probability=0, or take one of "
+            f"{', '.join(WITH_ANY_POSITIVE)}"
+        )
 
 
-def _siblings(x: jax.Array) -> jax.Array:
-    """The other view's rows, [2, N, D]."""
-    return x[::-1]
+def _mean_over_views(pair: Pair) -> float:
+    """1 / (V N): 1 / 2N where there are two views."""
+    return 1 / (pair.u.shape[0] * pair.u.shape[1])
 
 
 def _rows(x: jax.Array) -> jax.Array:

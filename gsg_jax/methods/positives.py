@@ -1,0 +1,41 @@
+"""Positives: what each view of the online branch is pulled toward."""
+
+import jax
+import jax.numpy as jnp
+
+from gsg_jax.methods.base import Mix
+
+
+def positives(t: jax.Array, num_views: int, mix: Mix | None) -> jax.Array:
+    """The target rows that each view follows, as one weighted mean a view.
+
+    A global view follows the mean of the other global views' targets (its sibling's, where there
+    are two), a local view the mean of all global ones. A view that carries a patch of another image
+    follows both images' targets, each by its share of the view (CutMix). Losses that are linear in
+    a unit target row, as the negative cosine is, may so be taken against the mean.
+
+    Args:
+      t: rows of the target branch, unit vectors or distributions, [G, B, D], G at least 2.
+      num_views: V, G global views first, local views after.
+      mix: what CutMix has done, or None.
+
+    Returns:
+      Rows [V, B, D].
+
+    Source: multi-crop: Caron et al., NeurIPS 2020 (arXiv 2006.09882); CutMix: Yun et al., ICCV 2019
+    (arXiv 1905.04899); both with one shared gradient: Tao et al., CVPR 2022 (arXiv 2112.05141).
+    """
+    num_global = t.shape[0]
+    total = jnp.sum(t, axis=0, keepdims=True)
+    rows = t[::-1] if num_global == 2 else (total - t) / (num_global - 1)
+    if num_views > num_global:
+        local = jnp.broadcast_to(total / num_global, (num_views - num_global, *t.shape[1:]))
+        rows = jnp.concatenate([rows, local])
+    return mixed(rows, mix)
+
+
+def mixed(rows: jax.Array, mix: Mix | None) -> jax.Array:
+    """Rows [V, B, D] with each image's replaced by its mean with its partner's, by the share."""
+    if mix is None:
+        return rows
+    return (1 - mix.share) * rows + mix.share * rows[:, mix.partner]
