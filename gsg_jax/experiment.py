@@ -25,6 +25,9 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
             "crop_size": config.views.size,
             "crop_area": config.views.crop_area,
             "crop_aspect": config.views.crop_aspect,
+            "num_local": config.views.num_local,
+            "local_size": config.views.local_size,
+            "local_area": config.views.local_crop_area,
         }
     return TrainLoader(
         source,

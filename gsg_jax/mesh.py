@@ -1,5 +1,8 @@
 """The device mesh: where the batch and the state lie."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -40,14 +43,15 @@ def by_image(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def global_batch(mesh: Mesh, images: np.ndarray) -> jax.Array:
+def global_batch(mesh: Mesh, images: Any) -> Any:
     """Makes one global array of the shares that the hosts hold.
 
     Args:
       mesh: of make_mesh.
-      images: this host's share of the batch, [B / hosts, ...].
+      images: this host's share of the batch, [B / hosts, ...], or a tuple of such.
 
     Returns:
-      The global batch [B, ...], sharded over the devices by image.
+      The global batch [B, ...], sharded over the devices by image; a tuple of a tuple.
     """
-    return jax.make_array_from_process_local_data(by_image(mesh), images)
+    place = partial(jax.make_array_from_process_local_data, by_image(mesh))
+    return jax.tree.map(place, images)

@@ -169,7 +169,9 @@ class Pretraining:
                 display.note(f"stopped at step {step - 1} and saved: the same command goes on")
                 break
             with clock.waiting():
-                images = meshes.global_batch(self.mesh, next(batches)["image"])
+                batch = next(batches)
+                images = (batch["image"], batch["local"]) if "local" in batch else batch["image"]
+                images = meshes.global_batch(self.mesh, images)
             state, metrics = self.step(state, images)
             losses.push(step, metrics)
             clock.stepped()

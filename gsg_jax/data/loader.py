@@ -37,6 +37,9 @@ class TrainLoader:
         crop_size: int | None = None,
         crop_area: tuple[float, float] = (0.2, 1.0),
         crop_aspect: tuple[float, float] = ASPECT,
+        num_local: int = 0,
+        local_size: int = 96,
+        local_area: tuple[float, float] = (0.05, 0.2),
         host_index: int = 0,
         num_hosts: int = 1,
         num_threads: int = 2,
@@ -52,6 +55,9 @@ class TrainLoader:
           crop_size: S, side of a crop in pixels.
           crop_area: least and greatest share of an image's area that a crop covers.
           crop_aspect: least and greatest width / height of a crop.
+          num_local: L, smaller crops an image besides; read where crops are cut.
+          local_size: side of such a crop in pixels.
+          local_area: least and greatest share of an image's area that it covers.
           host_index: this host, in [0, num_hosts).
           num_hosts: hosts that share each batch.
           num_threads: threads that decode and crop, 1 or more.
@@ -81,6 +87,7 @@ class TrainLoader:
         self._seed = seed
         self._num_views, self._crop_size = num_views, crop_size
         self._crop_area, self._crop_aspect = crop_area, crop_aspect
+        self._num_local, self._local_size, self._local_area = num_local, local_size, local_area
         self._first_place = host_index * (batch_size // num_hosts)
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads = num_threads
@@ -101,7 +108,8 @@ class TrainLoader:
 
         Returns:
           Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}, with crops
-          [B / num_hosts, V, S, S, C]. Reading it raises UserError where an image cannot be decoded.
+          [B / num_hosts, V, S, S, C] and, where there are local ones, "local": the same of these.
+          Reading it raises UserError where an image cannot be decoded.
 
         Raises:
           ValueError: where first_step is negative.
@@ -125,7 +133,7 @@ class TrainLoader:
     def _batches(self, pool: ThreadPoolExecutor) -> grain.IterDataset:
         return (
             grain.MapDataset.range(_NO_END)
-            .map(lambda step: {"image": self._images(pool, step)})
+            .map(lambda step: self._batch(pool, step))
             .to_iter_dataset(
                 grain.ReadOptions(
                     num_threads=min(_BATCH_THREADS, self._prefetch),
@@ -140,20 +148,20 @@ class TrainLoader:
         seeds = np.random.SeedSequence(self._seed, spawn_key=(_SHUFFLE, epoch))
         return np.random.Generator(np.random.PCG64(seeds)).permutation(len(self._source))
 
-    def _images(self, pool: ThreadPoolExecutor, step: int) -> np.ndarray:
-        """Returns this host's images of one step, [B / num_hosts, ...]."""
+    def _batch(self, pool: ThreadPoolExecutor, step: int) -> dict[str, np.ndarray]:
+        """Returns this host's share of one step, [B / num_hosts, ...] each."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self._batch_size
         order = self._order(epoch)[start : start + self._batch_size]
         places = range(self._first_place, self._last_place)
         if self._crop_size is None and isinstance(self._source, ArraySource):
-            return self._source.images[order[places.start : places.stop]]
+            return {"image": self._source.images[order[places.start : places.stop]]}
         read = self._crops if self._crop_size is not None else self._whole
         return _gather(
             pool, self._num_threads, [(read, step, place, int(order[place])) for place in places]
         )
 
-    def _whole(self, step: int, place: int, i: int) -> np.ndarray:
+    def _whole(self, step: int, place: int, i: int) -> dict[str, np.ndarray]:
         del step, place
         pixels = self._source.image(i)
         if pixels.shape != self._source.image_shape:
@@ -161,18 +169,21 @@ class TrainLoader:
                 f"image {i} of {self._source.name!r} is {pixels.shape} where others are "
                 f'{self._source.image_shape}: set data.crop="host"'
             )
-        return pixels
+        return {"image": pixels}
 
-    def _crops(self, step: int, place: int, i: int) -> np.ndarray:
+    def _crops(self, step: int, place: int, i: int) -> dict[str, np.ndarray]:
         seeds = np.random.SeedSequence(self._seed, spawn_key=(_CROP, step, place))
-        return random_crops(
-            self._source.image(i),
-            np.random.Generator(np.random.PCG64(seeds)),
-            num_views=self._num_views,
-            size=self._crop_size,
-            area=self._crop_area,
-            aspect=self._crop_aspect,
-        )
+        rng = np.random.Generator(np.random.PCG64(seeds))
+        pixels = self._source.image(i)
+        kinds = {"image": (self._num_views, self._crop_size, self._crop_area)}
+        if self._num_local:
+            kinds["local"] = (self._num_local, self._local_size, self._local_area)
+        return {
+            name: random_crops(
+                pixels, rng, num_views=count, size=size, area=area, aspect=self._crop_aspect
+            )
+            for name, (count, size, area) in kinds.items()
+        }
 
 
 def eval_batches(
@@ -239,17 +250,19 @@ def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
 
 
 def _gather(
-    pool: ThreadPoolExecutor, num_threads: int, calls: list[tuple[Callable[..., np.ndarray], ...]]
-) -> np.ndarray:
-    """Returns the results of calls (function, *arguments), stacked in their order."""
-    stacked = None
+    pool: ThreadPoolExecutor,
+    num_threads: int,
+    calls: list[tuple[Callable[..., dict[str, np.ndarray]], ...]],
+) -> dict[str, np.ndarray]:
+    """Returns the results of calls (function, *arguments), stacked by name in their order."""
+    stacked = {}
     # In blocks: a program that ends waits for what is queued, and cannot queue more.
     block = 4 * num_threads
     for start in range(0, len(calls), block):
         futures = [pool.submit(*call) for call in calls[start : start + block]]
         for k, future in enumerate(futures, start):
-            pixels = future.result()
-            if stacked is None:
-                stacked = np.empty((len(calls), *pixels.shape), np.uint8)
-            stacked[k] = pixels
+            for name, pixels in future.result().items():
+                if name not in stacked:
+                    stacked[name] = np.empty((len(calls), *pixels.shape), np.uint8)
+                stacked[name][k] = pixels
     return stacked

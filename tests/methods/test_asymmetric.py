@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gsg_jax.methods.asymmetric import asymmetric_loss
-from gsg_jax.methods.base import Outputs
+from gsg_jax.methods.base import Mix, Outputs
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 
@@ -49,7 +49,26 @@ def test_more_views_are_the_mean_over_all_ordered_pairs():
         for n in range(7)
     ]
     np.testing.assert_allclose(loss, -np.mean(cosines), rtol=1e-5)
-    assert memory == {} and metrics == {}
+    assert memory == {} and set(metrics) == {"attraction"}
+
+
+def test_local_views_follow_both_targets_and_patches_both_images():
+    rng = np.random.default_rng(2)
+    p, z = rng.normal(size=(4, 7, 5)), rng.normal(size=(2, 7, 5))
+    partner, share = rng.permutation(7), 0.3
+    cosine = lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
+    cosines = []
+    for v in range(4):
+        for n in range(7):
+            for image, weight in ((n, 1 - share), (partner[n], share)):
+                followed = [z[1 - v, image]] if v < 2 else [z[0, image], z[1, image]]
+                cosines.append(weight * np.mean([cosine(p[v, n], t) for t in followed]))
+    mix = Mix(jnp.asarray(partner), jnp.float32(share))
+    p, z = jnp.asarray(p, jnp.float32), jnp.asarray(z, jnp.float32)
+    outputs = Outputs(h=p, z=p, p=p, z_target=z, mix=mix)
+    loss, _, metrics = asymmetric_loss(outputs, {}, jax.random.key(0))
+    np.testing.assert_allclose(loss, -np.sum(cosines) / 28, rtol=1e-5)
+    np.testing.assert_allclose(metrics["attraction"], loss, rtol=1e-5)
 
 
 def test_the_gradient_into_the_target_is_exactly_zero_unless_asked_for():

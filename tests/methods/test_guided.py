@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.base import Outputs
+from gsg_jax.methods.base import Mix, Outputs
 from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
@@ -101,6 +101,47 @@ def test_every_pairing_equals_a_plain_loop(pairing, num_views, batch_size):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     touched = {tuple(map(int, index)) for index in np.argwhere(np.abs(grads).sum(axis=-1) > 0)}
     assert touched == set(sources)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "num_global", "batch_size"), [("permutation", 4, 11), ("roll", 2, 6)]
+)
+@pytest.mark.parametrize("num_local", [0, 3])
+@pytest.mark.parametrize("share", [None, 0.4])
+def test_local_views_and_patches_follow_the_sources_target(
+    pairing, num_global, batch_size, num_local, share
+):
+    rng = np.random.default_rng(batch_size)
+    p = rng.normal(size=(num_global + num_local, batch_size, 5))
+    z = rng.normal(size=(num_global, batch_size, 5))
+    partner, key = rng.permutation(batch_size), jax.random.key(11)
+    with jax.enable_x64(True):
+        mix = None if share is None else Mix(jnp.asarray(partner), jnp.asarray(share))
+        outputs = as_outputs(jnp.asarray(p), jnp.asarray(z))._replace(mix=mix)
+        loss, _, metrics = guided_loss(outputs, {}, key, pairing=pairing)
+        pairs = draw_pairs(jnp.asarray(z), key, pairing)
+        image, reference = (np.asarray(x) for x in pairs)
+
+    def pull(view, target, n):
+        """D of a view of image n against its target view, and by the share its partner's."""
+        own = minus_cosine(p[view, n], z[target, n])
+        if share is None:
+            return own
+        return (1 - share) * own + share * minus_cosine(p[view, n], z[target, partner[n]])
+
+    losses = []
+    for i, r in zip(image, reference, strict=True):
+        distances = {
+            (a, b): np.linalg.norm(z[a, i] - z[num_global - 2 + b, r])
+            for a in (0, 1)
+            for b in (0, 1)
+        }
+        a, b = min(distances, key=distances.get)
+        for n, first, source in ((i, 0, a), (r, num_global - 2, b)):
+            views = [first + source, *range(num_global, num_global + num_local)]
+            losses.append(np.mean([pull(view, first + 1 - source, n) for view in views]))
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-10)
+    np.testing.assert_allclose(metrics["attraction"], np.mean(losses), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("pairing", "num_views"), [("permutation", 4), ("halves", 2)])

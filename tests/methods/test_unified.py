@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.contrastive import nt_xent_loss
+from gsg_jax.methods.base import Mix
+from gsg_jax.methods.contrastive import moco_loss, nt_xent_loss
 from gsg_jax.methods.correlation import init_correlation, update_correlation
 from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
-from gsg_jax.methods.unified import FORMS, Pair, check_form, unified_loss
+from gsg_jax.methods.directpred import directpred_loss
+from gsg_jax.methods.unified import (
+    FORMS,
+    WITH_ANY_POSITIVE,
+    Pair,
+    check_form,
+    surrogate_loss,
+)
 from gsg_jax.similarity import cosine_similarity, normalize
 from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
 
@@ -36,7 +44,9 @@ def test_three_steps_equal_the_reference_vectors(form, precision):
             u = jnp.asarray(np.stack([vectors["z1"][step], vectors["z2"][step]]), dtype)
             t = jnp.asarray(np.stack([vectors["z1m"][step], vectors["z2m"][step]]), dtype)
             memory = update_correlation(memory, t, 0.99)
-            positive, negative = FORMS[form][0](Pair(u, t, memory["correlation"], **settings))
+            positive, negative = FORMS[form][0](
+                Pair(u, t[::-1], t, memory["correlation"], **settings)
+            )
             prefix = f"{precision}_{THEIR_NAMES[form]}_step{step + 1}"
             expected = np.stack([vectors[f"{prefix}_grad_z1"], vectors[f"{prefix}_grad_z2"]])
             _close(positive + negative, expected, tolerance)
@@ -60,7 +70,7 @@ class TestAutodiffOfTheLossIsTheForm:
         memory = {"correlation": self.correlation(p if z is None else z), "is_set": np.array(True)}
         settings = {"balance": balance, "temperature": 0.2, "eigenvalue_floor": floor}
         _, gradient, _ = loss_and_gradient(
-            unified_loss,
+            surrogate_loss,
             p,
             p if z is None else z,
             memory,
@@ -137,23 +147,148 @@ class TestAutodiffOfTheLossIsTheForm:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_is_finite_and_moves_siblings_together(form):
+def test_every_form_is_finite_and_pulls_siblings_together(form):
     p, z = fresh(5, num_images=9, width=4)
     memory = {"correlation": np.eye(4) / 4, "is_set": np.array(True)}
+    settings = SETTINGS | {"balance": 0.0, "correlation_decay": 0.9}
     value, gradient, (_, metrics) = loss_and_gradient(
-        unified_loss, p, z, memory, form=form, correlation_decay=0.9, **SETTINGS | {"balance": 0.0}
+        surrogate_loss, p, z, memory, form=form, **settings
     )
     assert np.isfinite(value) and np.isfinite(gradient).all() and np.abs(gradient).max() > 0
-    cosine = np.mean(np.sum(unit(p) * unit(z[::-1]), axis=-1))
-    if not form.startswith(("vicreg", "barlow_twins")) or form.endswith("l2"):
-        np.testing.assert_allclose(metrics["positive_similarity"], cosine, rtol=1e-10)
-    assert metrics["positive_gradient"] > 0
+    # The attraction alone, followed for a little, brings each view nearer to its sibling's target.
+    (pull,) = gradients_of_attraction(surrogate_loss, p, z, memory, form=form, **settings)
+    with jax.enable_x64(True):
+        rows_of = FORMS[form][1]
+        before, after, t = (rows_of(jnp.asarray(x)) for x in (p, p - 1e-3 * pull, z[::-1]))
+        assert jnp.mean(jnp.sum(after * t, axis=-1)) > jnp.mean(jnp.sum(before * t, axis=-1))
+
+
+def gradients_of_attraction(loss, p, z=None, memory=None, **options):
+    """Gradient of a loss's attraction by the online rows, float64."""
+
+    def attraction(*arguments, **options):
+        _, memory, metrics = loss(*arguments, **options)
+        return metrics["attraction"], memory, {}
+
+    return loss_and_gradient(attraction, p, z, memory, **options)[1:2]
+
+
+@pytest.mark.parametrize("collapse", [1.0, 1e-2])
+class TestTheAttractionOfALossIsThePositivePartOfItsForm:
+    """Float64, relative 1e-9: the split that the gradient inspector logs is the paper's."""
+
+    def compare(self, form, loss, p, z, memory=None, balance=3.0, floor=0.3, **options):
+        (expected,) = gradients_of_attraction(loss, p, z, memory, **options)
+        rows = unit(p if z is None else z).reshape(-1, p.shape[-1])
+        running = {"correlation": rows.T @ rows / len(rows), "is_set": np.array(True)}
+        settings = {"balance": balance, "temperature": 0.2, "eigenvalue_floor": floor}
+        (gradient,) = gradients_of_attraction(
+            surrogate_loss,
+            p,
+            p if z is None else z,
+            running,
+            form=form,
+            correlation_decay=1.0,
+            **settings,
+        )
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9 * scale)
+
+    def test_simclr(self, collapse):
+        self.compare("simclr", nt_xent_loss, fresh(11, collapse=collapse)[0], None, temperature=0.2)
+
+    def test_moco(self, collapse):
+        p, z = fresh(12, collapse=collapse)
+        memory = {"queue": unit(np.ones((20, 5))), "oldest": np.int32(0)}
+        self.compare("moco", moco_loss, p, z, memory, temperature=0.2, queue_size=20)
+
+    def test_directpred(self, collapse):
+        p, z = fresh(13, collapse=collapse)
+        zeros = {"correlation": np.zeros((5, 5)), "is_set": np.array(False)}
+        memory = {"running": zeros, "predictor": np.eye(5), "steps": np.int32(0)}
+
+        def across(outputs, memory, key):
+            # The loss takes rows of any length, the form unit ones: what turns a row is compared.
+            outputs = outputs._replace(p=normalize(outputs.p))
+            options = {"correlation_decay": 0.9, "predictor_every_steps": 1}
+            return directpred_loss(outputs, memory, key, eigenvalue_floor=0.0, **options)
+
+        self.compare("directpred", across, p, z, memory, floor=0.0)
+
+    def test_barlow_twins(self, collapse):
+        p, _ = fresh(14, collapse=collapse)
+        self.compare(
+            "barlow_twins", barlow_twins_loss, p, None, balance=0.3, off_diagonal_weight=0.3
+        )
+
+    def test_vicreg(self, collapse):
+        p, _ = fresh(15, collapse=collapse)
+        weights = {"invariance_weight": 5, "variance_weight": 10.0, "covariance_weight": 1.5}
+        self.compare("vicreg", vicreg_loss, p, None, balance=0.3, **weights)
+
+
+@pytest.mark.parametrize("form", WITH_ANY_POSITIVE)
+def test_local_views_and_patches_change_the_positive_and_nothing_else(form):
+    rng = np.random.default_rng(16)
+    p, z = rng.normal(size=(5, 7, 4)), rng.normal(size=(2, 7, 4))
+    t, partner, share = unit(z), rng.permutation(7), 0.3
+    memory = {"correlation": np.eye(4) / 4, "is_set": np.array(True)}
+    with jax.enable_x64(True):
+
+        def value(p, mix):
+            outputs = outputs_of(p, jnp.asarray(z))._replace(mix=mix)
+            arguments = ({k: jnp.asarray(v) for k, v in memory.items()}, jax.random.key(0))
+            return surrogate_loss(
+                outputs, *arguments, form=form, correlation_decay=1.0, **SETTINGS
+            )[0]
+
+        for mix in (None, Mix(jnp.asarray(partner), jnp.asarray(share))):
+            pulled = np.zeros_like(p)
+            for v in range(5):
+                for n in range(7):
+                    own, other = (
+                        t[1 - v, m] if v < 2 else (t[0, m] + t[1, m]) / 2 for m in (n, partner[n])
+                    )
+                    pulled[v, n] = own if mix is None else (1 - share) * own + share * other
+            pair = Pair(unit(p), pulled, t, memory["correlation"], **SETTINGS)
+            expected = tangential(p, sum(FORMS[form][0](Pair(*map(jnp.asarray, pair)))))
+            scale = np.abs(expected).max()
+            gradient = jax.grad(value)(jnp.asarray(p), mix)
+            np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9 * scale)
+
+
+def tangential(p, gradient):
+    """The gradient by p of a function whose gradient by p / |p| is given."""
+    u, gradient = unit(p), np.asarray(gradient)
+    across = gradient - np.sum(gradient * u, axis=-1, keepdims=True) * u
+    return across / np.linalg.norm(p, axis=-1, keepdims=True)
+
+
+def test_negatives_of_the_online_branch_leave_the_positives_to_the_ema_target():
+    p, z = fresh(17)
+    other = fresh(18)[0]
+    memory = {"correlation": np.zeros((5, 5)), "is_set": np.array(False)}
+    with jax.enable_x64(True):
+
+        def value(p):
+            outputs = outputs_of(p, jnp.asarray(z))._replace(z_negative=jnp.asarray(other))
+            arguments = ({k: jnp.asarray(v) for k, v in memory.items()}, jax.random.key(0))
+            return surrogate_loss(
+                outputs, *arguments, form="unigrad", correlation_decay=0.9, **SETTINGS
+            )[0]
+
+        rows = unit(other).reshape(-1, 5)
+        pushed = 100 * unit(p) @ (rows.T @ rows / len(rows))
+        expected = tangential(p, (pushed - unit(z)[::-1]) / 14)
+        gradient = jax.grad(value)(jnp.asarray(p))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
 def test_directpred_keeps_each_row_orthogonal_to_its_gradient():
     p, z = fresh(6)
     with jax.enable_x64(True):
-        pair = Pair(jnp.asarray(unit(p)), jnp.asarray(unit(z)), jnp.eye(5) / 5, **SETTINGS)
+        u, t = jnp.asarray(unit(p)), jnp.asarray(unit(z))
+        pair = Pair(u, t[::-1], t, jnp.eye(5) / 5, **SETTINGS)
         for form in ("directpred", "directpred_no_predictor"):
             gradient = sum(FORMS[form][0](pair))
             np.testing.assert_allclose(np.sum(gradient * unit(p), axis=-1), 0, atol=1e-14)
@@ -165,7 +300,7 @@ def test_barlow_twins_with_the_identity_lacks_only_the_diagonals_pull():
     p, _ = fresh(7)
     with jax.enable_x64(True):
         u = jnp.asarray((p - p.mean(1, keepdims=True)) / p.std(1, keepdims=True))
-        pair = Pair(u, u, jnp.eye(5), 0.3, 0.2, 0.3)
+        pair = Pair(u, u[::-1], u, jnp.eye(5), 0.3, 0.2, 0.3)
         full, identity = FORMS["barlow_twins"][0](pair), FORMS["barlow_twins_identity"][0](pair)
         np.testing.assert_allclose(full[1], identity[1])
         diagonal = np.mean(np.asarray(u[0] * u[1]), axis=0)
@@ -173,9 +308,33 @@ def test_barlow_twins_with_the_identity_lacks_only_the_diagonals_pull():
         np.testing.assert_allclose(full[0] - identity[0], expected, rtol=1e-10)
 
 
-def test_an_unknown_form_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"method.form is 'unigrd': take one of moco, simclr"):
-        check_form(num_views=2, batch_size=8, form="unigrd", **SETTINGS)
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"form": "unigrd"}, r"method.form is 'unigrd': take one of moco, simclr"),
+        ({"stop_gradient": False}, "stop_gradient is False.*leave it True"),
+        ({"form": "simclr"}, "method.target is ema.*method.target=online"),
+        ({"form": "vicreg_l2", "has_local_views": True}, "views.num_local=0.*unigrad"),
+        ({"form": "barlow_twins", "has_cutmix": True}, "cutmix_probability=0.*unigrad"),
+        ({"num_views": 4}, "num_views is 4.*num_views=2"),
+    ],
+)
+def test_what_has_no_definition_is_answered_with_what_has_one(choices, words):
+    fits = {
+        "form": "unigrad",
+        "num_views": 2,
+        "batch_size": 8,
+        "target": "ema",
+        "stop_gradient": True,
+        "has_local_views": False,
+        "has_cutmix": False,
+        **SETTINGS,
+    }
+    check_form(**fits)
+    check_form(**fits | {"form": "simclr", "target": "online"})
+    check_form(**fits | {"has_local_views": True})
+    with pytest.raises(ValueError, match=words):
+        check_form(**fits | choices)
 
 
 def test_no_gradient_enters_the_targets():
@@ -184,7 +343,7 @@ def test_no_gradient_enters_the_targets():
 
     def value(z):
         settings = SETTINGS | {"correlation_decay": 0.9}
-        return unified_loss(
+        return surrogate_loss(
             outputs_of(p, z), memory, jax.random.key(0), form="unigrad", **settings
         )[0]
 
