@@ -9,12 +9,14 @@ import pytest
 from jax.sharding import Mesh
 
 from gsg_jax import mesh as meshes
+from gsg_jax.config import check_pretraining
+from gsg_jax.evaluation.gradients import GRADIENT_FIGURES
 from gsg_jax.experiment import build_experiment, jit_step
 from gsg_jax.methods import METHODS
 from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.directpred import directpred_loss
 from gsg_jax.methods.guided import guided_loss
-from gsg_jax.train_step import init_state, train_step, update_ema
+from gsg_jax.train_step import FIGURES, init_state, train_step, update_ema
 from tests.small import images, small_config, small_experiment
 
 FAST = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
@@ -171,3 +173,97 @@ def test_ema_by_hand():
     moved = update_ema(target, online, 0.75)
     np.testing.assert_allclose(moved["backbone"]["w"], [1.5, 1.0])
     assert update_ema({}, online, 0.75) == {}
+
+
+# --- Local views, patches, targets of two branches ---------------------------------------------
+
+VARIANTS = [
+    ("simsiam", {}, {"num_local": 3}),
+    ("simsiam", {}, {"cutmix_probability": 1.0}),
+    ("simsiam_gsg", {}, {"num_local": 3}),
+    ("byol_gsg", {"ema_schedule": "cosine"}, {"cutmix_probability": 1.0}),
+    ("unigrad", {"target": "online"}, {"num_local": 2}),
+    ("unigrad", {"target": "ema_positive"}, {"cutmix_probability": 1.0}),
+    ("moco_v2", {"target": "ema_positive"}, {}),
+]
+
+
+def variant(method, choices, views):
+    """A small experiment with local views of 8 pixels, or patches, that is inspected."""
+    config = small_config(method, **choices)
+    config.views.update({"local_size": 8, "local_crop_area": (0.1, 0.5), **views})
+    config.eval.inspect_gradients = True
+    check_pretraining(config)
+    return build_experiment(config, num_steps=20, steps_per_epoch=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "choices", "views"), VARIANTS)
+def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, choices, views):
+    experiment = variant(method, choices, views)
+    one, one_logs = run(experiment, 1, 2)
+    eight, eight_logs = run(experiment, 8, 2)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    for group in ("params", "target_params", "batch_stats", "memory"):
+        jax.tree.map(close, getattr(eight[1], group), getattr(one[1], group))
+    assert set(one_logs[0]) >= set(FIGURES)
+    for name, value in one_logs[0].items():
+        assert np.isfinite(value) and np.isfinite(one_logs[1][name])
+        np.testing.assert_allclose(eight_logs[0][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_running_statistics_are_of_global_views_alone():
+    with_local = run(variant("simsiam", {}, {"num_local": 3}), 1, 1)[0][1]
+    without = run(variant("simsiam", {}, {}), 1, 1)[0][1]
+    jax.tree.map(np.testing.assert_array_equal, with_local.batch_stats, without.batch_stats)
+    kernels = (state.params["projector"]["linear1"]["kernel"] for state in (with_local, without))
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4  # the local views had their say
+
+
+def test_the_target_branch_sees_views_without_patches():
+    plain = run(variant("byol", {}, {}), 1, 1)[0][1]
+    mixed = run(variant("byol", {}, {"cutmix_probability": 1.0}), 1, 1)[0][1]
+    jax.tree.map(np.testing.assert_array_equal, mixed.target_batch_stats, plain.target_batch_stats)
+    online = (state.batch_stats["projector"]["bn2"]["mean"] for state in (mixed, plain))
+    assert np.abs(np.subtract(*online)).max() > 1e-4
+
+
+def test_an_ema_target_that_comes_to_rest_follows_the_closed_form():
+    states, _ = run(variant("byol", {"ema_schedule": "cosine"}, {}), 1, 4)
+    expected = {k: v for k, v in states[0].params.items() if k != "predictor"}
+    for step, state in enumerate(states[1:]):
+        decay = 1 - 0.01 * (1 + np.cos(np.pi * step / 20)) / 2
+        online = {k: v for k, v in state.params.items() if k != "predictor"}
+        mean = lambda t, o, decay=decay: decay * t + (1 - decay) * o  # noqa: E731
+        expected = jax.tree.map(mean, expected, online)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, states[-1].target_params, expected)
+
+
+def test_inspecting_the_gradient_changes_no_bit_of_the_state():
+    config = small_config("simsiam_gsg")
+    logs = {}
+    for inspects in (False, True):
+        config.eval.inspect_gradients = inspects
+        config.run.log_every_steps = 2
+        experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+        logs[inspects] = run(experiment, 1, 2)
+    jax.tree.map(np.testing.assert_array_equal, logs[True][0][-1], logs[False][0][-1])
+    between, logged = logs[True][1]
+    assert all(np.isnan(between[name]) and np.isfinite(logged[name]) for name in FIGURES)
+    assert logged["negative_gradient"] > 0 and not set(GRADIENT_FIGURES) & set(logs[False][1][1])
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 5])
+def test_projectors_of_every_depth_and_great_width(num_layers):
+    config = small_config("unigrad")
+    config.model.update(
+        {"projector_layers": num_layers, "projector_hidden_width": 64, "projector_width": 16384}
+    )
+    check_pretraining(config)
+    experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+    state = jax.eval_shape(functools.partial(init_state, experiment, 1))
+    after, _ = jax.eval_shape(functools.partial(train_step, experiment), state, images())
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert len(state.params["projector"]) == 2 * num_layers - 1  # the last norm has no scale
+    assert state.memory["correlation"].shape == (16384, 16384)

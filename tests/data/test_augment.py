@@ -487,6 +487,58 @@ def test_host_crops_become_views_in_their_own_order():
             np.testing.assert_allclose(views[image * 3 + view], crops[image, view] / 255, atol=1e-6)
 
 
+def test_local_views_are_smaller_crops_that_count_on_from_the_global_ones():
+    changes = {"num_local": 3, "local_size": 5, "local_crop_area": (0.1, 0.2)}
+    ours = recipe(crop_aspect=ASPECT, solarize_probability=(0.0, 1.0, 0.0), **changes)
+    views = jax.jit(augment.make_local_views, static_argnums=(2, 3))(
+        PHOTOS, jax.random.key(1), ours, 2
+    )
+    # A recipe of one's own, whose cycle begins with the third of the three probabilities.
+    alone = recipe(
+        size=5, crop_area=(0.1, 0.2), crop_aspect=ASPECT, solarize_probability=(0.0, 0.0, 1.0)
+    )
+    expected = make_views(PHOTOS, jax.random.key(1), alone, 3)
+    assert views.shape == (24, 5, 5, 3)
+    np.testing.assert_allclose(views, expected, atol=1e-6)
+
+
+cutmix = jax.jit(augment.cutmix, static_argnums=(2, 3))
+
+
+def test_a_patch_is_a_box_of_the_partner_at_the_same_place():
+    views = floats(9, 14, 11, 11, 2)  # 7 images, 2 views
+    shares, empty = [], 0
+    for seed in range(200):
+        mixed, partner, share = (np.asarray(x) for x in cutmix(views, keys(9, 200)[seed], 2, 1.0))
+        assert sorted(partner) == list(range(7))
+        rows = np.repeat(2 * partner, 2) + np.tile([0, 1], 7)
+        is_patch = (mixed == views[rows]).all(axis=-1)
+        is_own = (mixed == views).all(axis=-1)
+        assert (is_patch | is_own).all()
+        moved = [n for n in range(14) if rows[n] != n]
+        if not moved:
+            continue
+        box = is_patch[moved[0]]
+        assert all((is_patch[n] == box).all() for n in moved)
+        np.testing.assert_allclose(share, box.mean(), atol=1e-6)
+        sides = [np.flatnonzero(box.any(axis=axis)) for axis in (0, 1)]
+        if not box.any():
+            empty += 1
+        else:
+            assert box[np.ix_(*[np.arange(s[0], s[-1] + 1) for s in sides[::-1]])].all()
+        shares.append(share)
+    assert 0.15 < np.mean(shares) < 0.45 and np.max(shares) > 0.8 and empty < 20
+
+
+def test_without_luck_nothing_is_pasted():
+    views = floats(10, 8, 6, 6, 1)
+    seen = [cutmix(views, key, 2, 0.3) for key in keys(11, 300)]
+    pasted = [float(share) > 0 for _, _, share in seen]
+    assert 0.2 < np.mean(pasted) < 0.4
+    mixed, _, _ = seen[pasted.index(False)]
+    np.testing.assert_array_equal(mixed, views)
+
+
 def test_flip_jitter_and_grayscale_come_with_their_probabilities_and_independently():
     num = 1200
     crops = uint8(9, num, 1, 3, 5, 3, high=170)  # not clipped by a brightness of 1.4

@@ -132,6 +132,27 @@ def test_views_of_an_image_and_epochs_of_it_are_cropped_differently():
     assert len({view.tobytes() for view in views}) == 16
 
 
+def test_local_crops_come_beside_the_global_ones_and_leave_them_as_they_are():
+    settings = {"batch_size": 3, "seed": 4, "num_views": 2, "crop_size": 12}
+    without = next(TrainLoader(Photos(7), **settings).iterate(5))
+    local = {"num_local": 3, "local_size": 6, "local_area": (0.05, 0.1)}
+    batch = next(TrainLoader(Photos(7), **settings, **local).iterate(5))
+    assert set(without) == {"image"} and set(batch) == {"image", "local"}
+    np.testing.assert_array_equal(batch["image"], without["image"])
+    assert batch["local"].shape == (3, 3, 6, 6, 3) and batch["local"].dtype == np.uint8
+    order = np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(4, spawn_key=(loader._SHUFFLE, 2)))
+    ).permutation(7)
+    for place, i in enumerate(order[3:6]):  # step 5 is the second of epoch 2
+        pixels = Photos(7).image(int(i))
+        seeds = np.random.SeedSequence(4, spawn_key=(loader._CROP, 5, place))
+        rng = np.random.Generator(np.random.PCG64(seeds))
+        for _ in range(2):
+            crops.draw_box(rng, *pixels.shape[:2], (0.2, 1.0))
+        expected = crops.random_crops(pixels, rng, num_views=3, size=6, area=(0.05, 0.1))
+        np.testing.assert_array_equal(batch["local"][place], expected)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_crop_is_pillows_crop_and_bilinear_resize_of_the_drawn_box(channels):
     train = TrainLoader(Photos(4, channels), batch_size=4, seed=2, num_views=2, crop_size=16)

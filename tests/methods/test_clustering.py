@@ -40,6 +40,20 @@ def test_dino_equals_a_loop_and_warms_its_target_up(steps, sharpness):
     assert after["steps"] == steps + 1
 
 
+def test_dinos_local_views_follow_both_targets():
+    rng = np.random.default_rng(4)
+    p, z = rng.normal(size=(4, 6, 5)), rng.normal(size=(2, 6, 5))
+    memory = {"centre": np.zeros(5), "steps": np.int32(9)}
+    value, _, _ = loss_and_gradient(dino_loss, p, z, memory, **DINO)
+    terms = []
+    for view in range(4):
+        for n in range(6):
+            followed = [1 - view] if view < 2 else [0, 1]
+            q = np.mean([softmax(z[target, n] / 0.3) for target in followed], axis=0)
+            terms.append(-np.sum(q * np.log(softmax(p[view, n] / 0.5))))
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-10)
+
+
 def test_dino_starts_without_a_centre():
     memory = init_centre(jax.random.key(0), width=6, **DINO)
     assert memory["centre"].shape == (6,) and not memory["centre"].any() and memory["steps"] == 0

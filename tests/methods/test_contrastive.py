@@ -40,6 +40,29 @@ def test_nt_xent_equals_a_loop_over_anchors(shared):
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-12)
 
 
+def test_negatives_of_another_branch_by_a_loop():
+    (p, z), (others, _) = fresh(5), fresh(6)
+    outputs = outputs_of(*(jnp.asarray(x, jnp.float32) for x in (p, z)))
+    outputs = outputs._replace(z_negative=jnp.asarray(others, jnp.float32))
+    u, t, negative = unit(p), unit(z), unit(others)
+    queue = np.eye(5)[np.arange(14) % 5]
+    in_batch, in_queue = [], []
+    for view in range(2):
+        for n in range(7):
+            positive = u[view, n] @ t[1 - view, n] / 0.3
+            images = [(w, m) for w in range(2) for m in range(7) if m != n]
+            in_batch.append(
+                cross_entropy(positive, [u[view, n] @ negative[w, m] / 0.3 for w, m in images])
+            )
+            in_queue.append(cross_entropy(positive, queue @ u[view, n] / 0.3))
+    value = nt_xent_loss(outputs, {}, jax.random.key(0), temperature=0.3)[0]
+    np.testing.assert_allclose(value, np.mean(in_batch), rtol=1e-5)
+    memory = {"queue": jnp.asarray(queue, jnp.float32), "oldest": jnp.int32(0)}
+    value, after, _ = moco_loss(outputs, memory, jax.random.key(0), temperature=0.3, queue_size=14)
+    np.testing.assert_allclose(value, np.mean(in_queue), rtol=1e-5)
+    np.testing.assert_allclose(after["queue"], negative.reshape(-1, 5), rtol=1e-5, atol=1e-6)
+
+
 def test_images_that_do_not_differ_cost_the_log_of_the_choices():
     p = np.ones((2, 6, 4))
     value, gradient, _ = loss_and_gradient(nt_xent_loss, p, temperature=0.5)

@@ -1,10 +1,12 @@
 """Barlow Twins' and VICReg's loss equal loops over channels and images."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
-from tests.methods.loops import fresh, loss_and_gradient
+from tests.methods.loops import fresh, loss_and_gradient, outputs_of
 
 WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 7.0, "covariance_weight": 1.5}
 
@@ -28,6 +30,24 @@ def test_barlow_twins_equals_a_loop(shared):
     t = p if shared else z
     expected = (barlow_loop(p[0], t[1], 0.2) + barlow_loop(p[1], t[0], 0.2)) / 2
     np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+def test_the_diagonal_follows_the_target_and_the_rest_the_negatives():
+    (p, z), (others, _) = fresh(8), fresh(9)
+    standard = lambda x: (x - x.mean(0)) / x.std(0)  # noqa: E731
+    losses = []
+    for view in range(2):
+        x, y, other = standard(p[view]), standard(z[1 - view]), standard(others[1 - view])
+        for i in range(5):
+            for j in range(5):
+                if i == j:
+                    losses.append((1 - np.mean(x[:, i] * y[:, i])) ** 2)
+                else:
+                    losses.append(0.3 * np.mean(x[:, i] * other[:, j]) ** 2)
+    outputs = outputs_of(*(jnp.asarray(x, jnp.float32) for x in (p, z)))
+    outputs = outputs._replace(z_negative=jnp.asarray(others, jnp.float32))
+    value = barlow_twins_loss(outputs, {}, jax.random.key(0), off_diagonal_weight=0.3)[0]
+    np.testing.assert_allclose(value, np.sum(losses) / 2, rtol=1e-5)
 
 
 def test_barlow_twins_of_a_constant_channel_is_finite():
