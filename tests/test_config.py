@@ -9,6 +9,7 @@ from gsg_jax import config as configs
 from gsg_jax.config import (
     CHOICES,
     FIXED_KEYS,
+    OPTION_RANGES,
     ORDERED,
     RANGES,
     TUPLES,
@@ -24,13 +25,14 @@ from gsg_jax.methods import METHODS
 from gsg_jax.recipes import RECIPES
 from tests.runs import METHOD_CONFIGS, ROOT
 
-# Strings that their reader checks: the data by opening them, the pairing by the method's own check.
+# Strings that their reader checks: the data by opening them, the others by the method's own check.
 CHECKED_BY_THEIR_READER = {
     "data.name",
     "data.dir",
     "data.train_split",
     "data.test_split",
     "method.pairing",
+    "method.form",
 }
 
 
@@ -55,11 +57,23 @@ def test_every_key_of_a_config_has_limits(name, recipe):
         elif isinstance(value, tuple):
             assert key in TUPLES, key
         else:
-            assert key in RANGES, key
+            assert key in RANGES or key in OPTION_RANGES, key
 
 
 def test_every_limit_is_of_a_key_that_exists():
     assert set(flat(load())) >= {*RANGES, *TUPLES, *CHOICES, *FIXED_KEYS}
+
+
+@pytest.mark.parametrize("key", OPTION_RANGES)
+def test_a_methods_own_number_outside_its_range_is_refused_by_name(key):
+    low, high = OPTION_RANGES[key]
+    methods = [name for name in METHODS if key in flat(load(name))]
+    assert methods, "a limit of no key"
+    for wrong in (low - 1, high * 2 + 1, math.nan):
+        config = load(methods[0])
+        with config.ignore_type():
+            config.update_from_flattened_dict({key: wrong})
+        assert f"--config.{key}={wrong}" in refusal(config)
 
 
 @pytest.mark.parametrize("key", RANGES)

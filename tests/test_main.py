@@ -197,6 +197,58 @@ def test_wrong_input_gets_one_line_and_changes_no_file(tmp_path, flags, status, 
     assert hashes(tmp_path) == before and not (tmp_path / "run").exists()
 
 
+# The same of the methods' own keys: method, flags, exit status, what the one line must hold.
+UNDEFINED = [
+    ("simclr", ["method.temperature=0"], 2, ["temperature=0.0", "from 0.01 to 10"]),
+    ("simclr", ["method.temperature=nan"], 2, ["temperature=nan", "from 0.01 to 10"]),
+    ("simclr", ["method.num_views=4"], 2, ["num_views is 4", "num_views=2"]),
+    ("barlow_twins", ["method.off_diagonal_weight=-1"], 2, ["weight=-1.0", "from 0 to"]),
+    ("vicreg", ["method.covariance_weight=-0.1"], 2, ["covariance_weight=-0.1", "from 0 to"]),
+    ("unigrad", ["method.balance=-1"], 2, ["method.balance=-1.0", "from 0 to"]),
+    ("unigrad", ["method.correlation_decay=1.5"], 2, ["correlation_decay=1.5", "from 0 to 1"]),
+    ("unigrad", ["method.form=unigrd"], 2, ["'unigrd'", "unigrad"]),
+    ("unigrad", ["method.form=simclr"], 2, ["method.target is ema", "method.target=online"]),
+    ("unigrad", ["method.stop_gradient=false"], 2, ["stop_gradient is False", "leave it True"]),
+    ("unigrad", ["method.form=vicreg", "views.num_local=2"], 2, ["vicreg", "num_local=0"]),
+    ("moco_v2", ["method.queue_size=40000"], 1, ["queue_size=40000", "at most 10000"]),
+    ("moco_v2", ["method.queue_size=8"], 2, ["queue_size is 8", "queue_size=64 or more"]),
+    ("dino", ["method.target_temperature=0.2"], 2, ["is 0.2", "at most 0.1"]),
+    ("dino", ["method.target=ema_positive"], 2, ["target=ema_positive", "take simclr, moco_v2"]),
+    ("simsiam", ["method.target=ema_positive"], 2, ["target=ema_positive", "method.target=ema,"]),
+    ("simclr", ["views.num_local=2"], 2, ["num_local=2", "simclr", "num_local=0", "unigrad"]),
+    ("vicreg", ["views.cutmix_probability=1"], 2, ["cutmix_probability=1.0", "take simsiam"]),
+    ("byol", ["views.cutmix_probability=2"], 2, ["cutmix_probability=2.0", "from 0 to 1"]),
+    ("byol", ["views.local_crop_area=(0.5,0.1)"], 2, ["(0.5, 0.1)", "first must not exceed"]),
+    (
+        "byol",
+        ["views.num_local=2", "views.cutmix_probability=1"],
+        2,
+        ["cutmix_probability=1.0", "num_local is 2", "set one of them to 0"],
+    ),
+    (
+        "simsiam",
+        ["views.cutmix_probability=1", "method.stop_gradient=false"],
+        2,
+        ["stop_gradient=False", "leave it True"],
+    ),
+    ("byol", ["method.ema_schedule=cosin"], 2, ["did you mean cosine?"]),
+]
+
+
+@pytest.mark.parametrize(("method", "keys", "status", "said"), UNDEFINED, ids=lambda x: str(x)[:60])
+def test_what_a_method_has_no_definition_for_is_said_before_any_work(
+    tmp_path, monkeypatch, method, keys, status, said
+):
+    monkeypatch.setattr(jax, "jit", None)  # nothing is compiled
+    flags = [f"--config.{key}" for key in keys]
+    result = call(config(method), f"--workdir={tmp_path}/run", *flags)
+    assert result[:2] == (status, "")
+    assert result[2].startswith("error: ") and result[2].count("\n") == 1, result[2]
+    for text in said:
+        assert text in result[2]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
