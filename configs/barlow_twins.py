@@ -13,7 +13,7 @@ from gsg_jax import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "barlow_twins"
     config.method.update({"off_diagonal_weight": 5e-3, "stop_gradient": False})

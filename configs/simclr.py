@@ -13,7 +13,7 @@ from gsg_jax import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "simclr"
     config.method.update({"temperature": 0.2, "stop_gradient": False})

@@ -5,7 +5,7 @@
     default        2 CPU cores   290 s    k-NN top-1 0.8350 (untrained 0.7525, pixels 0.8025)
     fashion_mnist  1 CPU core    1,990 s  k-NN top-1 0.8672 (untrained 0.7940, pixels 0.8437)
 
-Seed 0, k 20, commits ae582e4 and 1a2923b. cifar10, imagenet and folder: not yet run.
+Seed 0, k 20, commits ae582e4 and 1a2923b. The other recipes: not yet run.
 
 Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
@@ -16,7 +16,7 @@ from gsg_jax import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "simsiam_gsg"
     recipes.guided_pairs(config)

@@ -13,7 +13,7 @@ from gsg_jax import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
+    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "unigrad"
     config.method.update(
@@ -25,4 +25,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
             "correlation_decay": 0.99,
         }
     )
+    if recipe.startswith("imagenet"):
+        config.method.update({"ema_decay": 0.996, "ema_schedule": "cosine"})
+        config.optim.warmup_epochs = max(config.optim.warmup_epochs, 5.0)
     return config

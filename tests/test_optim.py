@@ -9,7 +9,12 @@ import optax
 import pytest
 
 from gsg_jax import recipes
-from gsg_jax.optim import OPTIMIZERS, build_optimizer, learning_rate_schedule
+from gsg_jax.optim import (
+    OPTIMIZERS,
+    build_optimizer,
+    ema_decay_schedule,
+    learning_rate_schedule,
+)
 
 NUM_STEPS, STEPS_PER_EPOCH = 6, 2
 
@@ -217,3 +222,30 @@ def test_the_rate_is_zero_after_the_last_step():
     )
     assert 0 < schedule(8) < 0.4 * 0.04
     np.testing.assert_allclose([schedule(9), schedule(1000)], 0, atol=1e-7)
+
+
+def test_an_ema_decay_is_constant_or_rises_to_one():
+    method = recipes.pretraining("default").method
+    constant = ema_decay_schedule(method, num_steps=40)
+    assert [constant(step) for step in (0, 7, 40)] == [0.99] * 3
+    method.update({"ema_decay": 0.996, "ema_schedule": "cosine"})
+    rising = ema_decay_schedule(method, num_steps=40)
+    expected = [1 - 0.004 * (math.cos(math.pi * step / 40) + 1) / 2 for step in range(41)]
+    np.testing.assert_allclose([rising(step) for step in range(41)], expected, rtol=1e-6)
+    assert float(rising(40)) == float(rising(90)) == 1
+
+
+def test_the_recipe_of_800_epochs_leaves_biases_and_norms_to_plain_momentum():
+    config = recipes.pretraining("imagenet_800")
+    assert (config.run.num_epochs, config.data.batch_size, config.optim.name) == (800, 4096, "lars")
+    assert config.optim.warmup_epochs == 10
+    config.optim.update({"warmup_epochs": 0.0, "weight_decay": 0.5})  # a decay that would show
+    start, gradients, history = run(config.optim, batch_size=256)
+    ours, kernel = history[0]["backbone"]["bn1"], history[0]["backbone"]["conv1"]["kernel"]
+    for name in ("scale", "bias"):
+        before, gradient = start["backbone"]["bn1"][name], gradients[0]["backbone"]["bn1"][name]
+        np.testing.assert_allclose(ours[name], before - 0.3 * gradient, rtol=1e-5, atol=1e-6)
+    before, gradient = (tree["backbone"]["conv1"]["kernel"] for tree in (start, gradients[0]))
+    gradient = gradient + 0.5 * before
+    adapted = 1e-3 * np.linalg.norm(before) / np.linalg.norm(gradient)
+    np.testing.assert_allclose(kernel, before - 0.3 * adapted * gradient, rtol=1e-5, atol=1e-6)
