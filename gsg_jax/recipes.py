@@ -52,19 +52,31 @@ def _imagenet() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "backbone": "resnet50",
+            "backbone": "resnet50",  # or another ResNet, or a ViT: vit_tiny, vit_small, vit_base
+            # Of ResNets; a ViT's sizes are in its name.
             "width": 64,  # channels of the first stage
             "num_stages": 4,  # 1 to 4; each after the first halves the map
             "stem": "imagenet",  # or "small": one 3x3 convolution, no pooling
             "stem_stride": 1,  # of the "small" stem
             "zero_init_residual": True,  # each residual branch starts as the identity
+            "norm": "batch",  # or "group"
+            "norm_groups": 32,  # of "group"; divides the width
+            "weight_standardization": False,  # of every convolution's kernel; goes with "group"
+            # Of ViTs.
+            "patch_size": 16,  # pixels; divides views.size
+            "pooling": "class_token",  # or "mean", over the patches, without a class token
+            "positions": "fixed",  # sines and cosines, or "learned"
+            "freeze_patches": False,  # True: the patches' projection stays as it was drawn
+            "drop_path": 0.0,  # share of the images that skip a branch of the last block
+            # Of both.
             "projector_layers": 3,
             "projector_hidden_width": 2048,
             "projector_width": 2048,
             "num_prototypes": 0,  # 0 = none; else both branches end in scores of so many
             "predictor_hidden_width": 512,
+            "head_norm": "batch",  # or "layer", in the projector and the predictor
             "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
-            "bn_epsilon": 1e-5,
+            "bn_epsilon": 1e-5,  # of GroupNorm and the heads' LayerNorm too
             "dtype": "float32",  # of the activations; "bfloat16" on TPUs and recent GPUs
         }
     )
@@ -72,9 +84,9 @@ def _imagenet() -> ConfigDict:
         {
             "name": "sgd",  # or "lars", "adamw"
             "learning_rate": 0.05,  # per 256 images
-            "momentum": 0.9,
+            "momentum": 0.9,  # AdamW's first beta
             "weight_decay": 1e-4,
-            "decay_weights_only": False,  # True leaves biases and BatchNorm out of the decay
+            "decay_weights_only": False,  # True leaves biases, norms and positions out of the decay
             "trust_coefficient": 1e-3,  # of LARS
             "warmup_epochs": 0.0,
             "cosine_per": "epoch",  # or "step"

@@ -12,8 +12,10 @@ from gsg_jax.data.augment import ViewRecipe, make_views
 from gsg_jax.evaluation.collapse import effective_rank, projection_std
 from gsg_jax.methods.base import LossFn, Memory, Metrics, Outputs
 from gsg_jax.models.siamese import Siamese
+from gsg_jax.optim import is_below
 
 MEMORY_STREAM = 2**32 - 1  # of the seed's keys; no step reaches it
+DROP_PATH_STREAM = 2**32 - 1  # of a step's keys; the views and the loss have 0 and 1
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -22,7 +24,8 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: steps done, int32 scalar; with the seed it gives the keys of the next one.
       params: of the online branch, {backbone, projector, predictor}.
-      batch_stats: running BatchNorm statistics of the online branch.
+      batch_stats: running BatchNorm statistics of the online branch, with the groups of params;
+        {} in a group without BatchNorm.
       target_params: EMA of the online backbone and projector; {} where the target is online.
       target_batch_stats: the target branch's own running statistics; {} likewise.
       opt_state: of the optimizer.
@@ -50,6 +53,7 @@ class Experiment:
       loss: (outputs, memory, key) -> (loss, memory, metrics).
       init_memory: key -> the method's memory.
       optimizer: of the online parameters.
+      frozen: paths of the parameters that no step moves.
       views: how a view is drawn.
       num_views: views an image, V.
       seed: of all randomness.
@@ -67,6 +71,7 @@ class Experiment:
     num_views: int
     seed: int
     figures_every_steps: int
+    frozen: tuple[tuple[str, ...], ...] = ()
 
 
 def init_state(experiment: Experiment, channels: int) -> TrainState:
@@ -83,7 +88,8 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
     images = jnp.zeros((2 * experiment.num_views, size, size, channels))
     key = jax.random.key(experiment.seed)
     variables = experiment.online.init(key, images, train=True)
-    params, batch_stats = variables["params"], variables["batch_stats"]
+    params = variables["params"]
+    batch_stats = _running_statistics(variables, params)
     target_params, target_batch_stats = {}, {}
     if experiment.has_ema_target:
         target_params = jax.tree.map(jnp.copy, _without_predictor(params))
@@ -117,11 +123,14 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     view_key, loss_key = jax.random.split(key)
+    drop_path_key = jax.random.fold_in(key, DROP_PATH_STREAM)
     views = make_views(images, view_key, experiment.views, experiment.num_views)
     z_target, target_batch_stats = _target_pass(experiment, state, views)
 
     def loss_fn(params):
-        outputs, batch_stats = _online_pass(experiment, params, state.batch_stats, views, z_target)
+        outputs, batch_stats = _online_pass(
+            experiment, params, state.batch_stats, views, z_target, drop_path_key
+        )
         loss, memory, metrics = experiment.loss(outputs, state.memory, loss_key)
         return loss, (batch_stats, memory, metrics, outputs)
 
@@ -130,7 +139,7 @@ def train_step(
 
     updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    target_params = update_ema(state.target_params, params, experiment.ema_decay)
+    target_params = update_ema(state.target_params, params, experiment.ema_decay, experiment.frozen)
 
     state = TrainState(
         step=state.step + 1,
@@ -145,19 +154,26 @@ def train_step(
     return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics, **figures}
 
 
-def update_ema(target_params: Any, params: Any, decay: float) -> Any:
+def update_ema(
+    target_params: Any, params: Any, decay: float, frozen: tuple[tuple[str, ...], ...] = ()
+) -> Any:
     """Moves the target's parameters toward the online ones.
 
     Args:
       target_params: {backbone, projector}, or {} where the target is online.
       params: of the online branch, with or without a predictor.
       decay: in [0, 1]; 1 leaves the target as it is.
+      frozen: paths of the parameters that stay as they are: rounding alone would move them.
 
     Returns:
       decay x target + (1 - decay) x online, a tree like target_params.
     """
     online = {group: params[group] for group in target_params}
-    return jax.tree.map(lambda t, o: decay * t + (1 - decay) * o, target_params, online)
+
+    def moved(path, t, o):
+        return t if is_below(path, frozen) else decay * t + (1 - decay) * o
+
+    return jax.tree_util.tree_map_with_path(moved, target_params, online)
 
 
 def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
@@ -168,16 +184,26 @@ def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
     (_, z, _), updates = experiment.target.apply(
         variables, views, train=True, mutable=["batch_stats"]
     )
-    return _views_first(z, experiment.num_views), updates["batch_stats"]
+    target_batch_stats = _running_statistics(updates, state.target_params)
+    return _views_first(z, experiment.num_views), target_batch_stats
 
 
-def _online_pass(experiment: Experiment, params, batch_stats, views: jax.Array, z_target):
+def _online_pass(
+    experiment: Experiment, params, batch_stats, views: jax.Array, z_target, drop_path_key
+):
     """Outputs of the online branch, views first, and its new running statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
-    branch, updates = experiment.online.apply(variables, views, train=True, mutable=["batch_stats"])
+    branch, updates = experiment.online.apply(
+        variables, views, train=True, mutable=["batch_stats"], rngs={"drop_path": drop_path_key}
+    )
     h, z, p = (_views_first(x, experiment.num_views) for x in branch)
     outputs = Outputs(h=h, z=z, p=p, z_target=z if z_target is None else z_target)
-    return outputs, updates["batch_stats"]
+    return outputs, _running_statistics(updates, params)
+
+
+def _running_statistics(variables: Any, params: Any) -> Any:
+    """Those of every group of the branch; Flax leaves out a group that has no BatchNorm."""
+    return {group: variables.get("batch_stats", {}).get(group, {}) for group in params}
 
 
 def _views_first(x: jax.Array, num_views: int) -> jax.Array:

@@ -130,14 +130,18 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
     seen = set()
     monkeypatch.setattr(train, "resolve", lambda config: Recorder(resolve(config), seen))
     monkeypatch.setattr(experiment, "view_recipe", record_views(seen))
-    # What reads trust_coefficient, ema_decay and num_epochs; then the crops of the host.
+    # What reads trust_coefficient, ema_decay and num_epochs; then the crops of the host, the
+    # groups of GroupNorm, and what ViTs have.
     variants = [
         ["--config.optim.name=lars", "--config.method.target=ema", "--config.run.num_steps=0"],
         ["--config.run.num_steps=2", "--config.data.crop=host"],
+        ["--config.run.num_steps=2", "--config.model.norm=group", "--config.model.norm_groups=2"],
+        ["--config.run.num_steps=2", "--config.model.backbone=vit_micro"],
     ]
     for n, flags in enumerate(variants):
         flags += ["--config.run.num_epochs=1", "--config.run.log_every_steps=1"]
         flags += ["--config.eval.knn_pixels=true", "--config.views.blur_probability=(0.5,)"]
+        flags += ["--config.model.patch_size=2"]
         config, workdir = parse_flags(
             ["main", *tiny("simsiam_gsg", images, tmp_path / str(n), *flags)]
         )
