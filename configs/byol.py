@@ -18,6 +18,6 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe: default, fashion_mnist, cifar10, imagenet or folder."""
     config = recipes.pretraining(recipe)
     config.method.name = "byol"
-    if recipe == "imagenet":
+    if recipe.startswith("imagenet"):
         recipes.byol_views(config)
     return config

@@ -25,5 +25,5 @@ def get_config(recipe: str = "default") -> ConfigDict:
             "centre_momentum": 0.9,
         }
     )
-    config.model.num_prototypes = 65536 if recipe == "imagenet" else 1024
+    config.model.num_prototypes = 65536 if recipe.startswith("imagenet") else 1024
     return config

@@ -17,6 +17,6 @@ def get_config(recipe: str = "default") -> ConfigDict:
     config = recipes.pretraining(recipe)
     config.method.name = "moco_v2"
     config.method.update(
-        {"temperature": 0.2, "queue_size": 65536 if recipe == "imagenet" else 4096}
+        {"temperature": 0.2, "queue_size": 65536 if recipe.startswith("imagenet") else 4096}
     )
     return config

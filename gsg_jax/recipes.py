@@ -168,7 +168,7 @@ def guided_pairs(config: ConfigDict) -> None:
     The recipes for a laptop pair each image with the next inside two views, which halves the
     views an image and step.
     """
-    is_small = config.recipe in ("default", "fashion_mnist", "folder")
+    is_small = config.recipe in ("default", "vit", "fashion_mnist", "folder")
     config.method.pairing = "roll" if is_small else "permutation"
     config.method.num_views = 2 if is_small else 4
 
@@ -203,6 +203,22 @@ def _default(config: ConfigDict) -> None:
     config.data.update({"name": "embedded", "batch_size": 32})
     config.eval.knn_every_epochs = 4
     config.run.num_epochs = 16
+
+
+def _vit(config: ConfigDict) -> None:
+    """The embedded images by a small vision transformer, of 4 x 4 patches."""
+    _default(config)
+    config.model.update({"backbone": "vit_micro", "patch_size": 7, "pooling": "mean"})
+    config.optim.update(
+        {
+            "name": "adamw",
+            "learning_rate": 4e-3,
+            "weight_decay": 0.05,
+            "decay_weights_only": True,
+            "warmup_epochs": 1.0,
+            "constant_predictor_lr": False,
+        }
+    )
 
 
 def _garments(config: ConfigDict) -> None:
@@ -266,10 +282,62 @@ def _paper(config: ConfigDict) -> None:
     del config  # what every recipe starts from
 
 
+def _imagenet_vit(config: ConfigDict) -> None:
+    """ViT-S/16 with frozen patches, as MoCo v3 trains it, its heads' sizes included.
+
+    Source: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057), section 5.
+    """
+    config.model.update(
+        {
+            "backbone": "vit_small",
+            "freeze_patches": True,
+            "projector_hidden_width": 4096,
+            "projector_width": 256,
+            "predictor_hidden_width": 4096,
+        }
+    )
+    config.optim.update(
+        {
+            "name": "adamw",
+            "learning_rate": 1.5e-4,
+            "weight_decay": 0.1,
+            "decay_weights_only": True,
+            "warmup_epochs": 40.0,
+            "cosine_per": "step",
+            "constant_predictor_lr": False,
+        }
+    )
+    config.data.batch_size = 4096
+    config.run.num_epochs = 300
+
+
+def _imagenet_groupnorm(config: ConfigDict) -> None:
+    """ResNet-50 without any BatchNorm: GroupNorm, standardised weights, LayerNorm in the heads.
+
+    The values are our own, plain ones, and have not yet been run.
+    """
+    config.model.update({"norm": "group", "weight_standardization": True, "head_norm": "layer"})
+    config.optim.update(
+        {
+            "name": "adamw",
+            "learning_rate": 1.5e-4,
+            "weight_decay": 0.1,
+            "decay_weights_only": True,
+            "warmup_epochs": 10.0,
+            "cosine_per": "step",
+            "constant_predictor_lr": False,
+        }
+    )
+    config.data.batch_size = 1024
+
+
 RECIPES = {
     "default": _default,
+    "vit": _vit,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "imagenet": _paper,
+    "imagenet_vit": _imagenet_vit,
+    "imagenet_groupnorm": _imagenet_groupnorm,
     "folder": _folder,
 }

@@ -82,6 +82,19 @@ def test_the_imagenet_recipe_is_the_papers():
     assert (config.eval.knn_k, config.eval.knn_temperature) == (200, 0.2)
 
 
+def test_the_imagenet_vit_recipe_is_moco_v3s():
+    config = load("byol", "imagenet_vit")
+    model, optim = config.model, config.optim
+    assert (model.backbone, model.patch_size, model.positions) == ("vit_small", 16, "fixed")
+    assert model.freeze_patches and model.head_norm == "batch"
+    assert (model.projector_hidden_width, model.projector_width) == (4096, 256)
+    assert model.predictor_hidden_width == 4096
+    assert (optim.name, optim.learning_rate, optim.momentum) == ("adamw", 1.5e-4, 0.9)
+    assert (optim.weight_decay, optim.warmup_epochs, optim.cosine_per) == (0.1, 40, "step")
+    assert (config.data.batch_size, config.run.num_epochs, config.views.size) == (4096, 300, 224)
+    assert config.views.crop_area == (0.08, 1.0)  # BYOL's pair of views, which MoCo v3 took over
+
+
 class Recorder:
     """A config that notes which of its keys were read; as a record it is read by nobody."""
 
