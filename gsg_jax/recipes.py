@@ -206,7 +206,7 @@ def _default(config: ConfigDict) -> None:
 
 
 def _vit(config: ConfigDict) -> None:
-    """The embedded images by a small vision transformer, of 4 x 4 patches."""
+    """The embedded images by a small vision transformer, 16 patches an image."""
     _default(config)
     config.model.update({"backbone": "vit_micro", "patch_size": 7, "pooling": "mean"})
     config.optim.update(

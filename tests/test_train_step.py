@@ -258,6 +258,24 @@ def test_the_step_draws_who_skips_a_branch_and_the_target_skips_none():
 
 
 @pytest.mark.slow
+def test_every_step_draws_anew_who_skips_a_branch():
+    # Black images: all views of all steps are the same.
+    config = small_config("simsiam")
+    config.model.update({**VIT, "drop_path": 0.9})
+    config.views.solarize_probability = (0.0,)
+    experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+    state = jax.jit(functools.partial(init_state, experiment, 1))()
+    step = jax.jit(functools.partial(train_step, experiment))
+
+    def mean(number):
+        after, _ = step(state.replace(step=jnp.asarray(number)), np.zeros_like(images()))
+        return after.batch_stats["projector"]["bn1"]["mean"]
+
+    np.testing.assert_array_equal(mean(0), mean(0))
+    assert np.abs(mean(0) - mean(1)).max() > 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze_patches", [True, False])
 def test_frozen_patches_stay_to_the_bit_in_both_branches(freeze_patches):
     network = {**NETWORKS["vit"], "freeze_patches": freeze_patches}
