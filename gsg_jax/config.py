@@ -15,7 +15,10 @@ from ml_collections import ConfigDict
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.errors import UsageError
 from gsg_jax.methods import METHODS, PREDICTORS, TARGETS, Method
-from gsg_jax.models.resnet import RESNETS, STEMS
+from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
+from gsg_jax.models.resnet import STEMS
+from gsg_jax.models.siamese import BACKBONES
+from gsg_jax.models.vit import POOLINGS, POSITIONS, VITS
 from gsg_jax.optim import EMA_SCHEDULES, OPTIMIZERS
 
 CHOICES = {
@@ -23,8 +26,12 @@ CHOICES = {
     "method.target": ("auto", *TARGETS),
     "method.predictor": ("auto", *PREDICTORS),
     "method.ema_schedule": EMA_SCHEDULES,
-    "model.backbone": tuple(RESNETS),
+    "model.backbone": BACKBONES,
     "model.stem": STEMS,
+    "model.norm": BACKBONE_NORMS,
+    "model.pooling": POOLINGS,
+    "model.positions": POSITIONS,
+    "model.head_norm": HEAD_NORMS,
     "model.dtype": ("float32", "bfloat16"),
     "optim.name": OPTIMIZERS,
     "optim.cosine_per": ("epoch", "step"),
@@ -38,6 +45,9 @@ RANGES = {
     "model.width": (1, 4096),
     "model.num_stages": (1, 4),
     "model.stem_stride": (1, 8),
+    "model.norm_groups": (1, 4096),
+    "model.patch_size": (1, 1024),
+    "model.drop_path": (0, 0.99),
     "model.projector_layers": (1, 16),
     "model.projector_hidden_width": (1, 65536),
     "model.projector_width": (1, 65536),
@@ -309,6 +319,7 @@ def _check_together(config: ConfigDict) -> None:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
+    _check_backbone(config.model, config.views)
     if config.views.jitter[3] > 0.5:
         raise UsageError(
             f"--config.views.jitter={config.views.jitter}: the fourth, the hue's, is at most 0.5"
@@ -350,6 +361,41 @@ def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
             "--config.method.stop_gradient=False: with CutMix an online target is a pass of its "
             "own without gradient; leave it True, or set --config.views.cutmix_probability=0"
         )
+
+
+def _check_backbone(model: ConfigDict, views: ConfigDict) -> None:
+    is_vit = model.backbone in VITS
+    for key, plain, is_meant in (
+        ("norm", "batch", not is_vit),
+        ("weight_standardization", False, not is_vit),
+        ("freeze_patches", False, is_vit),
+        ("drop_path", 0.0, is_vit),
+    ):
+        if model[key] != plain and not is_meant:
+            raise UsageError(
+                f"--config.model.{key}={model[key]}: {model.backbone} has no such thing; set "
+                f"--config.model.{key}={plain} or take another --config.model.backbone"
+            )
+    sizes = {"size": views.size} | ({"local_size": views.local_size} if views.num_local else {})
+    for key, size in sizes.items():
+        if is_vit and size % model.patch_size:
+            nearest = max(round(size / model.patch_size), 1) * model.patch_size
+            raise UsageError(
+                f"--config.views.{key}={size}: must be a multiple of model.patch_size, "
+                f"{model.patch_size}; set --config.views.{key}={nearest} or "
+                f"--config.model.patch_size={_largest_divisor(size, model.patch_size)}"
+            )
+    if model.norm == "group" and model.width % model.norm_groups:
+        raise UsageError(
+            f"--config.model.norm_groups={model.norm_groups}: must divide model.width, "
+            f"{model.width}, the channels of the first stage; set --config.model.norm_groups="
+            f"{_largest_divisor(model.width, model.norm_groups)}"
+        )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most a limit."""
+    return max(n for n in range(1, min(number, limit) + 1) if number % n == 0)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

@@ -11,7 +11,8 @@ from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UserError
 from gsg_jax.methods import METHODS
-from gsg_jax.models.siamese import build_siamese, output_width
+from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
+from gsg_jax.models.vit import VITS
 from gsg_jax.optim import build_optimizer, ema_decay_schedule
 from gsg_jax.train_step import Experiment, train_step
 
@@ -51,6 +52,23 @@ def check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
         )
 
 
+def check_patches(config: ml_collections.ConfigDict, source: Source | None) -> None:
+    """Raises UserError where images that are embedded whole cannot be cut into patches."""
+    patch_size = config.model.patch_size
+    if config.model.backbone not in VITS or config.data.crop == "host":
+        return
+    if source is None or source.image_shape is None:
+        return
+    height, width = source.image_shape[:2]
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"--config.model.patch_size={patch_size}: does not divide the {height} x {width} "
+            f"pixels of {source.name!r}, whose images k-NN embeds whole; take a patch size that "
+            'does, or set --config.data.crop="host", which cuts them to views.size, or '
+            "--config.eval.knn_every_epochs=0"
+        )
+
+
 def check_queue(config: ml_collections.ConfigDict, source: Source) -> None:
     """Raises UserError where a queue would hold more rows than there are images."""
     queue_size = config.method.get("queue_size", 0)
@@ -82,6 +100,7 @@ def build_experiment(
     local, _ = build_siamese(
         config.model, predictor=method.predictor, num_views=config.views.num_local
     )
+    frozen = frozen_params(config.model)
     return Experiment(
         online=online,
         local=local,
@@ -95,7 +114,9 @@ def build_experiment(
             batch_size=config.data.batch_size,
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
+            frozen=frozen,
         ),
+        frozen=frozen,
         views=view_recipe(config.views),
         num_views=method.num_views,
         seed=config.run.seed,

@@ -12,7 +12,7 @@ from gsg_jax.data.sources import open_source
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation.features import backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
-from gsg_jax.experiment import build_experiment
+from gsg_jax.experiment import build_experiment, check_patches
 from gsg_jax.progress import say
 from gsg_jax.train import pretrain
 from gsg_jax.train_step import TrainState, init_state
@@ -47,6 +47,8 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     train, test = open_source(run.data, "train"), open_source(run.data, "test")
     if not train.class_names:
         raise UserError(f"{train.name} has no labels: k-NN needs class folders or a labelled set")
+    for source in (train, test):
+        check_patches(run, source)
     state = restore_newest(pathlib.Path(config.pretrained), run, train.image(0).shape[-1])
     say(f"step {int(state.step)} of {config.pretrained}: {len(train):,} images vote")
     experiment = build_experiment(run, num_steps=1, steps_per_epoch=1)

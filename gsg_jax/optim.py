@@ -10,7 +10,12 @@ EMA_SCHEDULES = ("constant", "cosine")
 
 
 def build_optimizer(
-    optim: ml_collections.ConfigDict, *, batch_size: int, num_steps: int, steps_per_epoch: int
+    optim: ml_collections.ConfigDict,
+    *,
+    batch_size: int,
+    num_steps: int,
+    steps_per_epoch: int,
+    frozen: tuple[tuple[str, ...], ...] = (),
 ) -> optax.GradientTransformation:
     """Builds the optimizer of every parameter.
 
@@ -21,6 +26,7 @@ def build_optimizer(
       batch_size: images a step over all hosts; scales the learning rate.
       num_steps: length of the run.
       steps_per_epoch: steps an epoch.
+      frozen: paths of the parameters that stay as they are, decay included.
 
     Returns:
       An optax transformation over the tree {backbone, projector, predictor}.
@@ -33,21 +39,29 @@ def build_optimizer(
     schedule = learning_rate_schedule(
         optim, batch_size=batch_size, num_steps=num_steps, steps_per_epoch=steps_per_epoch
     )
-    if not optim.constant_predictor_lr:
-        return _optimizer(optim, schedule)
-    peak = optim.learning_rate * batch_size / 256
+    kinds = {"scheduled": _optimizer(optim, schedule)}
+    if optim.constant_predictor_lr:
+        kinds["constant"] = _optimizer(optim, optim.learning_rate * batch_size / 256)
+    if frozen:
+        kinds["frozen"] = optax.set_to_zero()
+    if len(kinds) == 1:
+        return kinds["scheduled"]
+
+    def kind_of(path, _):
+        if is_below(path, frozen):
+            return "frozen"
+        is_constant = optim.constant_predictor_lr and path[0].key == "predictor"
+        return "constant" if is_constant else "scheduled"
+
     return optax.multi_transform(
-        {"scheduled": _optimizer(optim, schedule), "constant": _optimizer(optim, peak)}, _labels
+        kinds, lambda params: jax.tree_util.tree_map_with_path(kind_of, params)
     )
 
 
-def _labels(params: optax.Params) -> optax.Params:
-    """Which learning rate each parameter has."""
-    labels = {}
-    for group, tree in params.items():
-        label = "constant" if group == "predictor" else "scheduled"
-        labels[group] = jax.tree.map(lambda _, label=label: label, tree)
-    return labels
+def is_below(path: tuple[jax.tree_util.DictKey, ...], roots: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether a leaf's path of keys begins with one of the roots."""
+    keys = tuple(key.key for key in path)
+    return any(keys[: len(root)] == root for root in roots)
 
 
 def learning_rate_schedule(
@@ -126,5 +140,9 @@ def _optimizer(
 
 
 def _weights_only(params: optax.Params) -> optax.Params:
-    """True for matrices and kernels, False for biases and BatchNorm's scales."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """True for matrices and kernels, False for biases, norms' scales and a ViT's own tokens."""
+
+    def is_weight(path, leaf):
+        return leaf.ndim > 1 and path[-1].key not in ("class_token", "positions")
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)

@@ -54,19 +54,31 @@ def _imagenet() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "backbone": "resnet50",
+            "backbone": "resnet50",  # or another ResNet, or a ViT: vit_tiny, vit_small, vit_base
+            # Of ResNets; a ViT's sizes are in its name.
             "width": 64,  # channels of the first stage
             "num_stages": 4,  # 1 to 4; each after the first halves the map
             "stem": "imagenet",  # or "small": one 3x3 convolution, no pooling
             "stem_stride": 1,  # of the "small" stem
             "zero_init_residual": True,  # each residual branch starts as the identity
+            "norm": "batch",  # or "group"
+            "norm_groups": 32,  # of "group"; divides the width
+            "weight_standardization": False,  # of every convolution's kernel; goes with "group"
+            # Of ViTs.
+            "patch_size": 16,  # pixels; divides views.size
+            "pooling": "class_token",  # or "mean", over the patches, without a class token
+            "positions": "fixed",  # sines and cosines, or "learned"
+            "freeze_patches": False,  # True: the patches' projection stays as it was drawn
+            "drop_path": 0.0,  # share of the images that skip a branch of the last block
+            # Of both.
             "projector_layers": 3,
             "projector_hidden_width": 2048,
             "projector_width": 2048,
             "num_prototypes": 0,  # 0 = none; else both branches end in scores of so many
             "predictor_hidden_width": 512,
+            "head_norm": "batch",  # or "layer", in the projector and the predictor
             "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
-            "bn_epsilon": 1e-5,
+            "bn_epsilon": 1e-5,  # of GroupNorm and the heads' LayerNorm too
             "dtype": "float32",  # of the activations; "bfloat16" on TPUs and recent GPUs
         }
     )
@@ -74,9 +86,9 @@ def _imagenet() -> ConfigDict:
         {
             "name": "sgd",  # or "lars", "adamw"
             "learning_rate": 0.05,  # per 256 images
-            "momentum": 0.9,
+            "momentum": 0.9,  # AdamW's first beta
             "weight_decay": 1e-4,
-            "decay_weights_only": False,  # True leaves biases and BatchNorm out of the decay
+            "decay_weights_only": False,  # True leaves biases, norms and positions out of the decay
             "trust_coefficient": 1e-3,  # of LARS
             "warmup_epochs": 0.0,
             "cosine_per": "epoch",  # or "step"
@@ -163,7 +175,7 @@ def guided_pairs(config: ConfigDict) -> None:
     The recipes for a laptop pair each image with the next inside two views, which halves the
     views an image and step.
     """
-    is_small = config.recipe in ("default", "fashion_mnist", "folder")
+    is_small = config.recipe in ("default", "vit", "fashion_mnist", "folder")
     config.method.pairing = "roll" if is_small else "permutation"
     config.method.num_views = 2 if is_small else 4
 
@@ -198,6 +210,22 @@ def _default(config: ConfigDict) -> None:
     config.data.update({"name": "embedded", "batch_size": 32})
     config.eval.knn_every_epochs = 4
     config.run.num_epochs = 16
+
+
+def _vit(config: ConfigDict) -> None:
+    """The embedded images by a small vision transformer, 16 patches an image."""
+    _default(config)
+    config.model.update({"backbone": "vit_micro", "patch_size": 7, "pooling": "mean"})
+    config.optim.update(
+        {
+            "name": "adamw",
+            "learning_rate": 4e-3,
+            "weight_decay": 0.05,
+            "decay_weights_only": True,
+            "warmup_epochs": 1.0,
+            "constant_predictor_lr": False,
+        }
+    )
 
 
 def _garments(config: ConfigDict) -> None:
@@ -289,11 +317,63 @@ def _imagenet_800(config: ConfigDict) -> None:
     config.run.update({"num_epochs": 800, "checkpoint_every_steps": 2000})
 
 
+def _imagenet_vit(config: ConfigDict) -> None:
+    """ViT-S/16 with frozen patches, as MoCo v3 trains it, its heads' sizes included.
+
+    Source: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057), section 5.
+    """
+    config.model.update(
+        {
+            "backbone": "vit_small",
+            "freeze_patches": True,
+            "projector_hidden_width": 4096,
+            "projector_width": 256,
+            "predictor_hidden_width": 4096,
+        }
+    )
+    config.optim.update(
+        {
+            "name": "adamw",
+            "learning_rate": 1.5e-4,
+            "weight_decay": 0.1,
+            "decay_weights_only": True,
+            "warmup_epochs": 40.0,
+            "cosine_per": "step",
+            "constant_predictor_lr": False,
+        }
+    )
+    config.data.batch_size = 4096
+    config.run.num_epochs = 300
+
+
+def _imagenet_groupnorm(config: ConfigDict) -> None:
+    """ResNet-50 without any BatchNorm: GroupNorm, standardised weights, LayerNorm in the heads.
+
+    The values are our own, plain ones, and have not yet been run.
+    """
+    config.model.update({"norm": "group", "weight_standardization": True, "head_norm": "layer"})
+    config.optim.update(
+        {
+            "name": "adamw",
+            "learning_rate": 1.5e-4,
+            "weight_decay": 0.1,
+            "decay_weights_only": True,
+            "warmup_epochs": 10.0,
+            "cosine_per": "step",
+            "constant_predictor_lr": False,
+        }
+    )
+    config.data.batch_size = 1024
+
+
 RECIPES = {
     "default": _default,
+    "vit": _vit,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "imagenet": _paper,
     "imagenet_800": _imagenet_800,
+    "imagenet_vit": _imagenet_vit,
+    "imagenet_groupnorm": _imagenet_groupnorm,
     "folder": _folder,
 }

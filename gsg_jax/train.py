@@ -24,6 +24,7 @@ from gsg_jax.experiment import (
     build_experiment,
     build_loader,
     check_channels,
+    check_patches,
     check_queue,
     jit_step,
 )
@@ -62,10 +63,13 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
     check_queue(config, train)
+    is_monitored = bool(config.eval.knn_every_epochs and train.class_names)
+    for source in (train, test) if is_monitored else ():
+        check_patches(config, source)
     loader = build_loader(config, train)
     workdirs.claim(workdir, config)
     monitor = None
-    if config.eval.knn_every_epochs and train.class_names:
+    if is_monitored:
         monitor = KnnMonitor(config, train, test)
     return Pretraining(config, workdir, mesh, loader, monitor, train.image(0).shape[-1]).run()
 

@@ -14,9 +14,11 @@ from gsg_jax.evaluation.collapse import effective_rank, projection_std
 from gsg_jax.evaluation.gradients import GRADIENT_FIGURES, gradient_figures
 from gsg_jax.methods.base import LossFn, Memory, Metrics, Mix, Outputs
 from gsg_jax.models.siamese import Siamese
+from gsg_jax.optim import is_below
 
 MEMORY_STREAM = 2**32 - 1  # of the seed's keys; no step reaches it
 LOCAL_STREAM, CUTMIX_STREAM = 0, 1  # of the views' key
+DROP_PATH_STREAM = 2**32 - 1  # of a step's keys; the views and the loss have 0 and 1
 # What is NaN between the logged steps.
 FIGURES = ("projection_std", "embedding_rank", *GRADIENT_FIGURES)
 
@@ -27,7 +29,8 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: steps done, int32 scalar; with the seed it gives the keys of the next one.
       params: of the online branch, {backbone, projector, predictor}.
-      batch_stats: running BatchNorm statistics of the online branch.
+      batch_stats: running BatchNorm statistics of the online branch, with the groups of params;
+        {} in a group without BatchNorm.
       target_params: EMA of the online backbone and projector; {} where there is no such target.
       target_batch_stats: the target branch's own running statistics; {} likewise.
       opt_state: of the optimizer.
@@ -56,6 +59,7 @@ class Experiment:
       loss: (outputs, memory, key) -> (loss, memory, metrics).
       init_memory: key -> the method's memory.
       optimizer: of the online parameters.
+      frozen: paths of the parameters that no step moves.
       views: how a view is drawn.
       num_views: global views an image, G.
       seed: of all randomness.
@@ -76,6 +80,7 @@ class Experiment:
     seed: int
     figures_every_steps: int
     inspects_gradients: bool = False
+    frozen: tuple[tuple[str, ...], ...] = ()
 
     @property
     def has_ema_target(self) -> bool:
@@ -113,7 +118,8 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
     images = jnp.zeros((2 * experiment.num_views, size, size, channels))
     key = jax.random.key(experiment.seed)
     variables = experiment.online.init(key, images, train=True)
-    params, batch_stats = variables["params"], variables["batch_stats"]
+    params = variables["params"]
+    batch_stats = _running_statistics(variables, params)
     target_params, target_batch_stats = {}, {}
     if experiment.has_ema_target:
         target_params = jax.tree.map(jnp.copy, _without_predictor(params))
@@ -148,11 +154,14 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     view_key, loss_key = jax.random.split(key)
+    drop_path_key = jax.random.fold_in(key, DROP_PATH_STREAM)
     views = draw_views(experiment, images, view_key)
     z_ema, target_batch_stats = _target_pass(experiment, state, views.whole)
 
     def loss_fn(params):
-        outputs, batch_stats = _online_pass(experiment, params, state.batch_stats, views, z_ema)
+        outputs, batch_stats = _online_pass(
+            experiment, params, state.batch_stats, views, z_ema, drop_path_key
+        )
         loss, memory, metrics = experiment.loss(outputs, state.memory, loss_key)
         return loss, (batch_stats, memory, metrics, outputs)
 
@@ -161,7 +170,8 @@ def train_step(
 
     updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    target_params = update_ema(state.target_params, params, experiment.ema_decay(state.step))
+    decay = experiment.ema_decay(state.step)
+    target_params = update_ema(state.target_params, params, decay, experiment.frozen)
 
     figures = _figures(experiment, state, outputs, loss_key)
     logged = {name: value for name, value in metrics.items() if name != "attraction"}
@@ -195,19 +205,26 @@ def draw_views(
     return Views(whole, online, local, mix)
 
 
-def update_ema(target_params: Any, params: Any, decay: float) -> Any:
+def update_ema(
+    target_params: Any, params: Any, decay: float, frozen: tuple[tuple[str, ...], ...] = ()
+) -> Any:
     """Moves the target's parameters toward the online ones.
 
     Args:
       target_params: {backbone, projector}, or {} where the target is online.
       params: of the online branch, with or without a predictor.
       decay: in [0, 1]; 1 leaves the target as it is.
+      frozen: paths of the parameters that stay as they are: rounding alone would move them.
 
     Returns:
       decay x target + (1 - decay) x online, a tree like target_params.
     """
     online = {group: params[group] for group in target_params}
-    return jax.tree.map(lambda t, o: decay * t + (1 - decay) * o, target_params, online)
+
+    def moved(path, t, o):
+        return t if is_below(path, frozen) else decay * t + (1 - decay) * o
+
+    return jax.tree_util.tree_map_with_path(moved, target_params, online)
 
 
 def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
@@ -215,27 +232,29 @@ def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
     if not experiment.has_ema_target:
         return None, {}
     variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
-    (_, z, _), updates = experiment.target.apply(
-        variables, views, train=True, mutable=["batch_stats"]
-    )
-    return _views_first(z, experiment.num_views), updates["batch_stats"]
+    (_, z, _), batch_stats = _run(experiment.target, views, experiment.num_views, variables)
+    return z, batch_stats
 
 
-def _online_pass(experiment: Experiment, params, batch_stats, views: Views, z_ema):
+def _online_pass(experiment: Experiment, params, batch_stats, views: Views, z_ema, drop_path_key):
     """Outputs of the online branch, views first, and its new running statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
-    run = partial(_run, variables=variables)
-    (h, z, p), updates = run(experiment.online, views.online, experiment.num_views)
-    z_whole = z
+    num_views, num_local = experiment.num_views, experiment.views.num_local
+    outputs, batch_stats = _run(
+        experiment.online, views.online, num_views, variables, drop_path_key
+    )
+    z_whole = outputs[1]
     if views.mix is not None:
-        online = {group: _without_predictor(tree) for group, tree in variables.items()}
-        (_, z_whole, _), _ = _run(experiment.target, views.whole, experiment.num_views, online)
+        whole = {group: _without_predictor(tree) for group, tree in variables.items()}
+        (_, z_whole, _), _ = _run(experiment.target, views.whole, num_views, whole)
         z_whole = jax.lax.stop_gradient(z_whole)
     if views.local is not None:
         # The running statistics stay those of global views: evaluation's images are like them.
-        of_local, _ = run(experiment.local, views.local, experiment.views.num_local)
-        h, z, p = (jnp.concatenate(pair) for pair in zip((h, z, p), of_local, strict=True))
-    return _with_targets(experiment, h, z, p, z_whole, z_ema, views.mix), updates
+        local_key = jax.random.fold_in(drop_path_key, LOCAL_STREAM)
+        of_local, _ = _run(experiment.local, views.local, num_local, variables, local_key)
+        outputs = [jnp.concatenate(pair) for pair in zip(outputs, of_local, strict=True)]
+    h, z, p = outputs
+    return _with_targets(experiment, h, z, p, z_whole, z_ema, views.mix), batch_stats
 
 
 def _with_targets(experiment: Experiment, h, z, p, z_whole, z_ema, mix) -> Outputs:
@@ -245,10 +264,19 @@ def _with_targets(experiment: Experiment, h, z, p, z_whole, z_ema, mix) -> Outpu
     return Outputs(h=h, z=z, p=p, z_target=z_target, z_negative=z_negative, mix=mix)
 
 
-def _run(branch: Siamese, images: jax.Array, num_views: int, variables):
-    """What a branch makes of views, each [V, B, ...], and its running statistics."""
-    outputs, updates = branch.apply(variables, images, train=True, mutable=["batch_stats"])
-    return tuple(_views_first(x, num_views) for x in outputs), updates["batch_stats"]
+def _run(branch: Siamese, images: jax.Array, num_views: int, variables, drop_path_key=None):
+    """What a branch makes of views, (h, z, p) [V, B, ...], and its running statistics."""
+    rngs = None if drop_path_key is None else {"drop_path": drop_path_key}
+    outputs, updates = branch.apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+    )
+    batch_stats = _running_statistics(updates, variables["params"])
+    return tuple(_views_first(x, num_views) for x in outputs), batch_stats
+
+
+def _running_statistics(variables: Any, params: Any) -> Any:
+    """Those of every group of the branch; Flax leaves out a group that has no BatchNorm."""
+    return {group: variables.get("batch_stats", {}).get(group, {}) for group in params}
 
 
 def _views_first(x: jax.Array, num_views: int) -> jax.Array:

@@ -25,7 +25,7 @@ from gsg_jax.methods import METHODS
 from gsg_jax.recipes import RECIPES
 from tests.runs import METHOD_CONFIGS, ROOT
 
-# Strings that their reader checks: the data by opening them, the others by the method's own check.
+# Strings that their reader checks: the data by opening them, the method's by its own check.
 CHECKED_BY_THEIR_READER = {
     "data.name",
     "data.dir",
@@ -149,6 +149,64 @@ def test_keys_that_do_not_fit_together_are_refused():
     config = load()
     config.views.mean = (0.1, 0.2, 0.3)
     assert "views.std" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"backbone": "vit_micro", "patch_size": 9},
+            "--config.views.size=28: must be a multiple of model.patch_size, 9; set "
+            "--config.views.size=27 or --config.model.patch_size=7",
+        ),
+        (
+            {"backbone": "vit_small"},
+            "--config.views.size=28: must be a multiple of model.patch_size, 16; set "
+            "--config.views.size=32 or --config.model.patch_size=14",
+        ),
+        (
+            {"backbone": "vit_small", "patch_size": 100},
+            "--config.views.size=100 or --config.model.patch_size=28",
+        ),
+        (
+            {"norm": "group"},
+            "--config.model.norm_groups=32: must divide model.width, 24, the channels of the "
+            "first stage; set --config.model.norm_groups=24",
+        ),
+        (
+            {"backbone": "vit_micro", "patch_size": 7, "norm": "group"},
+            "--config.model.norm=group: vit_micro has no such thing; set --config.model.norm=batch",
+        ),
+        (
+            {"backbone": "vit_micro", "patch_size": 7, "weight_standardization": True},
+            "set --config.model.weight_standardization=False",
+        ),
+        (
+            {"freeze_patches": True},
+            "--config.model.freeze_patches=True: resnet10 has no such thing; set "
+            "--config.model.freeze_patches=False or take another --config.model.backbone",
+        ),
+        ({"drop_path": 0.1}, "set --config.model.drop_path=0.0"),
+    ],
+)
+def test_a_network_that_cannot_be_built_as_asked_is_refused_with_the_mend(changes, said):
+    config = load()
+    config.model.update(changes)
+    message = refusal(config)
+    assert said in message and "\n" not in message
+
+
+def test_the_mends_of_a_network_mend_it():
+    for changes, size in (
+        ({"backbone": "vit_micro", "patch_size": 7}, 28),
+        ({"backbone": "vit_micro", "patch_size": 9}, 27),
+        ({"backbone": "vit_small", "patch_size": 100}, 100),
+        ({"norm": "group", "norm_groups": 24}, 28),
+    ):
+        config = load()
+        config.model.update(changes)
+        config.views.size = size
+        check_pretraining(config)
 
 
 @pytest.mark.parametrize(

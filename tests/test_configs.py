@@ -82,6 +82,19 @@ def test_the_imagenet_recipe_is_the_papers():
     assert (config.eval.knn_k, config.eval.knn_temperature) == (200, 0.2)
 
 
+def test_the_imagenet_vit_recipe_is_moco_v3s():
+    config = load("byol", "imagenet_vit")
+    model, optim = config.model, config.optim
+    assert (model.backbone, model.patch_size, model.positions) == ("vit_small", 16, "fixed")
+    assert model.freeze_patches and model.head_norm == "batch"
+    assert (model.projector_hidden_width, model.projector_width) == (4096, 256)
+    assert model.predictor_hidden_width == 4096
+    assert (optim.name, optim.learning_rate, optim.momentum) == ("adamw", 1.5e-4, 0.9)
+    assert (optim.weight_decay, optim.warmup_epochs, optim.cosine_per) == (0.1, 40, "step")
+    assert (config.data.batch_size, config.run.num_epochs, config.views.size) == (4096, 300, 224)
+    assert config.views.crop_area == (0.08, 1.0)  # BYOL's pair of views, which MoCo v3 took over
+
+
 class Recorder:
     """A config that notes which of its keys were read; as a record it is read by nobody."""
 
@@ -130,14 +143,18 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
     seen = set()
     monkeypatch.setattr(train, "resolve", lambda config: Recorder(resolve(config), seen))
     monkeypatch.setattr(experiment, "view_recipe", record_views(seen))
-    # What reads trust_coefficient, ema_decay and num_epochs; then the crops of the host.
+    # What reads trust_coefficient, ema_decay and num_epochs; then the crops of the host, the
+    # groups of GroupNorm, and what ViTs have.
     variants = [
         ["--config.optim.name=lars", "--config.method.target=ema", "--config.run.num_steps=0"],
         ["--config.run.num_steps=2", "--config.data.crop=host"],
+        ["--config.run.num_steps=2", "--config.model.norm=group", "--config.model.norm_groups=2"],
+        ["--config.run.num_steps=2", "--config.model.backbone=vit_micro"],
     ]
     for n, flags in enumerate(variants):
         flags += ["--config.run.num_epochs=1", "--config.run.log_every_steps=1"]
         flags += ["--config.eval.knn_pixels=true", "--config.views.blur_probability=(0.5,)"]
+        flags += ["--config.model.patch_size=2"]
         config, workdir = parse_flags(
             ["main", *tiny("simsiam_gsg", images, tmp_path / str(n), *flags)]
         )

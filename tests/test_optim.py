@@ -249,3 +249,36 @@ def test_the_recipe_of_800_epochs_leaves_biases_and_norms_to_plain_momentum():
     gradient = gradient + 0.5 * before
     adapted = 1e-3 * np.linalg.norm(before) / np.linalg.norm(gradient)
     np.testing.assert_allclose(kernel, before - 0.3 * adapted * gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("constant_predictor_lr", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_stay_and_all_others_go_on_as_without_them(name, constant_predictor_lr):
+    config = optim_config(name=name, constant_predictor_lr=constant_predictor_lr)
+    length = {"batch_size": 256, "num_steps": NUM_STEPS, "steps_per_epoch": STEPS_PER_EPOCH}
+    free = build_optimizer(config, **length)
+    partly = build_optimizer(config, **length, frozen=(("backbone", "conv1"),))
+    params, gradient = random_params(0), random_params(1)
+    expected, _ = free.update(gradient, free.init(params), params)
+    updates, state = partly.update(gradient, partly.init(params), params)
+    assert not np.asarray(updates["backbone"].pop("conv1")["kernel"]).any()
+    assert np.asarray(expected["backbone"].pop("conv1")["kernel"]).all()
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    shape = params["backbone"]["conv1"]["kernel"].shape
+    assert shape not in [np.shape(leaf) for leaf in jax.tree.leaves(state)]  # no memory for them
+
+
+def test_the_decay_of_weights_leaves_a_vits_own_tokens_out():
+    params = {"class_token": np.ones((1, 1, 4)), "positions": np.ones((1, 5, 4))}
+    params |= {"patch_embed": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}}
+    config = optim_config(name="adamw", decay_weights_only=True, constant_predictor_lr=False)
+    optimizer = build_optimizer(config, batch_size=256, num_steps=2, steps_per_epoch=1)
+    tree = {"backbone": params}
+    still = jax.tree.map(np.zeros_like, tree)
+    updates, _ = optimizer.update(still, optimizer.init(tree), tree)
+    moved = jax.tree.map(lambda leaf: bool(np.asarray(leaf).any()), updates["backbone"])
+    assert moved == {
+        "class_token": False,
+        "positions": False,
+        "patch_embed": {"kernel": True, "bias": False},
+    }

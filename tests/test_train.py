@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from gsg_jax import train
 from gsg_jax.config import flat
 from gsg_jax.methods import METHODS, PREDICTORS, TARGETS
-from tests.runs import call, figures, hashes, tiny, write_images
+from tests.runs import call, config, figures, hashes, tiny, write_images
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +212,62 @@ def test_every_pairing_trains(images, tmp_path, pairing, num_views):
     status, _, _ = call(*tiny("simsiam_gsg", images, tmp_path, *flags, "--config.run.num_steps=3"))
     shares = [v for k, v in lines(tmp_path)[-1].items() if k.startswith("closest_")]
     assert status == 0 and len(shares) == 4 and sum(shares) == pytest.approx(1)
+
+
+# --- Vision transformers -------------------------------------------------------------------------
+
+VIT = ("--config.model.backbone=vit_micro", "--config.optim.name=adamw")
+
+
+@pytest.mark.slow
+def test_a_network_without_batchnorm_trains_is_resumed_to_the_bit_and_scored(images, tmp_path):
+    # The views are 12 pixels, the whole images that k-NN embeds 14: 2 divides both.
+    flags = tiny(
+        "byol_gsg",
+        images,
+        tmp_path,
+        *VIT,
+        "--config.model.patch_size=2",
+        "--config.model.positions=learned",
+        "--config.model.freeze_patches=true",
+        "--config.model.drop_path=0.2",
+        "--config.model.head_norm=layer",
+        "--config.optim.learning_rate=0.01",
+    )
+    status, out, err = call(*flags)
+    assert status == 0, err
+    whole = figures(out)
+    shutil.rmtree(tmp_path / "checkpoints" / "10")
+    status, out, err = call(*flags)
+    assert status == 0 and "resuming from the checkpoint of step 8" in err, err
+    assert figures(out)["state_digest"] == whole["state_digest"]
+
+    job = (config("knn"), f"--config.pretrained={tmp_path}", "--config.eval.knn_k=(3,)")
+    status, out, err = call(*job)
+    assert status == 0, err
+    assert figures(out)["knn_top1_k3"] == whole["knn_top1"]
+
+
+def test_images_that_cannot_be_cut_into_patches_are_refused_before_anything_is_written(
+    images, tmp_path
+):
+    workdir = tmp_path / "run"
+    status, out, err = call(*tiny("simsiam", images, workdir, *VIT, "--config.model.patch_size=4"))
+    assert (status, out) == (1, "") and not workdir.exists()
+    assert err.splitlines()[-1].startswith(
+        "error: --config.model.patch_size=4: does not divide the 14 x 14 pixels of "
+    )
+    assert '--config.data.crop="host"' in err and "--config.eval.knn_every_epochs=0" in err
+
+    flags = tiny("simsiam", images, workdir, *VIT, "--config.model.patch_size=5")
+    status, out, err = call(*flags)
+    assert (status, out) == (2, "") and not workdir.exists()
+    assert "--config.views.size=12: must be a multiple of model.patch_size, 5" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--config.data.crop=host", "--config.eval.knn_every_epochs=0"])
+def test_the_mends_of_images_that_cannot_be_cut_into_patches_mend_it(images, tmp_path, flag):
+    flags = (*VIT, "--config.model.patch_size=4", "--config.run.num_steps=2", flag)
+    status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
+    assert status == 0, err

@@ -193,6 +193,23 @@ def variant(method, choices, views):
     config = small_config(method, **choices)
     config.views.update({"local_size": 8, "local_crop_area": (0.1, 0.5), **views})
     config.eval.inspect_gradients = True
+
+
+# --- Other backbones than ResNets with BatchNorm -------------------------------------------------
+
+VIT = {"backbone": "vit_micro", "patch_size": 4, "drop_path": 0.1}
+GROUP = {"norm": "group", "norm_groups": 4, "weight_standardization": True}
+NETWORKS = {
+    "vit": VIT,
+    "vit_without_batchnorm": {**VIT, "head_norm": "layer"},
+    "resnet_without_batchnorm": {**GROUP, "head_norm": "layer"},
+}
+
+
+def experiment_on(method, network, **optim):
+    config = small_config(method)
+    config.model.update(network)
+    config.optim.update(optim)
     check_pretraining(config)
     return build_experiment(config, num_steps=20, steps_per_epoch=5)
 
@@ -267,3 +284,107 @@ def test_projectors_of_every_depth_and_great_width(num_layers):
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert len(state.params["projector"]) == 2 * num_layers - 1  # the last norm has no scale
     assert state.memory["correlation"].shape == (16384, 16384)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", ["simsiam_gsg", "byol"])
+def test_networks_without_batchnorm_train(method, network):
+    states, logs = run(experiment_on(method, NETWORKS[network]), 1, NUM_STEPS)
+    assert all(np.isfinite(value) for log in logs for value in log.values())
+    losses = [log["loss"] for log in logs]
+    assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.1
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype.name), state) for state in states]
+    assert all(shape == shapes[0] for shape in shapes)
+    for stats, params in (
+        (states[-1].batch_stats, states[-1].params),
+        (states[-1].target_batch_stats, states[-1].target_params),
+    ):
+        assert set(stats) == set(params)
+        assert not stats.get("backbone")
+        assert bool(stats.get("projector")) == (network == "vit" and bool(params))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", ["simsiam_gsg", "byol"])
+def test_without_batchnorm_a_group_of_statistics_is_empty_and_stays(method, network):
+    experiment = experiment_on(method, NETWORKS[network])
+    state = jax.eval_shape(functools.partial(init_state, experiment, 1))
+    assert set(state.batch_stats) == set(state.params) and state.batch_stats["backbone"] == {}
+    assert set(state.target_batch_stats) == set(state.target_params)
+    assert bool(jax.tree.leaves(state.batch_stats)) == (network == "vit")
+    after, _ = jax.eval_shape(functools.partial(train_step, experiment), state, images())
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.slow
+def test_a_vision_transformers_step_on_eight_devices_equals_one_device():
+    # Stochastic depth included: who skips a branch follows the image's place in the global batch.
+    network = {**NETWORKS["vit"], "drop_path": 0.9}
+    experiment = experiment_on("byol", network, learning_rate=0.5)
+    (_, one), (one_log,) = run(experiment, 1, 1)
+    (_, eight), (eight_log,) = run(experiment, 8, 1)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(close, eight.params, one.params)
+    jax.tree.map(close, eight.target_params, one.target_params)
+    jax.tree.map(close, eight.batch_stats, one.batch_stats)
+    np.testing.assert_allclose(eight_log["loss"], one_log["loss"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_step_draws_who_skips_a_branch_and_the_target_skips_none():
+    dropping = experiment_on("byol", {**NETWORKS["vit"], "drop_path": 0.9})
+    assert dropping.online.backbone.drop_path == 0.9
+    assert dropping.target.backbone.drop_path == 0
+    whole = experiment_on("byol", {**NETWORKS["vit"], "drop_path": 0.0})
+    (_, dropped), _ = run(dropping, 1, 1)
+    (_, kept), _ = run(whole, 1, 1)
+    # The statistics of one pass: the online branch's differ, the target's do not.
+    online, target = (
+        np.abs(a["projector"]["bn1"]["mean"] - b["projector"]["bn1"]["mean"]).max()
+        for a, b in (
+            (dropped.batch_stats, kept.batch_stats),
+            (dropped.target_batch_stats, kept.target_batch_stats),
+        )
+    )
+    assert online > 1e-4 > 1e-6 > target
+
+
+@pytest.mark.slow
+def test_every_step_draws_anew_who_skips_a_branch():
+    # Black images: all views of all steps are the same.
+    config = small_config("simsiam")
+    config.model.update({**VIT, "drop_path": 0.9})
+    config.views.solarize_probability = (0.0,)
+    experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+    state = jax.jit(functools.partial(init_state, experiment, 1))()
+    step = jax.jit(functools.partial(train_step, experiment))
+
+    def mean(number):
+        after, _ = step(state.replace(step=jnp.asarray(number)), np.zeros_like(images()))
+        return after.batch_stats["projector"]["bn1"]["mean"]
+
+    np.testing.assert_array_equal(mean(0), mean(0))
+    assert np.abs(mean(0) - mean(1)).max() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze_patches", [True, False])
+def test_frozen_patches_stay_to_the_bit_in_both_branches(freeze_patches):
+    network = {**NETWORKS["vit"], "freeze_patches": freeze_patches}
+    optim = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.1}
+    states, _ = run(experiment_on("byol", network, **optim), 1, 3)
+    start = states[0].params["backbone"]
+    for params in (states[-1].params, states[-1].target_params):
+        for name, tree in params["backbone"].items():
+            before, after = jax.tree.leaves(start[name]), jax.tree.leaves(tree)
+            is_same = [a.tobytes() == b.tobytes() for a, b in zip(after, before, strict=True)]
+            is_frozen = freeze_patches and name == "patch_embed"
+            assert all(is_same) if is_frozen else not any(is_same), name
+
+
+def test_frozen_weights_are_not_moved_by_rounding():
+    weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    tree = {"backbone": {"patch_embed": {"w": weights}, "patch_embedding": {"w": weights}}}
+    moved = update_ema(tree, tree, 0.99, (("backbone", "patch_embed"),))["backbone"]
+    assert moved["patch_embed"]["w"].tobytes() == weights.tobytes()
+    assert np.asarray(moved["patch_embedding"]["w"]).tobytes() != weights.tobytes()  # what it saves

@@ -12,6 +12,7 @@ from gsg_jax.data.augment import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.sources import Source
 from gsg_jax.models.resnet import ResNet
+from gsg_jax.models.vit import ViT
 
 Embed = Callable[[np.ndarray], jax.Array]
 
@@ -35,14 +36,14 @@ def embed_source(embed: Embed, source: Source, *, batch_size: int, size: int | N
 
 
 def backbone_embed(
-    backbone: ResNet, params: dict, batch_stats: dict, views: ml_collections.ConfigDict
+    backbone: ResNet | ViT, params: dict, batch_stats: dict, views: ml_collections.ConfigDict
 ) -> Embed:
     """Makes the function that embeds images by a backbone with frozen statistics.
 
     Args:
       backbone: the module.
       params: of the backbone alone.
-      batch_stats: running statistics of the backbone alone.
+      batch_stats: running statistics of the backbone alone; {} where it has no BatchNorm.
       views: the config group; its mean and std normalise the images.
 
     Returns:

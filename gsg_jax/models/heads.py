@@ -1,12 +1,10 @@
 """The projector and the predictor: small perceptrons behind the backbone."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.norm import BatchNorm, Norm
 from gsg_jax.similarity import normalize
 
 # PyTorch's default of a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
@@ -14,10 +12,10 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Projector(nn.Module):
-    """Linear layers with BatchNorm after every one, ReLU between them.
+    """Linear layers with a norm after every one, ReLU between them.
 
-    The last BatchNorm has no scale and bias, and no layer has a bias, since one before a
-    BatchNorm has no effect.
+    The last norm has no scale and bias, and no layer has a bias, since one before a BatchNorm has
+    no effect.
 
     Attributes:
       num_layers: linear layers, at least 1 (3 in the papers).
@@ -25,7 +23,7 @@ class Projector(nn.Module):
       width: of the projection, D.
       num_prototypes: K; 0 ends in the projection, else it is scaled to unit length and compared
         with K unit vectors.
-      norm: makes a BatchNorm; carries the number of views.
+      norm: makes a BatchNorm, which carries the number of views, or a LayerNorm.
       dtype: of the activations.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3; prototypes: Caron et al., ICCV 2021
@@ -36,7 +34,7 @@ class Projector(nn.Module):
     hidden_width: int
     width: int
     num_prototypes: int = 0
-    norm: Callable[..., BatchNorm] = BatchNorm
+    norm: Norm = BatchNorm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -59,18 +57,18 @@ class Projector(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A bottleneck: linear, BatchNorm, ReLU, linear with bias.
+    """A bottleneck: linear, norm, ReLU, linear with bias.
 
     Attributes:
       hidden_width: width of the bottleneck (512 of 2048 in the papers).
-      norm: makes a BatchNorm; carries the number of views.
+      norm: makes a BatchNorm, which carries the number of views, or a LayerNorm.
       dtype: of the activations.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3.
     """
 
     hidden_width: int
-    norm: Callable[..., BatchNorm] = BatchNorm
+    norm: Norm = BatchNorm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -1,4 +1,11 @@
-"""Batch normalisation with one set of batch statistics a view, by PyTorch's conventions."""
+"""Normalisation, each kind with the same call: of a batch view by view, of groups, of a layer.
+
+BatchNorm follows PyTorch's conventions and keeps one set of batch statistics a view. GroupNorm and
+LayerNorm normalise every image by itself: they have no running statistics, and are the same in
+training and in evaluation mode.
+"""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -74,3 +81,77 @@ class BatchNorm(nn.Module):
         for view in batch:
             running = (1 - self.momentum) * running + self.momentum * view
         return jax.lax.stop_gradient(running)
+
+
+class GroupNorm(nn.Module):
+    """Normalises every image by itself, over its pixels and the channels of each group.
+
+    Attributes:
+      num_groups: groups of adjacent channels; divides the channels.
+      use_scale: whether the channels have a learned scale and bias.
+      scale_init: initialiser of the scale.
+      epsilon: added to the variance.
+      dtype: of the output; the statistics are float32 or wider.
+
+    Source: Wu & He, ECCV 2018 (arXiv 1803.08494).
+    """
+
+    num_groups: int = 32
+    use_scale: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises x, [N, ..., C]; the same in training and evaluation mode."""
+        del train
+        norm = nn.GroupNorm(
+            num_groups=self.num_groups,
+            epsilon=self.epsilon,
+            use_scale=self.use_scale,
+            use_bias=self.use_scale,
+            scale_init=self.scale_init,
+            use_fast_variance=False,  # a large mean would swallow the variance
+            dtype=self.dtype,
+        )
+        nn.share_scope(self, norm)  # scale and bias lie where BatchNorm has them
+        return norm(x)
+
+
+class LayerNorm(nn.Module):
+    """Normalises every row by itself, over its channels.
+
+    Attributes:
+      use_scale: whether the channels have a learned scale and bias.
+      scale_init: initialiser of the scale.
+      epsilon: added to the variance.
+      dtype: of the output; the statistics are float32 or wider.
+
+    Source: Ba et al. (arXiv 1607.06450).
+    """
+
+    use_scale: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises x, [..., C]; the same in training and evaluation mode."""
+        del train
+        norm = nn.LayerNorm(
+            epsilon=self.epsilon,
+            use_scale=self.use_scale,
+            use_bias=self.use_scale,
+            scale_init=self.scale_init,
+            use_fast_variance=False,  # a large mean would swallow the variance
+            dtype=self.dtype,
+        )
+        nn.share_scope(self, norm)  # scale and bias lie where BatchNorm has them
+        return norm(x)
+
+
+Norm = Callable[..., BatchNorm | GroupNorm | LayerNorm]  # (use_scale, scale_init, name) -> module
+BACKBONE_NORMS = ("batch", "group")
+HEAD_NORMS = ("batch", "layer")

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.models.conv import convolve
-from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.conv import convolve, convolve_standardized
+from gsg_jax.models.norm import BatchNorm, Norm
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -21,7 +21,7 @@ class BasicBlock(nn.Module):
     width: int
     stride: int
     conv: Callable[..., nn.Conv]
-    norm: Callable[..., BatchNorm]
+    norm: Norm
     last_scale: nn.initializers.Initializer
 
     @nn.compact
@@ -42,7 +42,7 @@ class Bottleneck(nn.Module):
     width: int
     stride: int
     conv: Callable[..., nn.Conv]
-    norm: Callable[..., BatchNorm]
+    norm: Norm
     last_scale: nn.initializers.Initializer
 
     @nn.compact
@@ -74,12 +74,15 @@ class ResNet(nn.Module):
       width: channels of the first stage (64 in the paper).
       stem: "imagenet" (7x7 stride 2, then 3x3 max pooling stride 2) or "small" (one 3x3).
       stem_stride: stride of the "small" stem's convolution, 1 or more.
-      zero_init_residual: whether the last BatchNorm scale of each residual branch starts at zero.
-      norm: makes a BatchNorm; carries the number of views, its momentum and epsilon.
+      zero_init_residual: whether the last norm's scale of each residual branch starts at zero.
+      norm: makes a BatchNorm, which carries the number of views, or a GroupNorm, whose groups
+        divide the width.
+      weight_standardization: whether every kernel is standardised before it convolves.
       dtype: of the activations; parameters and statistics are float32.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385); zero-initialised last BatchNorm scale of each
-    residual branch: Goyal et al. (arXiv 1706.02677), section 5.1.
+    residual branch: Goyal et al. (arXiv 1706.02677), section 5.1; GroupNorm with standardised
+    weights: Qiao et al. (arXiv 1903.10520).
     """
 
     block: type[nn.Module]
@@ -88,13 +91,14 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     stem_stride: int = 1
     zero_init_residual: bool = True
-    norm: Callable[..., BatchNorm] = BatchNorm
+    norm: Norm = BatchNorm
+    weight_standardization: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [N, H, W, C] to embeddings [N, F], float32 or wider."""
-        conv = partial(_conv, dtype=self.dtype)
+        conv = partial(_conv, dtype=self.dtype, weight_standardization=self.weight_standardization)
         last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
 
         if self.stem == "imagenet":
@@ -117,7 +121,7 @@ class ResNet(nn.Module):
         return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
 
 
-def _conv(width, kernel, stride, *, padding, name, dtype):
+def _conv(width, kernel, stride, *, padding, name, dtype, weight_standardization):
     return nn.Conv(
         width,
         kernel,
@@ -126,7 +130,7 @@ def _conv(width, kernel, stride, *, padding, name, dtype):
         use_bias=False,
         kernel_init=he_normal_fan_out,
         dtype=dtype,
-        conv_general_dilated=convolve,
+        conv_general_dilated=convolve_standardized if weight_standardization else convolve,
         name=name,
     )
 

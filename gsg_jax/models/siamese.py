@@ -1,6 +1,5 @@
 """The two branches: backbone -> projector -> predictor, and the target's backbone -> projector."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -9,8 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from gsg_jax.models.heads import Predictor, Projector
-from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm, Norm
 from gsg_jax.models.resnet import RESNETS, ResNet
+from gsg_jax.models.vit import VITS, ViT
+
+BACKBONES = (*RESNETS, *VITS)
 
 
 class Siamese(nn.Module):
@@ -60,17 +62,12 @@ def build_siamese(
       num_views: views an image in training mode, V.
 
     Returns:
-      (online, target): the same backbone and projector; the target has no predictor.
+      (online, target): the same backbone and projector; the target has no predictor, and no
+      stochastic depth.
     """
     dtype = jnp.dtype(model.dtype)
-    norm = partial(
-        BatchNorm,
-        num_views=num_views,
-        momentum=model.bn_momentum,
-        epsilon=model.bn_epsilon,
-        dtype=dtype,
-    )
-    backbone = build_backbone(model, norm)
+    norm = _norm(model, model.head_norm, num_views)
+    backbone = build_backbone(model, num_views=num_views)
     projector = Projector(
         num_layers=model.projector_layers,
         hidden_width=model.projector_hidden_width,
@@ -81,7 +78,8 @@ def build_siamese(
     )
     head = Predictor(hidden_width=model.predictor_hidden_width, norm=norm, dtype=dtype)
     online = Siamese(backbone, projector, head if predictor == "mlp" else None)
-    return online, Siamese(backbone, projector)
+    whole = backbone.clone(drop_path=0.0) if isinstance(backbone, ViT) else backbone
+    return online, Siamese(whole, projector)
 
 
 def output_width(model: ml_collections.ConfigDict) -> int:
@@ -89,18 +87,27 @@ def output_width(model: ml_collections.ConfigDict) -> int:
     return model.num_prototypes or model.projector_width
 
 
-def build_backbone(
-    model: ml_collections.ConfigDict, norm: Callable[..., BatchNorm] = BatchNorm
-) -> ResNet:
+def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> ResNet | ViT:
     """Builds the backbone of `config.model`.
 
     Args:
       model: the config group.
-      norm: makes a BatchNorm; what it says of training mode is unread in evaluation mode.
+      num_views: views an image in training mode, V; unread in evaluation mode.
 
     Returns:
       A module that maps images [N, H, W, C] to embeddings [N, F].
     """
+    dtype = jnp.dtype(model.dtype)
+    if model.backbone in VITS:
+        return ViT(
+            *VITS[model.backbone],
+            patch_size=model.patch_size,
+            pooling=model.pooling,
+            positions=model.positions,
+            freeze_patches=model.freeze_patches,
+            drop_path=model.drop_path,
+            dtype=dtype,
+        )
     block, stage_sizes = RESNETS[model.backbone]
     return ResNet(
         block,
@@ -109,6 +116,22 @@ def build_backbone(
         stem=model.stem,
         stem_stride=model.stem_stride,
         zero_init_residual=model.zero_init_residual,
-        norm=norm,
-        dtype=jnp.dtype(model.dtype),
+        norm=_norm(model, model.norm, num_views),
+        weight_standardization=model.weight_standardization,
+        dtype=dtype,
     )
+
+
+def frozen_params(model: ml_collections.ConfigDict) -> tuple[tuple[str, ...], ...]:
+    """Where in the parameters lie those that no step may move: paths into the tree."""
+    is_frozen = model.backbone in VITS and model.freeze_patches
+    return (("backbone", "patch_embed"),) if is_frozen else ()
+
+
+def _norm(model: ml_collections.ConfigDict, kind: str, num_views: int) -> Norm:
+    common = {"epsilon": model.bn_epsilon, "dtype": jnp.dtype(model.dtype)}
+    if kind == "group":
+        return partial(GroupNorm, num_groups=model.norm_groups, **common)
+    if kind == "layer":
+        return partial(LayerNorm, **common)
+    return partial(BatchNorm, num_views=num_views, momentum=model.bn_momentum, **common)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gsg_jax.models.heads import Predictor, Projector
-from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.norm import BatchNorm, LayerNorm
 
 NUM_VIEWS, NUM_IMAGES, FEATURES = 2, 6, 5
 
@@ -34,7 +34,8 @@ def run(module, features=FEATURES):
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train=True))
     draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
     params = jax.tree.map(draw, variables["params"])
-    variables = {"params": params, "batch_stats": jax.tree.map(draw, variables["batch_stats"])}
+    stats = variables.get("batch_stats", {})
+    variables = {"params": params, "batch_stats": jax.tree.map(draw, stats)}
     apply = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))
     y, _ = apply(variables, x)
     return x.astype(np.float64), jax.tree.map(np.float64, params), y
@@ -89,6 +90,30 @@ def test_predictor_is_linear_norm_relu_linear_and_the_last_alone_has_a_bias():
         "linear2": {"kernel": (3, 5), "bias": (5,)},
     }
     hidden = relu(per_view_norm(z @ params["linear1"]["kernel"], params["bn1"]))
+    expected = hidden @ params["linear2"]["kernel"] + params["linear2"]["bias"]
+    np.testing.assert_allclose(p, expected, atol=1e-4)
+
+
+def plain_layer_norm(x, params):
+    mean, var = x.mean(1, keepdims=True), x.var(1, keepdims=True)
+    y = (x - mean) / np.sqrt(var + 1e-5)
+    return y * params["scale"] + params["bias"] if params else y
+
+
+def test_heads_with_layer_norm_have_no_statistics_and_see_one_row_at_a_time():
+    module = Projector(num_layers=2, hidden_width=7, width=4, norm=LayerNorm)
+    x, params, z = run(module)
+    assert shapes(params) == {
+        "linear1": {"kernel": (5, 7)},
+        "bn1": {"scale": (7,), "bias": (7,)},
+        "linear2": {"kernel": (7, 4)},
+    }
+    hidden = relu(plain_layer_norm(x @ params["linear1"]["kernel"], params["bn1"]))
+    expected = plain_layer_norm(hidden @ params["linear2"]["kernel"], None)
+    np.testing.assert_allclose(z, expected, atol=1e-4)
+
+    z, params, p = run(Predictor(hidden_width=3, norm=LayerNorm))
+    hidden = relu(plain_layer_norm(z @ params["linear1"]["kernel"], params["bn1"]))
     expected = hidden @ params["linear2"]["kernel"] + params["linear2"]["bias"]
     np.testing.assert_allclose(p, expected, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""BatchNorm with statistics per view, against PyTorch's convention in plain float64 NumPy."""
+"""Norms against plain float64 NumPy: BatchNorm per view as PyTorch has it, groups, layers."""
 
 from functools import cache, partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 # (views, images, [H, W,] channels), odd batches among them.
@@ -179,3 +179,72 @@ def test_eight_devices_equal_one():
     single = training_pass(2)(x, *rest, weights)
     assert len(sharded[1][0].sharding.device_set) == 8
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), sharded, single)
+
+
+# --- Norms of every image by itself --------------------------------------------------------------
+
+
+def plain_group_norm(x, num_groups, epsilon):
+    """One image and one group of adjacent channels at a time."""
+    y, size = np.empty_like(x), x.shape[-1] // num_groups
+    for image in range(len(x)):
+        for group in range(num_groups):
+            part = x[image, ..., group * size : (group + 1) * size]
+            mean = part.sum() / part.size
+            var = ((part - mean) ** 2).sum() / part.size
+            y[image, ..., group * size : (group + 1) * size] = (part - mean) / np.sqrt(
+                var + epsilon
+            )
+    return y
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("norm", "num_groups", "shape"),
+    [
+        (GroupNorm(num_groups=3, epsilon=0.1), 3, (4, 5, 2, 6)),
+        (GroupNorm(num_groups=1, epsilon=0.1), 1, (4, 3, 3, 6)),
+        (GroupNorm(num_groups=6, epsilon=0.1), 6, (4, 3, 3, 6)),
+        (LayerNorm(epsilon=0.1), 1, (5, 6)),
+    ],
+)
+def test_every_image_is_normalised_by_itself(norm, num_groups, shape, train):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=shape) * rng.uniform(0.5, 3, shape[-1]) + 2).astype(np.float32)
+    params = {name: rng.normal(size=6).astype(np.float32) for name in ("scale", "bias")}
+    init = jax.eval_shape(lambda: norm.init(jax.random.key(0), x, train=train))
+    assert jax.tree.map(np.shape, init) == {"params": {"scale": (6,), "bias": (6,)}}
+    y = jax.jit(lambda x: norm.apply({"params": params}, x, train=train))(x)
+    plain = plain_group_norm(x.astype(np.float64), num_groups, 0.1)
+    np.testing.assert_allclose(y, plain * params["scale"] + params["bias"], atol=1e-5)
+
+    bare = norm.clone(use_scale=False)
+    assert not jax.eval_shape(lambda: bare.init(jax.random.key(0), x, train=train))
+    np.testing.assert_allclose(bare.apply({}, x, train=train), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(num_groups=2), LayerNorm()])
+def test_norms_of_images_begin_at_one_and_zero_and_keep_the_digits_of_a_large_mean(norm):
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(4, 3, 3, 8)) + 1e4).astype(np.float32)
+    y, variables = norm.init_with_output(jax.random.key(0), x, train=True)
+    np.testing.assert_array_equal(variables["params"]["scale"], np.ones(8))
+    np.testing.assert_array_equal(variables["params"]["bias"], np.zeros(8))
+    axes = (1, 2) if isinstance(norm, GroupNorm) else ()
+    groups = np.asarray(y, np.float64).reshape(4, 3, 3, -1, 4 if axes else 8)
+    np.testing.assert_allclose(groups.var((*axes, 4)), 1, rtol=2e-3)
+    started = norm.clone(scale_init=jax.nn.initializers.zeros)
+    assert not started.init_with_output(jax.random.key(0), x, train=True)[0].any()
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(num_groups=2), LayerNorm()])
+def test_bfloat16_norms_of_images_compute_in_float32(norm):
+    x = jnp.asarray(50 + 0.5 * np.random.default_rng(3).normal(size=(6, 64, 4)), jnp.bfloat16)
+    half = norm.clone(dtype=jnp.bfloat16, use_scale=False)
+    y = half.apply({}, x, train=True)
+    exact = np.asarray(x, np.float64)
+    rows = exact if isinstance(norm, GroupNorm) else exact.reshape(-1, 4)
+    num_groups = 2 if isinstance(norm, GroupNorm) else 1
+    expected = plain_group_norm(rows, num_groups, 1e-5).reshape(exact.shape)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-3)

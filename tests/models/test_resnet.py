@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.models.norm import BatchNorm
+from gsg_jax.models.norm import BatchNorm, GroupNorm
 from gsg_jax.models.resnet import RESNETS, BasicBlock, Bottleneck, ResNet
 
 # torchvision's models without fc.
@@ -186,6 +186,50 @@ def test_values_equal_loops_over_pixels(block, stem, stem_stride, stage_sizes, s
         images.astype(np.float64), exact, stem, stem_stride, stage_sizes, num_views
     )
     np.testing.assert_allclose(forward(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def plain_group_norm(x, params):
+    """Two groups of adjacent channels, by reshaping."""
+    groups = x.reshape(*x.shape[:3], 2, -1)
+    axes = (1, 2, 4)
+    centred = groups - groups.mean(axes, keepdims=True)
+    y = centred / np.sqrt(groups.var(axes, keepdims=True) + 1e-5)
+    return y.reshape(x.shape) * params["scale"] + params["bias"]
+
+
+def plain_standardize(kernel):
+    return (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-5)
+
+
+@pytest.mark.parametrize("weight_standardization", [True, False])
+@pytest.mark.parametrize(("block", "last"), [(BasicBlock, 2), (Bottleneck, 3)])
+def test_group_norm_and_standardised_weights_equal_plain_numpy(
+    block, last, weight_standardization, monkeypatch
+):
+    model = ResNet(
+        block,
+        (1, 1),
+        width=4,
+        stem="small",
+        norm=lambda **options: GroupNorm(num_groups=2, **options),
+        weight_standardization=weight_standardization,
+    )
+    images = np.random.default_rng(1).normal(size=(3, 7, 6, 3)).astype(np.float32)
+    init = abstract_init(model, images.shape)
+    assert set(init) == {"params"}  # no running statistics
+    assert f"bn{last}" in init["params"]["layer2_0"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), init["params"]
+    )
+    forward = jax.jit(lambda p, x: model.apply({"params": p}, x, train=True))
+
+    exact = jax.tree.map(np.float64, params)
+    if weight_standardization:
+        exact = jax.tree.map(lambda w: plain_standardize(w) if w.ndim == 4 else w, exact)
+    monkeypatch.setattr(f"{__name__}.plain_norm", lambda x, params, _: plain_group_norm(x, params))
+    expected = plain_resnet(images.astype(np.float64), exact, "small", 1, (1, 1), 1)
+    np.testing.assert_allclose(forward(params, images), expected, atol=2e-4, rtol=2e-4)
 
 
 # --- Start ---------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from gsg_jax import recipes
-from gsg_jax.models.siamese import build_siamese
+from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm
+from gsg_jax.models.siamese import build_backbone, build_siamese, frozen_params
+from gsg_jax.models.vit import ViT
 
 NUM_VIEWS, NUM_IMAGES = 2, 8
 
@@ -156,3 +158,50 @@ def test_every_layer_has_activations_of_the_configs_dtype(dtype):
     online, target = build_siamese(model_config(dtype=dtype), predictor="mlp", num_views=NUM_VIEWS)
     for room in (online.backbone, online.projector, online.predictor, target.backbone):
         assert room.dtype == room.norm().dtype == jnp.dtype(dtype)
+
+
+def test_the_config_chooses_the_norms_of_the_backbone_and_of_the_heads():
+    for norm, head_norm in (("batch", "layer"), ("group", "batch"), ("group", "layer")):
+        config = model_config(norm=norm, norm_groups=2, head_norm=head_norm, bn_epsilon=0.5)
+        online, _ = build_siamese(config, predictor="mlp", num_views=4)
+        ours, heads = online.backbone.norm(), {online.projector.norm(), online.predictor.norm()}
+        assert isinstance(ours, GroupNorm if norm == "group" else BatchNorm)
+        assert norm == "batch" or ours.num_groups == 2
+        kind = LayerNorm if head_norm == "layer" else BatchNorm
+        assert {type(head) for head in heads} == {kind}
+        assert {head.epsilon for head in heads} | {ours.epsilon} == {0.5}
+    assert not model_config().weight_standardization
+    assert build_backbone(model_config(weight_standardization=True)).weight_standardization
+
+
+def test_a_vision_transformer_comes_from_the_config_and_its_target_skips_no_branch():
+    config = model_config(
+        backbone="vit_tiny",
+        patch_size=7,
+        pooling="mean",
+        positions="learned",
+        freeze_patches=True,
+        drop_path=0.2,
+        dtype="bfloat16",
+    )
+    online, target = build_siamese(config, predictor="none", num_views=2)
+    options = {
+        "patch_size": 7,
+        "pooling": "mean",
+        "positions": "learned",
+        "freeze_patches": True,
+        "dtype": jnp.dtype("bfloat16"),
+    }
+    assert online.backbone == ViT(192, 3, 12, drop_path=0.2, **options)
+    assert target.backbone == ViT(192, 3, 12, drop_path=0.0, **options)
+
+
+def test_frozen_params_name_what_a_frozen_network_has():
+    assert frozen_params(model_config()) == ()
+    config = model_config(backbone="vit_micro", patch_size=3, freeze_patches=True)
+    (path,) = frozen_params(config)
+    online, _ = build_siamese(config, predictor="none", num_views=2)
+    tree = jax.eval_shape(lambda: online.init(jax.random.key(0), images(), train=True))["params"]
+    for name in path:
+        tree = tree[name]
+    assert jax.tree.map(jnp.shape, tree) == {"kernel": (9, 96), "bias": (96,)}
