@@ -131,7 +131,7 @@ EMBEDDED = "'embedded'"
 WRONG_INPUT = [
     (["--config.model.widht=8"], 2, ["--config.model.widht", "--config.model.width?"]),
     (["--config.modle.width=8"], 2, ["--config.modle.width", "--config.model.width?"]),
-    (["--config.nogroup.x=8"], 2, ["--config.nogroup.x", "keys are data.batch_size"]),
+    (["--config.no_such_room.x=8"], 2, ["--config.no_such_room.x", "keys are data.batch_size"]),
     (["--config.model=8"], 2, ["--config.model", "it is a group"]),
     (["--config.model.width=1.5"], 2, ["--config.model.width=1.5", "whole number"]),
     (["--config.model.width", "wide"], 2, ["--config.model.width=wide", "whole number"]),
@@ -232,6 +232,17 @@ UNDEFINED = [
         ["stop_gradient=False", "leave it True"],
     ),
     ("byol", ["method.ema_schedule=cosin"], 2, ["did you mean cosine?"]),
+    (
+        "byol",
+        [
+            "model.backbone=vit_micro",
+            "model.patch_size=7",
+            "views.num_local=2",
+            "views.local_size=9",
+        ],
+        2,
+        ["views.local_size=9", "local_size=7", "patch_size=3"],
+    ),
 ]
 
 

@@ -62,8 +62,12 @@ def test_steps_are_finite_traced_once_and_keep_the_state_tree(history):
 
 
 def test_the_loss_falls_on_a_fixed_batch(history):
-    _, _, _, logs = history
+    method, experiment, states, logs = history
     losses = [log["loss"] for log in logs]
+    if method == "moco_v2":  # its queue fills with the batch itself: the first one is the judge
+        step = jax.jit(functools.partial(train_step, experiment))
+        states = [state.replace(memory=states[0].memory) for state in states[:-1]]
+        losses = [step(state, images())[1]["loss"] for state in states]
     assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.1
 
 
@@ -193,23 +197,6 @@ def variant(method, choices, views):
     config = small_config(method, **choices)
     config.views.update({"local_size": 8, "local_crop_area": (0.1, 0.5), **views})
     config.eval.inspect_gradients = True
-
-
-# --- Other backbones than ResNets with BatchNorm -------------------------------------------------
-
-VIT = {"backbone": "vit_micro", "patch_size": 4, "drop_path": 0.1}
-GROUP = {"norm": "group", "norm_groups": 4, "weight_standardization": True}
-NETWORKS = {
-    "vit": VIT,
-    "vit_without_batchnorm": {**VIT, "head_norm": "layer"},
-    "resnet_without_batchnorm": {**GROUP, "head_norm": "layer"},
-}
-
-
-def experiment_on(method, network, **optim):
-    config = small_config(method)
-    config.model.update(network)
-    config.optim.update(optim)
     check_pretraining(config)
     return build_experiment(config, num_steps=20, steps_per_epoch=5)
 
@@ -229,6 +216,7 @@ def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, c
         np.testing.assert_allclose(eight_logs[0][name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_running_statistics_are_of_global_views_alone():
     with_local = run(variant("simsiam", {}, {"num_local": 3}), 1, 1)[0][1]
     without = run(variant("simsiam", {}, {}), 1, 1)[0][1]
@@ -237,6 +225,7 @@ def test_running_statistics_are_of_global_views_alone():
     assert np.abs(np.subtract(*kernels)).max() > 1e-4  # the local views had their say
 
 
+@pytest.mark.slow
 def test_the_target_branch_sees_views_without_patches():
     plain = run(variant("byol", {}, {}), 1, 1)[0][1]
     mixed = run(variant("byol", {}, {"cutmix_probability": 1.0}), 1, 1)[0][1]
@@ -245,6 +234,7 @@ def test_the_target_branch_sees_views_without_patches():
     assert np.abs(np.subtract(*online)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_an_ema_target_that_comes_to_rest_follows_the_closed_form():
     states, _ = run(variant("byol", {"ema_schedule": "cosine"}, {}), 1, 4)
     expected = {k: v for k, v in states[0].params.items() if k != "predictor"}
@@ -257,6 +247,7 @@ def test_an_ema_target_that_comes_to_rest_follows_the_closed_form():
     jax.tree.map(close, states[-1].target_params, expected)
 
 
+@pytest.mark.slow
 def test_inspecting_the_gradient_changes_no_bit_of_the_state():
     config = small_config("simsiam_gsg")
     logs = {}
@@ -286,6 +277,26 @@ def test_projectors_of_every_depth_and_great_width(num_layers):
     assert state.memory["correlation"].shape == (16384, 16384)
 
 
+# --- Other backbones than ResNets with BatchNorm -------------------------------------------------
+
+VIT = {"backbone": "vit_micro", "patch_size": 4, "drop_path": 0.1}
+GROUP = {"norm": "group", "norm_groups": 4, "weight_standardization": True}
+NETWORKS = {
+    "vit": VIT,
+    "vit_without_batchnorm": {**VIT, "head_norm": "layer"},
+    "resnet_without_batchnorm": {**GROUP, "head_norm": "layer"},
+}
+
+
+def experiment_on(method, network, **optim):
+    config = small_config(method)
+    config.model.update(network)
+    config.optim.update(optim)
+    check_pretraining(config)
+    return build_experiment(config, num_steps=20, steps_per_epoch=5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", ["simsiam_gsg", "byol"])
 def test_networks_without_batchnorm_train(method, network):
