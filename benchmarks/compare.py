@@ -1,11 +1,12 @@
-"""Pretrains with every method for the same short time, and prints one table.
+"""Pretrains with every method for the same short time, and prints two tables.
 
     python benchmarks/compare.py [--recipe=default] [--epochs=3] [--methods=simclr,unigrad]
         [--workdir=runs/compare]
 
 Each method is a run of its own in WORKDIR/METHOD; a run that is there already goes on, or is read.
-Rows hold k-NN top-1 (percent) beside the untrained encoder's, the collapse figures of the last
-logged step, and the seconds of training.
+The first table holds k-NN top-1 (percent) beside the untrained encoder's, the collapse figures of
+the last logged step, and the seconds of training; the second what the gradient inspector logged at
+that step (docs/methods.md says what its figures are).
 """
 
 import argparse
@@ -21,10 +22,20 @@ from gsg_jax.methods import METHODS
 from gsg_jax.metrics import read_lines
 
 COLUMNS = ("method", "k-NN", "untrained", "std x sqrt(D)", "rank", "seconds")
+# Columns of the second table, and the figures they hold.
+GRADIENT_COLUMNS = {
+    "positive": "positive_gradient",
+    "negative": "negative_gradient",
+    "balance": "gradient_balance",
+    "cosine": "gradient_cosine",
+    "alike, same": "positive_similarity",
+    "alike, others": "negative_similarity",
+    "channels": "channel_correlation",
+}
 
 
 def main() -> None:
-    """Runs what was asked for, then prints the table to standard output."""
+    """Runs what was asked for, then prints the tables to standard output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="default", help="recipe of the configs")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each run")
@@ -37,11 +48,19 @@ def main() -> None:
     if arguments.epochs < 1:
         parser.error(f"--epochs={arguments.epochs}: must be 1 or more")
 
-    table = Table(*COLUMNS, title=f"{arguments.epochs} epochs each, recipe {arguments.recipe}")
+    title = f"{arguments.epochs} epochs each, recipe {arguments.recipe}"
+    table, gradients = Table(*COLUMNS, title=title), Table("method", *GRADIENT_COLUMNS)
     for method in methods:
         folder = pathlib.Path(arguments.workdir) / method
-        table.add_row(*row(method, train(method, arguments, folder), folder))
-    Console(width=100).print(table)
+        figures = train(method, arguments, folder)
+        logged = read_lines(folder / "metrics.jsonl")
+        last = [line for line in logged if "embedding_rank" in line][-1]
+        table.add_row(*row(method, figures, last))
+        values = (f"{last[name]:.3g}" for name in GRADIENT_COLUMNS.values())
+        gradients.add_row(method, *values)
+    console = Console(width=100)
+    console.print(table)
+    console.print(gradients)
 
 
 def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
@@ -51,21 +70,21 @@ def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> d
         f"--workdir={folder}",
         f"--config.run.num_epochs={arguments.epochs}",
         f"--config.eval.knn_every_epochs={arguments.epochs}",
+        "--config.eval.inspect_gradients=true",
     ]
     command = [sys.executable, "-m", "gsg_jax.main", *flags]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def row(method: str, figures: dict, folder: pathlib.Path) -> list[str]:
-    """A method's row of the table."""
-    watched = [line for line in read_lines(folder / "metrics.jsonl") if "embedding_rank" in line]
+def row(method: str, figures: dict, last: dict) -> list[str]:
+    """A method's row of the first table, by its last line and its last logged step."""
     return [
         method,
         f"{100 * figures['knn_top1']:.2f}",
         f"{100 * figures['knn_top1_untrained']:.2f}",
-        f"{watched[-1]['projection_std']:.2f}",
-        f"{watched[-1]['embedding_rank']:.1f}",
+        f"{last['projection_std']:.2f}",
+        f"{last['embedding_rank']:.1f}",
         f"{figures['train_seconds']:.0f}",
     ]
 

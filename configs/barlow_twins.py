@@ -16,5 +16,11 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "barlow_twins"
-    config.method.update({"off_diagonal_weight": 5e-3, "stop_gradient": False})
+    config.method.update(
+        {
+            "off_diagonal_weight": 5e-3,
+            "loss_scale": 0.5 / config.model.projector_width,  # learns at the recipe's rate
+            "stop_gradient": False,
+        }
+    )
     return config

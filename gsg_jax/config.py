@@ -94,6 +94,7 @@ OPTION_RANGES = {
     "method.invariance_weight": (0, 1e4),
     "method.variance_weight": (0, 1e4),
     "method.covariance_weight": (0, 1e4),
+    "method.loss_scale": (1e-6, 1e3),
     "method.correlation_decay": (0, 1),
     "method.eigenvalue_floor": (0, 10),
     "method.predictor_every_steps": (1, 1e6),

@@ -15,6 +15,7 @@ def barlow_twins_loss(
     key: jax.Array,
     *,
     off_diagonal_weight: float,
+    loss_scale: float = 1.0,
     stop_gradient: bool = False,
 ) -> tuple[jax.Array, Memory, Metrics]:
     """Distance of the views' cross-correlation matrix from the identity.
@@ -28,6 +29,8 @@ def barlow_twins_loss(
       memory: unused, returned as it came.
       key: unused; the loss draws nothing.
       off_diagonal_weight: lambda, at least 0.
+      loss_scale: multiplies the loss. As a sum over channels its gradient is some D times that of a
+        cosine; about 1 / D lets both learn at one rate.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
@@ -54,7 +57,7 @@ def barlow_twins_loss(
             ]
         )
 
-    loss, attraction = _both_orders(one_order, outputs, stop_gradient)
+    loss, attraction = loss_scale * _both_orders(one_order, outputs, stop_gradient)
     return loss, memory, {"attraction": attraction}
 
 
@@ -66,6 +69,7 @@ def vicreg_loss(
     invariance_weight: float,
     variance_weight: float,
     covariance_weight: float,
+    loss_scale: float = 1.0,
     stop_gradient: bool = False,
 ) -> tuple[jax.Array, Memory, Metrics]:
     """Weighted sum of invariance, variance and covariance terms, on raw projections.
@@ -81,6 +85,7 @@ def vicreg_loss(
       invariance_weight: at least 0.
       variance_weight: at least 0.
       covariance_weight: at least 0.
+      loss_scale: multiplies all three weights.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
@@ -101,11 +106,12 @@ def vicreg_loss(
     invariance, agreement = _both_orders(invariance_of, outputs, stop_gradient)
     variance = jnp.mean(jnp.stack([_variance(x) for x in outputs.p]))
     covariance = jnp.sum(jnp.stack([_covariance(x) for x in outputs.p]))
-    loss = (
+    loss = loss_scale * (
         invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     )
+    attraction = loss_scale * invariance_weight * agreement
     terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
-    return loss, memory, {"attraction": invariance_weight * agreement, **terms}
+    return loss, memory, {"attraction": attraction, **terms}
 
 
 def standardize(x: jax.Array) -> jax.Array:
