@@ -25,6 +25,8 @@ def small_config(method: str, **method_overrides) -> ConfigDict:
     config.views.size = 12
     config.data.batch_size = 16
     config.optim.learning_rate = 2.0
+    if "loss_scale" in config.method:
+        config.method.loss_scale = 1.0
     if method == "moco_v2":  # its target lags behind what a greater rate changes in a few steps
         config.method.queue_size = 64
         config.optim.learning_rate = 0.3

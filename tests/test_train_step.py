@@ -182,7 +182,6 @@ def test_ema_by_hand():
 # --- Local views, patches, targets of two branches ---------------------------------------------
 
 VARIANTS = [
-    ("simsiam", {}, {"num_local": 3}),
     ("simsiam", {}, {"cutmix_probability": 1.0}),
     ("simsiam_gsg", {}, {"num_local": 3}),
     ("byol_gsg", {"ema_schedule": "cosine"}, {"cutmix_probability": 1.0}),
