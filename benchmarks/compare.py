@@ -3,7 +3,8 @@
     python benchmarks/compare.py [--recipe=default] [--epochs=3] [--methods=simclr,unigrad]
         [--workdir=runs/compare]
 
-Each method is a run of its own in WORKDIR/METHOD; a run that is there already goes on, or is read.
+Each method is a run of its own in WORKDIR/RECIPE-EPOCHS/METHOD; one that is there already goes on,
+or is read.
 The first table holds k-NN top-1 (percent) beside the untrained encoder's, the collapse figures of
 the last logged step, and the seconds of training; the second what the gradient inspector logged at
 that step (docs/methods.md says what its figures are).
@@ -48,10 +49,11 @@ def main() -> None:
     if arguments.epochs < 1:
         parser.error(f"--epochs={arguments.epochs}: must be 1 or more")
 
+    runs = pathlib.Path(arguments.workdir) / f"{arguments.recipe}-{arguments.epochs}"
     title = f"{arguments.epochs} epochs each, recipe {arguments.recipe}"
     table, gradients = Table(*COLUMNS, title=title), Table("method", *GRADIENT_COLUMNS)
     for method in methods:
-        folder = pathlib.Path(arguments.workdir) / method
+        folder = runs / method
         figures = train(method, arguments, folder)
         logged = read_lines(folder / "metrics.jsonl")
         last = [line for line in logged if "embedding_rank" in line][-1]
@@ -73,8 +75,15 @@ def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> d
         "--config.eval.inspect_gradients=true",
     ]
     command = [sys.executable, "-m", "gsg_jax.main", *flags]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(
+            f"error: the run of {method} ended with {done.returncode}; its reason stands above"
+        )
+    figures = json.loads(done.stdout.splitlines()[-1])
+    if figures["step"] < figures["num_steps"]:
+        sys.exit(f"stopped while {method} trained: the same command goes on")
+    return figures
 
 
 def row(method: str, figures: dict, last: dict) -> list[str]:

@@ -19,7 +19,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
     config.method.update(
         {
             "off_diagonal_weight": 5e-3,
-            "loss_scale": 0.5 / config.model.projector_width,  # learns at the recipe's rate
+            "loss_scale": 0.0,  # 0 = 0.5 / projector_width, to learn at the recipe's rate
             "stop_gradient": False,
         }
     )

@@ -25,5 +25,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
             "centre_momentum": 0.9,
         }
     )
+    if recipe.startswith("imagenet"):
+        config.method.update({"ema_decay": 0.996, "ema_schedule": "cosine"})
     config.model.num_prototypes = 65536 if recipe.startswith("imagenet") else 1024
     return config

@@ -16,7 +16,9 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "moco_v2"
-    config.method.update(
-        {"temperature": 0.2, "queue_size": 65536 if recipe.startswith("imagenet") else 4096}
-    )
+    is_imagenet = recipe.startswith("imagenet")
+    queue_size = 65536 if is_imagenet else 512 if recipe == "folder" else 4096
+    config.method.update({"temperature": 0.2, "queue_size": queue_size})
+    if recipe == "imagenet":
+        config.method.ema_decay = 0.999
     return config

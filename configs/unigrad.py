@@ -19,7 +19,8 @@ def get_config(recipe: str = "default") -> ConfigDict:
     config.method.update(
         {
             "form": "unigrad",
-            "balance": 100.0,
+            "balance": 0.0,  # 0 = the form's own, 100 of "unigrad"
+            "loss_scale": 0.0,  # 0 = the form's own, 1 of "unigrad"
             "temperature": 0.2,
             "eigenvalue_floor": 0.3,
             "correlation_decay": 0.99,

@@ -21,7 +21,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
             "invariance_weight": 25.0,
             "variance_weight": 25.0,
             "covariance_weight": 1.0,
-            "loss_scale": 0.01,  # learns at the recipe's rate
+            "loss_scale": 0.0,  # 0 = 0.01, to learn at the recipe's rate
             "stop_gradient": False,
         }
     )

@@ -17,7 +17,7 @@ from gsg_jax.errors import UsageError
 from gsg_jax.methods import METHODS, PREDICTORS, TARGETS, Method
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS
-from gsg_jax.models.siamese import BACKBONES
+from gsg_jax.models.siamese import BACKBONES, output_width
 from gsg_jax.models.vit import POOLINGS, POSITIONS, VITS
 from gsg_jax.optim import EMA_SCHEDULES, OPTIMIZERS
 
@@ -94,7 +94,7 @@ OPTION_RANGES = {
     "method.invariance_weight": (0, 1e4),
     "method.variance_weight": (0, 1e4),
     "method.covariance_weight": (0, 1e4),
-    "method.loss_scale": (1e-6, 1e3),
+    "method.loss_scale": (0, 1e3),
     "method.correlation_decay": (0, 1),
     "method.eigenvalue_floor": (0, 10),
     "method.predictor_every_steps": (1, 1e6),
@@ -316,6 +316,7 @@ def _check_together(config: ConfigDict) -> None:
                 stop_gradient=method.stop_gradient,
                 has_local_views=config.views.num_local > 0,
                 has_cutmix=config.views.cutmix_probability > 0,
+                num_prototypes=config.model.num_prototypes,
                 **options,
             )
         except ValueError as error:
@@ -400,13 +401,17 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which every "auto" is replaced by what it means for the method."""
+    """A copy in which every "auto", and a 0 for it, is what it means for the method."""
     config = config.copy_and_resolve_references()
     row = METHODS[config.method.name]
     if config.method.target == "auto":
         config.method.target = row.target
     if config.method.predictor == "auto":
         config.method.predictor = row.predictor
+    if row.own_values:
+        options = {option: config.method[option] for option in row.options}
+        for option, value in row.own_values(width=output_width(config.model), **options).items():
+            config.method[option] = config.method[option] or value
     return config
 
 

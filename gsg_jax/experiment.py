@@ -69,14 +69,18 @@ def check_patches(config: ml_collections.ConfigDict, source: Source | None) -> N
         )
 
 
-def check_queue(config: ml_collections.ConfigDict, source: Source) -> None:
+def check_queue_fits(config: ml_collections.ConfigDict, source: Source) -> None:
     """Raises UserError where a queue would hold more rows than there are images."""
-    queue_size = config.method.get("queue_size", 0)
-    if queue_size > len(source):
-        raise UserError(
-            f"--config.method.queue_size={queue_size}: {source.name!r} has {len(source)} "
-            f"images, of which the queue would hold copies; set it to at most {len(source)}"
-        )
+    queue_size, num_images = config.method.get("queue_size", 0), len(source)
+    if queue_size <= num_images:
+        return
+    mend = f"set it to at most {num_images}"
+    if 2 * config.data.batch_size > num_images:  # the least that a queue may hold
+        mend += f", and --config.data.batch_size to at most {num_images // 2}"
+    raise UserError(
+        f"--config.method.queue_size={queue_size}: {source.name!r} has {num_images} images, of "
+        f"which the queue would hold copies; {mend}"
+    )
 
 
 def build_experiment(

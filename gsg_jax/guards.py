@@ -92,15 +92,15 @@ class CollapseWatch:
         return signs
 
     def _advice(self) -> str:
-        method = self._config.method
+        method, row = self._config.method, METHODS[self._config.method.name]
         advice = []
-        if METHODS[method.name].stop_gradient and not method.stop_gradient:
+        if row.stop_gradient and not method.stop_gradient:
             advice.append("--config.method.stop_gradient=true")
-        if method.predictor == "none":
+        if row.predictor == "mlp" and method.predictor == "none":
             advice.append("--config.method.predictor=mlp")
         if f"{method.name}_gsg" in METHODS:
             advice.append(f"--config=configs/{method.name}_gsg.py (guided stop-gradient)")
-        if method.target == "online":
+        if row.stop_gradient and method.target == "online":
             advice.append("--config.method.target=ema")
         rate = self._config.optim.learning_rate
         advice.append(f"a lower --config.optim.learning_rate (now {rate:g})")

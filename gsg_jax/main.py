@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from gsg_jax.config import check_overrides, load_config
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.jobs import JOBS
+from gsg_jax.mesh import give_fake_devices_threads
 from gsg_jax.progress import say
 
 HELP = """
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(__doc__ + HELP, end="")
         return 0
+    give_fake_devices_threads()
     try:
         config, workdir = parse_flags(argv)
         figures = JOBS[config.job](config, workdir)

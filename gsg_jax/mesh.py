@@ -1,5 +1,7 @@
 """The device mesh: where the batch and the state lie."""
 
+import os
+import re
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gsg_jax.errors import UserError
+
+
+def give_fake_devices_threads() -> None:
+    """Lets fake CPU devices wait for one another; to be called before JAX knows its devices.
+
+    XLA runs sums over the devices that do not need each other at once, each in a thread a device,
+    and aborts where its pool, of as many threads as devices, is too small for two of them.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if fakes := re.search(r"xla_force_host_platform_device_count=(\d+)", flags):
+        os.environ.setdefault("NPROC", str(8 * int(fakes[1])))
 
 
 def make_mesh(batch_size: int) -> Mesh:

@@ -318,7 +318,10 @@ def _imagenet_800(config: ConfigDict) -> None:
 
 
 def _imagenet_vit(config: ConfigDict) -> None:
-    """ViT-S/16 with frozen patches, as MoCo v3 trains it, its heads' sizes included.
+    """ViT-S/16 with frozen patches, as MoCo v3 trains it, its projector's sizes included.
+
+    Differs from it: 6 attention heads a block, as in DeiT and timm, where it has 12; no BatchNorm
+    at the end of the predictor.
 
     Source: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057), section 5.
     """
@@ -331,6 +334,7 @@ def _imagenet_vit(config: ConfigDict) -> None:
             "predictor_hidden_width": 4096,
         }
     )
+    config.method.ema_schedule = "cosine"  # from 0.99
     config.optim.update(
         {
             "name": "adamw",

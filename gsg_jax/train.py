@@ -25,7 +25,7 @@ from gsg_jax.experiment import (
     build_loader,
     check_channels,
     check_patches,
-    check_queue,
+    check_queue_fits,
     jit_step,
 )
 from gsg_jax.guards import CollapseWatch, LossGuard, stop_signals
@@ -62,7 +62,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     mesh = meshes.make_mesh(config.data.batch_size)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
-    check_queue(config, train)
+    check_queue_fits(config, train)
     is_monitored = bool(config.eval.knn_every_epochs and train.class_names)
     for source in (train, test) if is_monitored else ():
         check_patches(config, source)

@@ -331,7 +331,7 @@ def _outputs_of_projections(
     p = _predict(experiment.online, state, z[:num_views])
     if z.shape[0] > num_views:
         p = jnp.concatenate([p, _predict(experiment.local, state, z[num_views:])])
-    z_whole = z[:num_views] if outputs.mix is None else outputs.z_target
+    z_whole = z[:num_views] if outputs.mix is None else outputs.negatives
     z_ema = outputs.z_target if experiment.has_ema_target else None
     return _with_targets(experiment, outputs.h, z, p, z_whole, z_ema, outputs.mix)
 

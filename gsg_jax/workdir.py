@@ -5,6 +5,7 @@ import pathlib
 
 import ml_collections
 
+from gsg_jax import recipes
 from gsg_jax.config import as_json, differences
 from gsg_jax.errors import UserError
 from gsg_jax.metrics import write_atomically
@@ -66,7 +67,16 @@ def read_config(workdir: pathlib.Path) -> dict:
     record = read_object(path)
     if missing := [group for group in GROUPS if group not in record]:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
-    return record
+    return _with_newer_keys(record)
+
+
+def _with_newer_keys(record: dict) -> dict:
+    """A record with what a run of an earlier version lacks: new keys begin as nothing new."""
+    recipe = record.get("recipe")
+    defaults = recipes.pretraining(recipe if recipe in recipes.RECIPES else "imagenet").to_dict()
+    return {
+        key: {**defaults[key], **value} if key in GROUPS else value for key, value in record.items()
+    }
 
 
 def read_object(path: pathlib.Path) -> dict:

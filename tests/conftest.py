@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+# Eight devices wait for one another in threads of one pool. Where two sums over them are under way
+# at once, eight threads are too few, and the process aborts.
+os.environ.setdefault("NPROC", "64")
 _cache = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="gsg_jax-")
 if _cache:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache

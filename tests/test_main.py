@@ -212,7 +212,7 @@ UNDEFINED = [
     ("unigrad", ["method.form=vicreg", "views.num_local=2"], 2, ["vicreg", "num_local=0"]),
     ("moco_v2", ["method.queue_size=40000"], 1, ["queue_size=40000", "at most 10000"]),
     ("moco_v2", ["method.queue_size=8"], 2, ["queue_size is 8", "queue_size=64 or more"]),
-    ("dino", ["method.target_temperature=0.2"], 2, ["is 0.2", "at most 0.1"]),
+    ("dino", ["method.target_temperature=0.2"], 2, ["is 0.2", "below 0.1"]),
     ("dino", ["method.target=ema_positive"], 2, ["target=ema_positive", "take simclr, moco_v2"]),
     ("simsiam", ["method.target=ema_positive"], 2, ["target=ema_positive", "method.target=ema,"]),
     ("simclr", ["views.num_local=2"], 2, ["num_local=2", "simclr", "num_local=0", "unigrad"]),

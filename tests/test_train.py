@@ -208,6 +208,10 @@ def test_a_queue_larger_than_the_data_is_refused_before_anything_is_written(imag
     status, _, err = call(*tiny("moco_v2", images, tmp_path / "run", *flags))
     assert status == 1 and not (tmp_path / "run").exists()
     assert "--config.method.queue_size=41" in err and "has 40 images" in err
+    assert "at most 40" in err and "batch_size" not in err
+    flags = ["--config.method.queue_size=48", "--config.data.batch_size=24"]
+    status, _, err = call(*tiny("moco_v2", images, tmp_path / "run", *flags))
+    assert status == 1 and "at most 40, and --config.data.batch_size to at most 20" in err
 
 
 @pytest.mark.slow

@@ -16,7 +16,16 @@ from gsg_jax.methods import METHODS
 from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.directpred import directpred_loss
 from gsg_jax.methods.guided import guided_loss
-from gsg_jax.train_step import FIGURES, init_state, train_step, update_ema
+from gsg_jax.train_step import (
+    FIGURES,
+    _online_pass,
+    _outputs_of_projections,
+    _target_pass,
+    draw_views,
+    init_state,
+    train_step,
+    update_ema,
+)
 from tests.small import images, small_config, small_experiment
 
 FAST = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
@@ -210,9 +219,25 @@ def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, c
     for group in ("params", "target_params", "batch_stats", "memory"):
         jax.tree.map(close, getattr(eight[1], group), getattr(one[1], group))
     assert set(one_logs[0]) >= set(FIGURES)
+    _check_the_inspectors_outputs(experiment, one[1])
     for name, value in one_logs[0].items():
         assert np.isfinite(value) and np.isfinite(one_logs[1][name])
         np.testing.assert_allclose(eight_logs[0][name], value, rtol=1e-3, atol=1e-4)
+
+
+def _check_the_inspectors_outputs(experiment, state):
+    """What the inspector makes of the step's projections is what the step made."""
+    views = draw_views(experiment, jnp.asarray(images()), jax.random.key(0))
+    # Weights of its own, so that a mistaken branch shows.
+    target_params = jax.tree.map(lambda x: x + 0.05, state.target_params)
+    state = state.replace(target_params=target_params)
+    z_ema, _ = _target_pass(experiment, state, views.whole)
+    key = jax.random.key(1)
+    outputs, _ = _online_pass(experiment, state.params, state.batch_stats, views, z_ema, key)
+    again = _outputs_of_projections(experiment, state, outputs, outputs.z)
+    for name in ("p", "z_target", "negatives"):
+        ours, theirs = getattr(again, name), getattr(outputs, name)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.slow

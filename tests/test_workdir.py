@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gsg_jax import workdir as workdirs
-from gsg_jax.config import flat
+from gsg_jax.config import as_json, flat, from_record, load_config, resolve
 from gsg_jax.errors import UserError
-from tests.runs import hashes
+from tests.runs import ROOT, hashes
 from tests.small import small_config
 
 
@@ -84,3 +84,21 @@ def test_a_record_that_is_a_folder_is_refused(tmp_path):
 def test_reading_a_record_where_there_is_none_names_the_mend(tmp_path):
     with pytest.raises(UserError, match="holds no run .* give the --workdir of one"):
         workdirs.read_config(tmp_path / "nothing")
+
+
+def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):
+    config = resolve(load_config(f"{ROOT}/configs/byol.py:cifar10"))
+    record = json.loads(as_json(config))
+    for group, key in (
+        ("model", "patch_size"),
+        ("views", "local_size"),
+        ("method", "ema_schedule"),
+    ):
+        del record[group][key]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    read = from_record(workdirs.read_config(tmp_path))
+    assert (read.model.patch_size, read.views.local_size) == (16, 16)
+    assert read.method.ema_schedule == "constant"
+    workdirs.claim(tmp_path, config)  # the same run, which goes on
+    config.views.local_size = 8
+    assert "views.local_size" in refusal(tmp_path, config)

@@ -52,7 +52,7 @@ class ViewRecipe:
     std: tuple[float, ...]
     num_local: int = 0
     local_size: int = 96
-    local_crop_area: tuple[float, float] = (0.05, 0.4)
+    local_crop_area: tuple[float, float] = (0.05, 0.2)
     cutmix_probability: float = 0.0
 
 

@@ -11,10 +11,15 @@ from gsg_jax.methods.contrastive import (
     nt_xent_loss,
 )
 from gsg_jax.methods.correlation import init_correlation
-from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
+from gsg_jax.methods.decorrelation import (
+    barlow_twins_loss,
+    own_barlow_scale,
+    own_vicreg_scale,
+    vicreg_loss,
+)
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
 from gsg_jax.methods.guided import check_pairing, guided_loss
-from gsg_jax.methods.unified import check_form, surrogate_loss
+from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 
 _LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
 
@@ -63,6 +68,7 @@ METHODS = {
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
+        own_values=own_barlow_scale,
     ),
     "vicreg": Method(
         vicreg_loss,
@@ -72,6 +78,7 @@ METHODS = {
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
+        own_values=own_vicreg_scale,
     ),
     "directpred": Method(
         directpred_loss,
@@ -85,10 +92,18 @@ METHODS = {
         surrogate_loss,
         target="ema",
         predictor="none",
-        options=("form", "balance", "temperature", "eigenvalue_floor", "correlation_decay"),
+        options=(
+            "form",
+            "balance",
+            "loss_scale",
+            "temperature",
+            "eigenvalue_floor",
+            "correlation_decay",
+        ),
         check=check_form,
         init_memory=init_correlation,
         extras=EXTRAS,
+        own_values=own_form_values,
     ),
     "dino": Method(
         dino_loss,

@@ -79,6 +79,8 @@ class Method:
       init_memory: (key, width=D, **options) -> the method's state before the first step.
       stop_gradient: whether the method is itself only with the gradient out of an online target.
       extras: for which of EXTRAS the loss is defined.
+      own_values: (width=D, **options) -> {option: value} of the options whose 0 in a config stands
+        for the method's own value.
     """
 
     loss: LossFn
@@ -89,3 +91,4 @@ class Method:
     init_memory: Callable[..., Memory] = no_memory
     stop_gradient: bool = True
     extras: tuple[str, ...] = ()
+    own_values: Callable[..., dict[str, float]] | None = None

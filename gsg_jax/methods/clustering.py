@@ -76,13 +76,29 @@ def init_centre(key: jax.Array, *, width: int, **options) -> Memory:
     return {"centre": jnp.zeros(width), "steps": jnp.zeros((), jnp.int32)}
 
 
-def check_dino(*, num_views: int, temperature: float, target_temperature: float, **choices) -> None:
-    """Raises ValueError where the target would not be sharper than the source."""
-    check_two_views(num_views=num_views, **choices)
-    if target_temperature > temperature:
+def check_dino(
+    *,
+    temperature: float,
+    target_temperature: float,
+    first_target_temperature: float,
+    num_prototypes: int,
+    **choices,
+) -> None:
+    """Raises ValueError where a target is not sharper than the source, or there are no classes."""
+    check_two_views(**choices)
+    for name, value in (
+        ("target_temperature", target_temperature),
+        ("first_target_temperature", first_target_temperature),
+    ):
+        if value >= temperature:
+            raise ValueError(
+                f"method.{name} is {value}, method.temperature {temperature}: a target must be "
+                f"sharper; set --config.method.{name} below {temperature}"
+            )
+    if not num_prototypes:
         raise ValueError(
-            f"method.target_temperature is {target_temperature}, above method.temperature "
-            f"({temperature}): a target must be sharper; set it to at most {temperature}"
+            "model.num_prototypes is 0, DINO's views choose among prototypes: set "
+            "--config.model.num_prototypes=1024, say"
         )
 
 

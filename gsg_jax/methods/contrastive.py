@@ -131,7 +131,8 @@ def check_queue(*, num_views: int, batch_size: int, queue_size: int, **choices) 
     if queue_size < 2 * batch_size:
         raise ValueError(
             f"method.queue_size is {queue_size}, a step adds {2 * batch_size} rows "
-            f"(2 x data.batch_size): set --config.method.queue_size={2 * batch_size} or more"
+            f"(2 x data.batch_size): set --config.method.queue_size={2 * batch_size} or more, or "
+            f"--config.data.batch_size={queue_size // 2} or less"
         )
 
 

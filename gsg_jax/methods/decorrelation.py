@@ -30,7 +30,7 @@ def barlow_twins_loss(
       key: unused; the loss draws nothing.
       off_diagonal_weight: lambda, at least 0.
       loss_scale: multiplies the loss. As a sum over channels its gradient is some D times that of a
-        cosine; about 1 / D lets both learn at one rate.
+        cosine; with own_barlow_scale both learn at one rate.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
@@ -85,7 +85,7 @@ def vicreg_loss(
       invariance_weight: at least 0.
       variance_weight: at least 0.
       covariance_weight: at least 0.
-      loss_scale: multiplies all three weights.
+      loss_scale: multiplies all three weights; own_vicreg_scale is for the rate of a cosine.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
@@ -104,14 +104,25 @@ def vicreg_loss(
         return jnp.stack([jnp.mean(jnp.square(x - y)), -2 * jnp.mean(x * y)])
 
     invariance, agreement = _both_orders(invariance_of, outputs, stop_gradient)
-    variance = jnp.mean(jnp.stack([_variance(x) for x in outputs.p]))
-    covariance = jnp.sum(jnp.stack([_covariance(x) for x in outputs.p]))
+    variance, covariance = _spread(outputs.p)
     loss = loss_scale * (
         invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     )
     attraction = loss_scale * invariance_weight * agreement
     terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
     return loss, memory, {"attraction": attraction, **terms}
+
+
+def own_barlow_scale(*, width: int, **options) -> dict[str, float]:
+    """The scale that a loss_scale of 0 stands for: 1 / 2D."""
+    del options
+    return {"loss_scale": 0.5 / width}
+
+
+def own_vicreg_scale(**options) -> dict[str, float]:
+    """The scale that a loss_scale of 0 stands for; the loss's means hold D already."""
+    del options
+    return {"loss_scale": 0.01}
 
 
 def standardize(x: jax.Array) -> jax.Array:
@@ -122,17 +133,16 @@ def standardize(x: jax.Array) -> jax.Array:
     return jnp.where(is_constant, 0.0, centred / jnp.sqrt(jnp.where(is_constant, 1.0, variance)))
 
 
-def _variance(x: jax.Array) -> jax.Array:
-    std = jnp.sqrt(jnp.var(x, axis=0, ddof=1) + STD_EPSILON)  # [D]
-    return jnp.mean(jax.nn.relu(1 - std))
-
-
-def _covariance(x: jax.Array) -> jax.Array:
-    batch_size, width = x.shape
-    centred = x - jnp.mean(x, axis=0, keepdims=True)
-    covariance = _product(centred, centred) / (batch_size - 1)  # [D, D]
-    squares = jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(jnp.diagonal(covariance)))
-    return squares / width
+def _spread(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """VICReg's variance term and covariance term of [V, B, D], not weighted."""
+    _, batch_size, width = z.shape
+    centred = z - jnp.mean(z, axis=1, keepdims=True)
+    covariance = jnp.einsum("vbi,vbj->vij", centred, centred, precision=jax.lax.Precision.HIGHEST)
+    covariance = covariance / (batch_size - 1)
+    diagonal = jnp.diagonal(covariance, axis1=1, axis2=2)  # [V, D]
+    variance = jnp.mean(jax.nn.relu(1 - jnp.sqrt(diagonal + STD_EPSILON)))
+    squares = jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(diagonal))
+    return variance, squares / width
 
 
 def _both_orders(of_pair, outputs: Outputs, stop_gradient: bool) -> jax.Array:

@@ -63,6 +63,17 @@ def moco(pair: Pair) -> Gradients:
     return -scale * pair.positive, scale * negative
 
 
+def simclr_one_term(pair: Pair) -> Gradients:
+    """SimCLR's first term alone, what u_1 gets as a source: MoCo's with u_1's own row left out."""
+    rows, bank = _rows(pair.u), _rows(pair.bank)
+    logits = _dot(rows, bank.T) / pair.temperature
+    is_itself = jnp.eye(len(rows), len(bank), dtype=bool)
+    shares = jax.nn.softmax(jnp.where(is_itself, -jnp.inf, logits), axis=1)
+    negative = _dot(shares, bank).reshape(pair.u.shape)
+    scale = _mean_over_views(pair) / pair.temperature
+    return -scale * pair.positive, scale * negative
+
+
 def simclr(pair: Pair) -> Gradients:
     """Weight-sharing, both terms: what u_1 gets as a source and what it gets as a target.
 
@@ -191,20 +202,39 @@ def unigrad(pair: Pair) -> Gradients:
     return -scale * pair.positive, scale * pair.balance * _dot(pair.u, pair.correlation)
 
 
-# Each form, and what its rows are.
-FORMS: dict[str, tuple[Callable[[Pair], Gradients], Callable[[jax.Array], jax.Array]]] = {
-    "moco": (moco, normalize),
-    "simclr": (simclr, normalize),
-    "simclr_one_term": (moco, normalize),
-    "directpred": (directpred, normalize),
-    "directpred_no_predictor": (directpred_no_predictor, normalize),
-    "directpred_constant": (directpred_constant, normalize),
-    "barlow_twins": (barlow_twins, jax.vmap(standardize)),
-    "barlow_twins_identity": (barlow_twins_identity, jax.vmap(standardize)),
-    "barlow_twins_l2": (barlow_twins_l2, normalize),
-    "vicreg": (vicreg, lambda x: x),
-    "vicreg_l2": (vicreg_l2, normalize),
-    "unigrad": (unigrad, normalize),
+class Form(NamedTuple):
+    """A member of the family.
+
+    Attributes:
+      gradients: the two parts by the rows u.
+      rows_of: makes rows of projections.
+      balance: the lambda it is used with; None where the form has none, or makes its own.
+      scale_per_channel: c of the loss scale c / D at which it learns like a cosine; None is 1.
+
+    Source: Tao et al., CVPR 2022 (arXiv 2112.05141), table 2.
+    """
+
+    gradients: Callable[[Pair], Gradients]
+    rows_of: Callable[[jax.Array], jax.Array]
+    balance: float | None = None
+    scale_per_channel: float | None = None
+
+
+_standardize_views = jax.vmap(standardize)
+
+FORMS = {
+    "moco": Form(moco, normalize),
+    "simclr": Form(simclr, normalize),
+    "simclr_one_term": Form(simclr_one_term, normalize),
+    "directpred": Form(directpred, normalize),
+    "directpred_no_predictor": Form(directpred_no_predictor, normalize),
+    "directpred_constant": Form(directpred_constant, normalize, balance=100.0),
+    "barlow_twins": Form(barlow_twins, _standardize_views, 5e-3, 0.5),
+    "barlow_twins_identity": Form(barlow_twins_identity, _standardize_views, 5e-3, 0.5),
+    "barlow_twins_l2": Form(barlow_twins_l2, normalize, balance=50.0),
+    "vicreg": Form(vicreg, lambda x: x, 4e-5, 0.25),
+    "vicreg_l2": Form(vicreg_l2, normalize, balance=25.0),
+    "unigrad": Form(unigrad, normalize, balance=100.0),
 }
 # Forms whose negative part does not name the sibling.
 WITH_ANY_POSITIVE = (
@@ -227,6 +257,7 @@ def surrogate_loss(
     temperature: float,
     eigenvalue_floor: float,
     correlation_decay: float,
+    loss_scale: float = 1.0,
     stop_gradient: bool = True,
 ) -> tuple[jax.Array, Memory, Metrics]:
     """The loss whose gradient is a form's, and whose value means nothing.
@@ -241,6 +272,7 @@ def surrogate_loss(
       temperature: tau of the contrastive forms.
       eigenvalue_floor: epsilon of the DirectPred forms.
       correlation_decay: rho of the running correlation.
+      loss_scale: multiplies the gradient.
       stop_gradient: must be True; a gradient that is given has no other target.
 
     Returns:
@@ -256,7 +288,7 @@ def surrogate_loss(
     chex.assert_axis_dimension(outputs.z_target, 0, 2)
     z_target, negatives = jax.lax.stop_gradient((outputs.z_target, outputs.negatives))
     memory = update_correlation(memory, normalize(negatives), correlation_decay)
-    of_pair, rows_of = FORMS[form]
+    gradients, rows_of, *_ = FORMS[form]
     u = rows_of(outputs.p)
     pair = Pair(
         u=jax.lax.stop_gradient(u),
@@ -267,14 +299,26 @@ def surrogate_loss(
         temperature=temperature,
         eigenvalue_floor=eigenvalue_floor,
     )
-    positive, negative = jax.lax.stop_gradient(of_pair(pair))
-    attraction = jnp.sum(positive * u)
-    return attraction + jnp.sum(negative * u), memory, {"attraction": attraction}
+    positive, negative = jax.lax.stop_gradient(gradients(pair))
+    attraction = loss_scale * jnp.sum(positive * u)
+    repulsion = loss_scale * jnp.sum(negative * u)
+    return attraction + repulsion, memory, {"attraction": attraction}
+
+
+def own_form_values(*, width: int, form: str, **options) -> dict[str, float]:
+    """What a balance and a loss_scale of 0 stand for: the form's own."""
+    del options
+    scale = FORMS[form].scale_per_channel
+    return {
+        "balance": FORMS[form].balance or 0.0,
+        "loss_scale": 1.0 if scale is None else scale / width,
+    }
 
 
 def check_form(
     *,
     form: str,
+    balance: float,
     target: str,
     stop_gradient: bool,
     has_local_views: bool,
@@ -289,6 +333,16 @@ def check_form(
         raise ValueError(
             "method.stop_gradient is False, a gradient that is given has no other: leave it True; "
             "of weight-sharing branches method.form=simclr is the gradient"
+        )
+    if FORMS[form].balance is None and balance:
+        raise ValueError(
+            f"method.balance is {balance}, method.form={form} has none to set: leave it 0"
+        )
+    if form == "moco" and target != "ema":
+        raise ValueError(
+            f"method.target is {target}, method.form=moco has its bank from the EMA branch (an "
+            "online one holds the row itself): set --config.method.target=ema, or "
+            "--config.method.form=simclr_one_term"
         )
     if form == "simclr" and target != "online":
         raise ValueError(

@@ -60,9 +60,14 @@ def test_dino_starts_without_a_centre():
 
 
 def test_a_target_that_is_not_sharper_is_refused():
-    check_dino(num_views=2, batch_size=4, **DINO)
-    with pytest.raises(ValueError, match=r"target_temperature is 0.6.*at most 0.5"):
-        check_dino(num_views=2, batch_size=4, **DINO | {"target_temperature": 0.6})
+    fits = {"num_views": 2, "batch_size": 4, "num_prototypes": 8, **DINO}
+    check_dino(**fits)
+    for name in ("target_temperature", "first_target_temperature"):
+        for value in (0.5, 0.6):
+            with pytest.raises(ValueError, match=rf"method.{name} is {value}.*below 0.5"):
+                check_dino(**fits | {name: value})
+    with pytest.raises(ValueError, match=r"num_prototypes is 0.*num_prototypes=1024"):
+        check_dino(**fits | {"num_prototypes": 0})
 
 
 def test_twist_equals_a_loop():

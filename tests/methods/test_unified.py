@@ -1,5 +1,6 @@
 """The gradient forms equal the reference's figures, and autodiff of the losses they come from."""
 
+import functools
 import pathlib
 
 import jax
@@ -17,6 +18,7 @@ from gsg_jax.methods.unified import (
     WITH_ANY_POSITIVE,
     Pair,
     check_form,
+    own_form_values,
     surrogate_loss,
 )
 from gsg_jax.similarity import cosine_similarity, normalize
@@ -26,7 +28,7 @@ REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "gradient_forms.np
 SETTINGS = {"balance": 100.0, "temperature": 0.2, "eigenvalue_floor": 0.3}
 THEIR_NAMES = {
     "unigrad": "loss_unigrad",
-    "simclr_one_term": "loss_simclr_grad_mm",
+    "moco": "loss_simclr_grad_mm",
     "directpred": "loss_byol_directpred_grad",
     "barlow_twins_l2": "loss_barlow_twins_grad_mm",
 }
@@ -43,15 +45,30 @@ def test_three_steps_equal_the_reference_vectors(form, precision):
         for step in range(3):
             u = jnp.asarray(np.stack([vectors["z1"][step], vectors["z2"][step]]), dtype)
             t = jnp.asarray(np.stack([vectors["z1m"][step], vectors["z2m"][step]]), dtype)
-            memory = update_correlation(memory, t, 0.99)
+            before = memory
+            memory = update_correlation(before, t, 0.99)
             positive, negative = FORMS[form][0](
                 Pair(u, t[::-1], t, memory["correlation"], **settings)
             )
+            through = jax.grad(surrogate_of(form, t, before, settings))(u)
             prefix = f"{precision}_{THEIR_NAMES[form]}_step{step + 1}"
             expected = np.stack([vectors[f"{prefix}_grad_z1"], vectors[f"{prefix}_grad_z2"]])
             _close(positive + negative, expected, tolerance)
+            _close(through, tangential(np.asarray(u), expected), 10 * tolerance)
             if f"{prefix}_F" in vectors:
                 _close(memory["correlation"], vectors[f"{prefix}_F"], tolerance)
+
+
+def surrogate_of(form, t, memory, settings):
+    """The whole loss as a function of the online rows, its memory not yet updated."""
+
+    def value(u):
+        outputs, key = outputs_of(u, t), jax.random.key(0)
+        return surrogate_loss(outputs, memory, key, form=form, correlation_decay=0.99, **settings)[
+            0
+        ]
+
+    return value
 
 
 def _close(ours, theirs, tolerance):
@@ -90,8 +107,13 @@ class TestAutodiffOfTheLossIsTheForm:
         p, _ = fresh(seed, collapse=collapse)
         self.compare("simclr", nt_xent_loss, p, None, temperature=0.2)
 
-    @pytest.mark.parametrize("form", ["moco", "simclr_one_term"])
-    def test_contrastive_against_the_target_branch(self, seed, collapse, form):
+    def test_simclr_without_the_second_term(self, seed, collapse):
+        p, z = fresh(seed, collapse=collapse)
+        stopped = functools.partial(nt_xent_loss, stop_gradient=True)
+        for targets in (p, z):  # a branch that shares its weights, and another
+            self.compare("simclr_one_term", stopped, p, targets, temperature=0.2)
+
+    def test_moco_against_all_targets_of_the_batch(self, seed, collapse):
         def loss(outputs, memory, key):
             u = normalize(outputs.p)
             bank = normalize(outputs.z_target)
@@ -100,7 +122,7 @@ class TestAutodiffOfTheLossIsTheForm:
             value = jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive.reshape(-1))
             return value, memory, {}
 
-        self.compare(form, loss, *fresh(seed, collapse=collapse))
+        self.compare("moco", loss, *fresh(seed, collapse=collapse))
 
     def test_directpred(self, seed, collapse):
         p, z = fresh(seed, collapse=collapse)
@@ -284,6 +306,27 @@ def test_negatives_of_the_online_branch_leave_the_positives_to_the_ema_target():
     np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_simplified_directpred_by_a_loop(dynamic):
+    p, z = fresh(19)
+    rng = np.random.default_rng(20)
+    root = rng.normal(size=(5, 5))
+    correlation = root @ root.T / 40
+    largest = np.linalg.eigvalsh(correlation).max()
+    shifted = correlation + 0.3**2 * largest * np.eye(5)
+    expected = np.zeros((2, 7, 5))
+    for v in range(2):
+        for n in range(7):
+            u, t = unit(p)[v, n], unit(z)[1 - v, n]
+            balance = (u @ t) / (u @ shifted @ u) if dynamic else 100.0
+            expected[v, n] = (-t + balance * shifted @ u) / 14
+    form = "directpred_no_predictor" if dynamic else "directpred_constant"
+    with jax.enable_x64(True):
+        u, t = jnp.asarray(unit(p)), jnp.asarray(unit(z))
+        pair = Pair(u, t[::-1], t, jnp.asarray(correlation), **SETTINGS)
+        np.testing.assert_allclose(sum(FORMS[form].gradients(pair)), expected, rtol=1e-9)
+
+
 def test_directpred_keeps_each_row_orthogonal_to_its_gradient():
     p, z = fresh(6)
     with jax.enable_x64(True):
@@ -314,6 +357,8 @@ def test_barlow_twins_with_the_identity_lacks_only_the_diagonals_pull():
         ({"form": "unigrd"}, r"method.form is 'unigrd': take one of moco, simclr"),
         ({"stop_gradient": False}, "stop_gradient is False.*leave it True"),
         ({"form": "simclr"}, "method.target is ema.*method.target=online"),
+        ({"form": "moco", "target": "online"}, "method.target is online.*simclr_one_term"),
+        ({"form": "directpred", "balance": 7.0}, "balance is 7.0.*has none to set: leave it 0"),
         ({"form": "vicreg_l2", "has_local_views": True}, "views.num_local=0.*unigrad"),
         ({"form": "barlow_twins", "has_cutmix": True}, "cutmix_probability=0.*unigrad"),
         ({"num_views": 4}, "num_views is 4.*num_views=2"),
@@ -328,13 +373,34 @@ def test_what_has_no_definition_is_answered_with_what_has_one(choices, words):
         "stop_gradient": True,
         "has_local_views": False,
         "has_cutmix": False,
-        **SETTINGS,
+        **SETTINGS | {"balance": 0.0},
     }
     check_form(**fits)
     check_form(**fits | {"form": "simclr", "target": "online"})
     check_form(**fits | {"has_local_views": True})
     with pytest.raises(ValueError, match=words):
         check_form(**fits | choices)
+
+
+def test_a_balance_and_a_scale_of_zero_are_the_forms_own():
+    own = {form: own_form_values(width=50, form=form, temperature=0.2) for form in FORMS}
+    balances = {form: values["balance"] for form, values in own.items() if values["balance"]}
+    assert balances == {
+        "directpred_constant": 100,
+        "barlow_twins": 5e-3,
+        "barlow_twins_identity": 5e-3,
+        "barlow_twins_l2": 50,
+        "vicreg": 4e-5,
+        "vicreg_l2": 25,
+        "unigrad": 100,
+    }
+    scales = {form: values["loss_scale"] for form, values in own.items()}
+    assert {form for form, scale in scales.items() if scale != 1} == {
+        "barlow_twins",
+        "barlow_twins_identity",
+        "vicreg",
+    }
+    assert scales["barlow_twins"] == 0.01 and scales["vicreg"] == 0.005
 
 
 def test_no_gradient_enters_the_targets():
