@@ -2,7 +2,9 @@
 
     python -m gsg_jax.main --config=configs/vicreg.py[:RECIPE] [--workdir=DIR]
 
-Not yet run.
+    default, 3 epochs    2 CPU cores    82 s    k-NN top-1 0.8415 (untrained 0.7525, pixels 0.8025)
+
+Seed 0, k 20, commit 80e21a2. The other recipes: not yet run.
 
 Source: Bardes et al., ICLR 2022 (arXiv 2105.04906).
 """
