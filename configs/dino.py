@@ -27,6 +27,8 @@ def get_config(recipe: str = "default") -> ConfigDict:
             "centre_momentum": 0.9,
         }
     )
+    if config.optim.name == "sgd":  # the gradient grows by 1 / temperature
+        config.optim.learning_rate *= config.method.temperature
     if recipe.startswith("imagenet"):
         config.method.update({"ema_decay": 0.996, "ema_schedule": "cosine"})
     config.model.num_prototypes = 65536 if recipe.startswith("imagenet") else 1024
