@@ -2,9 +2,9 @@
 
     python -m gsg_jax.main --config=configs/dino.py[:RECIPE] [--workdir=DIR]
 
-    default, 3 epochs    2 shared CPU cores    103 s    k-NN top-1 0.7780 (untrained 0.7525, pixels 0.8025)
+    default, 3 epochs    2 CPU cores    103 s    k-NN top-1 0.7780 (untrained 0.7525, pixels 0.8025)
 
-Seed 0, k 20, commit f922ea6. The other recipes: not yet run.
+Seed 0, k 20, commit f922ea6, the cores shared with other work. The other recipes: not yet run.
 
 Source: Caron et al., ICCV 2021 (arXiv 2104.14294).
 """
