@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gsg_jax.errors import UserError
@@ -35,7 +36,8 @@ def make_mesh(batch_size: int) -> Mesh:
     Raises:
       UserError: where the batch does not divide evenly over the devices.
     """
-    devices = np.array(jax.devices())
+    mesh = all_devices()
+    devices = mesh.devices
     if remainder := batch_size % devices.size:
         lower = batch_size - remainder
         nearest = lower if lower else devices.size
@@ -43,7 +45,12 @@ def make_mesh(batch_size: int) -> Mesh:
             f"data.batch_size is {batch_size}, not divisible by the {devices.size} devices: "
             f"set --config.data.batch_size={nearest} or {lower + devices.size}"
         )
-    return Mesh(devices, ("data",))
+    return mesh
+
+
+def all_devices() -> Mesh:
+    """A mesh of all devices of all hosts, with the one axis "data"."""
+    return Mesh(np.array(jax.devices()), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -68,3 +75,18 @@ def global_batch(mesh: Mesh, images: Any) -> Any:
     """
     place = partial(jax.make_array_from_process_local_data, by_image(mesh))
     return jax.tree.map(place, images)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """This host's rows of an array that is sharded by image, [N / hosts, ...]."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def of_all_hosts(rows: np.ndarray) -> np.ndarray:
+    """Joins the rows that the hosts hold, in their order: [n, ...] to [n x hosts, ...]."""
+    if jax.process_count() == 1:
+        return rows
+    return multihost_utils.process_allgather(rows, tiled=True)

@@ -1,11 +1,18 @@
 """What a person sees of a run, on standard error: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 # Figures of a logged step: name, what a person sees of it, format.
@@ -15,6 +22,7 @@ FIGURES = (
     ("projection_std", "std", ".2f"),
     ("embedding_rank", "rank", "5.1f"),
 )
+LINE_EVERY_SECONDS = 30.0
 
 
 class RunDisplay:
@@ -125,6 +133,42 @@ def _figures(values: dict[str, float]) -> list[str]:
     if shares:
         texts.append("closest " + "/".join(f"{100 * share:2.0f}" for share in shares) + " %")
     return texts
+
+
+@contextlib.contextmanager
+def counting(
+    what: str, total: int, done: int = 0, console: Console | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Shows how many of a number are done: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+      what: is done, a few words.
+      total: how many there are.
+      done: how many were done before.
+      console: standard error, where none is given.
+
+    Returns:
+      A context manager whose value takes the number that are done.
+    """
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    start, last = time.monotonic(), time.monotonic()
+
+    def line(count: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < LINE_EVERY_SECONDS and count < total:
+            return
+        last = now
+        rate = (count - done) / max(now - start, 1e-9)
+        console.print(Text(f"{what}: {count:,}/{total:,}, {rate:,.0f}/s"))
+
+    if not console.is_interactive:
+        yield line
+        return
+    columns = (TextColumn(what), BarColumn(bar_width=None), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, expand=True) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda count: bar.update(task, completed=count)
 
 
 def say(text: str) -> None:

@@ -234,6 +234,7 @@ class Pretraining:
             state.params["backbone"],
             state.batch_stats["backbone"],
             self.config.views,
+            self.mesh,
         )
 
     def _what_to_do(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ class Source(Protocol):
         Reading it may cost a pass over the records; class_names is free.
       class_names: one a label; empty where there are no labels.
       image_shape: (H, W, C) that all images have; None where they differ or it is not known.
+      paths: the images' files; empty where an image is no file of its own.
     """
 
     @property
@@ -38,6 +40,11 @@ class Source(Protocol):
         """(H, W, C) of every image, or None."""
         ...
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The images' files, or nothing."""
+        ...
+
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> np.ndarray:
@@ -54,12 +61,14 @@ class ArraySource:
       images: uint8 [N, H, W, C].
       labels: int32 [N], or None.
       class_names: one a label, or empty.
+      paths: the images' files, or empty.
     """
 
     name: str
     images: np.ndarray
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

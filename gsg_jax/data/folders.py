@@ -195,11 +195,11 @@ def _check(
     labels = None
     if class_names:
         labels = np.array([label for _, label in found], np.int32)[usable]
+    kept = tuple(path for path, good in zip(paths, usable, strict=True) if good)
     if images is not None:
         # The copy is spared where every file is good.
         images = images if usable.all() else images[usable]
-        return base.ArraySource("folder", images, labels, class_names)
-    kept = tuple(path for path, good in zip(paths, usable, strict=True) if good)
+        return base.ArraySource("folder", images, labels, class_names, kept)
     different = set(shapes) - {None}
     shape = different.pop() if len(different) == 1 else None
     return FolderSource("folder", kept, labels, class_names, shape)

@@ -44,6 +44,7 @@ class TrainLoader:
         num_hosts: int = 1,
         num_threads: int = 2,
         prefetch: int = 2,
+        with_labels: bool = False,
     ) -> None:
         """Checks what is asked for; nothing is read yet.
 
@@ -62,6 +63,7 @@ class TrainLoader:
           num_hosts: hosts that share each batch.
           num_threads: threads that decode and crop, 1 or more.
           prefetch: batches to make ahead; 0 makes each when it is asked for.
+          with_labels: batches have their labels too; for a source that has some.
 
         Raises:
           UserError: where a batch is larger than the source or cannot be shared among the hosts,
@@ -92,6 +94,7 @@ class TrainLoader:
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads = num_threads
         self._prefetch = prefetch
+        self._labels = source.labels if with_labels else None
         # Two, since batches are made ahead over the end of an epoch.
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
@@ -108,7 +111,8 @@ class TrainLoader:
 
         Returns:
           Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}, with crops
-          [B / num_hosts, V, S, S, C] and, where there are local ones, "local": the same of these.
+          [B / num_hosts, V, S, S, C] and, where there are local ones, "local": the same of these;
+          with labels "label": int32 [B / num_hosts].
           Reading it raises UserError where an image cannot be decoded.
 
         Raises:
@@ -154,12 +158,13 @@ class TrainLoader:
         start = step_of_epoch * self._batch_size
         order = self._order(epoch)[start : start + self._batch_size]
         places = range(self._first_place, self._last_place)
+        chosen = order[places.start : places.stop]
+        labels = {} if self._labels is None else {"label": self._labels[chosen]}
         if self._crop_size is None and isinstance(self._source, ArraySource):
-            return {"image": self._source.images[order[places.start : places.stop]]}
+            return {"image": self._source.images[chosen], **labels}
         read = self._crops if self._crop_size is not None else self._whole
-        return _gather(
-            pool, self._num_threads, [(read, step, place, int(order[place])) for place in places]
-        )
+        calls = [(read, step, place, int(order[place])) for place in places]
+        return _gather(pool, self._num_threads, calls) | labels
 
     def _whole(self, step: int, place: int, i: int) -> dict[str, np.ndarray]:
         del step, place
@@ -187,19 +192,28 @@ class TrainLoader:
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, size: int | None = None
+    source: Source,
+    *,
+    batch_size: int,
+    size: int | None = None,
+    first: int = 0,
+    host_index: int = 0,
+    num_hosts: int = 1,
 ) -> Iterator[dict[str, np.ndarray | int]]:
     """Yields all images once, in the order of the source.
 
     Args:
       source: the images.
-      batch_size: B, images a batch.
+      batch_size: B, images a batch over all hosts, a multiple of their number.
       size: S: the short side is resized to S * 256 / 224 and the centre S x S cut. None leaves
         images as they are, for which they must have one shape.
+      first: the image to begin with.
+      host_index: this host, in [0, num_hosts).
+      num_hosts: hosts that share each batch.
 
     Returns:
-      Iterator of {"image": uint8 [B, H, W, C], "num_valid": int}: the last batch is filled up with
-      zeros after its num_valid images.
+      Iterator of {"image": uint8 [B / num_hosts, H, W, C], "num_valid": int}: the last batch is
+      filled up with zeros after its num_valid images, counted over all hosts.
 
     Raises:
       UserError: where images may differ in shape and no size is given.
@@ -209,27 +223,36 @@ def eval_batches(
             f"the images of {source.name!r} differ in shape and cannot form a batch: "
             'set data.crop="host"'
         )
-    return _eval_batches(source, batch_size, size)
+    return _eval_batches(source, batch_size, size, first, host_index, num_hosts)
 
 
 def _eval_batches(
-    source: Source, batch_size: int, size: int | None
+    source: Source,
+    batch_size: int,
+    size: int | None,
+    first: int,
+    host_index: int,
+    num_hosts: int,
 ) -> Iterator[dict[str, np.ndarray | int]]:
+    share = batch_size // num_hosts
+
     def read(i: int) -> np.ndarray:
         pixels = source.image(i)
         return pixels if size is None else centre_cut(pixels, size)
 
     def submit(start: int) -> list[Future[np.ndarray]]:
-        return [pool.submit(read, i) for i in range(start, min(start + batch_size, len(source)))]
+        start += host_index * share
+        return [pool.submit(read, i) for i in range(start, min(start + share, len(source)))]
 
     pool = ThreadPoolExecutor(num_decode_threads(), thread_name_prefix="decode")
     try:
-        ahead = submit(0)
-        for start in range(0, len(source), batch_size):
+        ahead = submit(first)
+        shape = read(0).shape  # of the last batch there may be nothing on this host
+        for start in range(first, len(source), batch_size):
             images, ahead = [future.result() for future in ahead], submit(start + batch_size)
-            batch = np.zeros((batch_size, *images[0].shape), np.uint8)
+            batch = np.zeros((share, *shape), np.uint8)
             batch[: len(images)] = images
-            yield {"image": batch, "num_valid": len(images)}
+            yield {"image": batch, "num_valid": min(batch_size, len(source) - start)}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

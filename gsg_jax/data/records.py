@@ -2,7 +2,9 @@
 
 import difflib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from gsg_jax.errors import UserError
 
 # One read of many records is 20 times cheaper a record than many reads of one.
 _CHUNK = 256
-_LABEL_UNREAD = np.iinfo(np.int32).min
 
 
 class RecordSource:
@@ -23,11 +24,14 @@ class RecordSource:
     Args:
       name: of the data set.
       records: TFDS data source whose elements hold "image" (encoded, or uint8 [H, W, C]) and, with
-        class names, "label".
+        class names, what `label_of` reads.
       image_shape: (H, W, C) that all images have, or None.
       class_names: one a label; empty for a set without labels.
       channels: 3 for RGB, 1 for grayscale.
+      label_of: a record's label, or its row of labels (`multi_label_row`).
     """
+
+    paths = ()  # many images share a file
 
     def __init__(
         self,
@@ -37,26 +41,32 @@ class RecordSource:
         image_shape: tuple[int, int, int] | None,
         class_names: tuple[str, ...],
         channels: int,
+        label_of: Callable[[dict[str, Any]], int | np.ndarray] = lambda record: record["label"],
     ) -> None:
         self.name = name
         self.class_names = class_names
         self.image_shape = image_shape
         self._records = records
         self._channels = channels
-        self._labels = np.full(len(records), _LABEL_UNREAD, np.int32)
+        self._label_of = label_of
+        self._labels: list[int | np.ndarray | None] = [None] * len(records)
         self._lock = threading.Lock()
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Labels, int32 [N]; records whose image was not read yet are read for their label."""
+        """Labels, int32 [N], or [N, C] where an image has several.
+
+        Records whose image was not read yet are read for their label.
+        """
         if not self.class_names:
             return None
         with self._lock:
-            unread = np.flatnonzero(self._labels == _LABEL_UNREAD).tolist()
+            unread = [i for i, label in enumerate(self._labels) if label is None]
             for start in range(0, len(unread), _CHUNK):
                 chunk = unread[start : start + _CHUNK]
-                self._labels[chunk] = [record["label"] for record in self._read(chunk)]
-        return self._labels.copy()
+                for i, record in zip(chunk, self._read(chunk), strict=True):
+                    self._labels[i] = self._label_of(record)
+        return np.array(self._labels, np.int32)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -113,7 +123,7 @@ class RecordSource:
     def _decode(self, i: int, record: dict[str, Any]) -> np.ndarray:
         if self.class_names:
             # It is at hand, and spares a pass over all records for the labels alone.
-            self._labels[i] = record["label"]
+            self._labels[i] = self._label_of(record)
         if isinstance(record["image"], np.ndarray):
             return record["image"]
         try:
@@ -124,7 +134,9 @@ class RecordSource:
             ) from error
 
 
-def open_tfds(name: str, data_dir: str, split: str, memory_limit_mb: float) -> base.Source:
+def open_tfds(
+    name: str, data_dir: str, split: str, memory_limit_mb: float, *, multi_label: bool = False
+) -> base.Source:
     """Opens one split of a TFDS data set that was prepared as ArrayRecord.
 
     Args:
@@ -132,6 +144,8 @@ def open_tfds(name: str, data_dir: str, split: str, memory_limit_mb: float) -> b
       data_dir: TFDS folder; '' for TFDS's default (TFDS_DATA_DIR, or ~/tensorflow_datasets).
       split: TFDS split, sub-splits such as "train[:10%]" included.
       memory_limit_mb: images of one shape are held in memory up to this, in units of 2**20 bytes.
+      multi_label: True takes "labels", of which an image has several, such as those of voc, for
+        the labels: [N, C] of 1 (shown), 0 (not shown), -1 (difficult to tell: not counted).
 
     Returns:
       The source; one channel where the set's images have one, else three.
@@ -149,8 +163,11 @@ def open_tfds(name: str, data_dir: str, split: str, memory_limit_mb: float) -> b
         raise UserError(
             f"{name!r} has no feature 'image' of 8-bit images: choose an image data set"
         )
-    class_names = ()
-    if isinstance(features.get("label"), tfds.features.ClassLabel):
+    class_names, label_of = (), {}
+    if multi_label:
+        class_names = _names_of_labels(name, features)
+        label_of = {"label_of": partial(multi_label_row, len(class_names))}
+    elif isinstance(features.get("label"), tfds.features.ClassLabel):
         class_names = tuple(features["label"].names)
     # TFDS's own decoder warns without OpenCV, and keeps alpha; ours also meets folders' files.
     encoded = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
@@ -159,11 +176,51 @@ def open_tfds(name: str, data_dir: str, split: str, memory_limit_mb: float) -> b
     shape = (*feature.shape[:2], channels) if "image" in encoded else tuple(feature.shape)
     shape = None if None in shape else shape
     source = RecordSource(
-        name, records, image_shape=shape, class_names=class_names, channels=channels
+        name, records, image_shape=shape, class_names=class_names, channels=channels, **label_of
     )
     if shape is None or not base.fits(len(source), shape, memory_limit_mb):
         return source
     return base.ArraySource(name, source.decode_all(), source.labels, class_names)
+
+
+def is_prepared(name: str, data_dir: str) -> bool:
+    """Tells whether a TFDS data set lies on this machine, prepared.
+
+    Args:
+      name: as in open_tfds.
+      data_dir: as in open_tfds.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    try:
+        read_only_builder.builder_from_files(name, data_dir=_expanded(data_dir))
+    except tfds.core.DatasetNotFoundError:
+        return False
+    return True
+
+
+def multi_label_row(num_classes: int, record: dict[str, Any]) -> np.ndarray:
+    """Labels of a record of several, int32 [C]: 1, 0, or -1 for a class that is difficult to tell.
+
+    Args:
+      num_classes: C.
+      record: holds "labels", and "labels_no_difficult" where some are difficult; class numbers.
+    """
+    row = np.zeros(num_classes, np.int32)
+    sure = record.get("labels_no_difficult")
+    row[record["labels"]] = 1 if sure is None else -1
+    row[[] if sure is None else sure] = 1
+    return row
+
+
+def _names_of_labels(name: str, features: dict[str, Any]) -> tuple[str, ...]:
+    import tensorflow_datasets as tfds
+
+    label = getattr(features.get("labels"), "feature", None)
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"{name!r} has no feature 'labels' of classes: choose a set that has")
+    return tuple(label.names)
 
 
 def _records(builder: Any, name: str, split: str, *, skip_decoding: list[str]) -> Any:
@@ -205,11 +262,11 @@ def _builder(name: str, data_dir: str) -> Any:
     from tensorflow_datasets.core import read_only_builder
     from tensorflow_datasets.core.utils import file_utils
 
-    data_dir = str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir
+    data_dir = _expanded(data_dir)
     try:
-        return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        looked = [str(path) for path in file_utils.list_data_dirs(data_dir or None)]
+        looked = [str(path) for path in file_utils.list_data_dirs(data_dir)]
         close = difflib.get_close_matches(name, _prepared_names(looked), n=3)
         hint = f" Prepared there: {', '.join(close)}." if close else ""
         raise UserError(
@@ -223,6 +280,11 @@ def _builder(name: str, data_dir: str) -> Any:
             f"cannot open the data set {name!r} ({reason}): write it as name, name/config or "
             "name:1.0.0, and give data.dir where it lies in several folders"
         ) from error
+
+
+def _expanded(data_dir: str) -> str | None:
+    """A folder without ~; None for TFDS's default."""
+    return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
 
 
 def _prepared_names(data_dirs: list[str]) -> list[str]:

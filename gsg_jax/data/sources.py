@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from gsg_jax.data.base import ArraySource, Source
 from gsg_jax.data.folders import FolderSource, open_folder
 from gsg_jax.data.records import RecordSource, open_tfds
+from gsg_jax.errors import UserError
 
 __all__ = ["ArraySource", "EncodedSource", "Source", "open_source"]
 
@@ -51,12 +52,25 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
         raise ValueError(f"split is {split!r}: it must be 'train' or 'test'")
     if split == "test" and not data.test_split:
         return None
+    if data.name in ("embedded", "folder"):
+        _check_split_names(data)
     if data.name == "embedded":
         return _open_embedded(split)
     if data.name == "folder":
         return open_folder(data.dir, split, data.memory_limit_mb)
     tfds_split = data.train_split if split == "train" else data.test_split
     return open_tfds(data.name, data.dir, tfds_split, data.memory_limit_mb)
+
+
+def _check_split_names(data: ConfigDict) -> None:
+    """Raises UserError where splits are asked for that only a TFDS set could have."""
+    known = {"train_split": ("train",), "test_split": ("test", "val", "validation", "")}
+    for key, names in known.items():
+        if data[key] not in names:
+            raise UserError(
+                f"--config.data.{key}={data[key]}: {data.name!r} has no such split, only "
+                f"{names[0]!r}: set --config.data.{key}={names[0]}"
+            )
 
 
 def _open_embedded(split: str) -> ArraySource:

@@ -1,6 +1,6 @@
 """Embeddings of whole sets of images, in evaluation mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -8,49 +8,90 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from gsg_jax import mesh as meshes
 from gsg_jax.data.augment import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.sources import Source
 from gsg_jax.models.resnet import ResNet
 from gsg_jax.models.vit import ViT
 
-Embed = Callable[[np.ndarray], jax.Array]
+# Maps a host's uint8 images [n, H, W, C] to their embeddings, float32 [n, F].
+Embed = Callable[[np.ndarray], np.ndarray]
+
+# Of the mean: float32 has seven digits.
+CONSTANT_STD = 1e-6
 
 
 def embed_source(embed: Embed, source: Source, *, batch_size: int, size: int | None) -> np.ndarray:
     """Embeds every image of a source, in its order.
 
     Args:
-      embed: maps uint8 images [N, H, W, C] to embeddings [N, F].
+      embed: of backbone_embed, or `pixels`.
       source: the images.
-      batch_size: images at a time; the last batch is padded, and the padding dropped.
+      batch_size: images at a time over all hosts; the last batch is padded, the padding dropped.
       size: side of the centre crop, pixels; None takes the images as they are.
 
     Returns:
-      Embeddings, float32 [len(source), F].
+      Embeddings, float32 [len(source), F], on every host.
     """
-    rows = []
-    for batch in eval_batches(source, batch_size=batch_size, size=size):
-        rows.append(np.asarray(embed(batch["image"]))[: batch["num_valid"]])
-    return np.concatenate(rows)
+    return np.concatenate(list(embed_batches(embed, source, batch_size=batch_size, size=size)))
+
+
+def embed_batches(
+    embed: Embed, source: Source, *, batch_size: int, size: int | None, first: int = 0
+) -> Iterator[np.ndarray]:
+    """Yields the embeddings of a source's batches, float32 [B, F] each, the last one shorter.
+
+    Args:
+      embed: as in embed_source.
+      source: the images.
+      batch_size: B, rounded up to a multiple of the hosts.
+      size: as in embed_source.
+      first: the image to begin with.
+    """
+    num_hosts = jax.process_count()
+    batches = eval_batches(
+        source,
+        batch_size=-(-batch_size // num_hosts) * num_hosts,
+        size=size,
+        first=first,
+        host_index=jax.process_index(),
+        num_hosts=num_hosts,
+    )
+    for batch in batches:
+        yield meshes.of_all_hosts(embed(batch["image"]))[: batch["num_valid"]]
 
 
 def backbone_embed(
-    backbone: ResNet | ViT, params: dict, batch_stats: dict, views: ml_collections.ConfigDict
+    backbone: ResNet | ViT,
+    params: dict,
+    batch_stats: dict,
+    views: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
 ) -> Embed:
     """Makes the function that embeds images by a backbone with frozen statistics.
 
     Args:
       backbone: the module.
-      params: of the backbone alone.
+      params: of the backbone alone, replicated over the mesh.
       batch_stats: running statistics of the backbone alone; {} where it has no BatchNorm.
       views: the config group; its mean and std normalise the images.
+      mesh: the devices that share each batch; it is filled up to a multiple of them.
 
     Returns:
       A function for embed_source.
     """
     variables = {"params": params, "batch_stats": batch_stats}
-    return partial(_embed, backbone, views.mean, views.std, variables)
+    num_devices = mesh.devices.size // jax.process_count()
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        missing = -len(images) % num_devices
+        padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
+        placed = meshes.global_batch(mesh, padded)
+        h = _embed(backbone, views.mean, views.std, variables, placed)
+        return meshes.local_rows(h)[: len(images)]
+
+    return embed
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -58,6 +99,27 @@ def _embed(backbone, mean, std, variables, images):
     images = images.astype(jnp.float32) / 255
     normalised = jax.vmap(partial(normalize_channels, mean=mean, std=std))(images)
     return backbone.apply(variables, normalised, train=False)
+
+
+def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Brings every channel to mean 0 and standard deviation 1 over the training set.
+
+    Args:
+      train: embeddings, [N, F].
+      *others: embeddings of other sets, each [M, F]; moved and scaled as train is.
+
+    Returns:
+      train and the others, float32. A channel that is constant over train, but for rounding, is
+      only moved.
+    """
+    mean = np.mean(train, axis=0, dtype=np.float64)
+    # By the squares, in float64: np.std would make a copy of the set that is twice as large.
+    squares = np.einsum("nf,nf->f", train, train, dtype=np.float64) / len(train)
+    std = np.sqrt(np.maximum(squares - mean**2, 0))
+    scale = np.where(std > CONSTANT_STD * np.abs(mean), std, 1)
+    return [
+        ((rows - mean[None, :]) / scale[None, :]).astype(np.float32) for rows in (train, *others)
+    ]
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

@@ -1,49 +1,13 @@
 """The k-NN monitor: one figure of quality while pretraining goes on."""
 
-import dataclasses
-
 import ml_collections
 import numpy as np
 
+from gsg_jax.data.part import Part
 from gsg_jax.data.sources import Source
 from gsg_jax.evaluation.features import Embed, embed_source, pixels
 from gsg_jax.evaluation.knn import knn_top1
 from gsg_jax.progress import say
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Some images of a source, by index; satisfies Source."""
-
-    source: Source
-    indices: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-        return self.source.name
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels of the chosen images."""
-        return self.source.labels[self.indices]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names of the source."""
-        return self.source.class_names
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """Shape of every image of the source, or None."""
-        return self.source.image_shape
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def image(self, index: int) -> np.ndarray:
-        """Image number `index` of the part."""
-        return self.source.image(int(self.indices[index]))
 
 
 class KnnMonitor:
