@@ -1,4 +1,4 @@
-"""k-NN on a pretrained backbone.
+"""k-NN on a pretrained backbone, or on the embeddings of a features job.
 
     python -m gsg_jax.main --config=configs/knn.py --config.pretrained=runs/simsiam_gsg-default
 
@@ -7,26 +7,11 @@ Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
 
 from ml_collections import ConfigDict
 
+from gsg_jax.evaluation import recipes
+
 
 def get_config() -> ConfigDict:
     """Builds the config of the job."""
-    config = ConfigDict()
-    config.job = "knn"
-    config.pretrained = ""  # the --workdir of a pretraining run
-    config.data = ConfigDict(
-        {  # "" = as in pretraining
-            "name": "",
-            "dir": "",
-            "train_split": "",
-            "test_split": "",
-        }
-    )
-    config.eval = ConfigDict(
-        {
-            "knn_k": (20, 200),
-            "knn_temperature": 0.2,
-            "batch_size": 500,
-            "max_bank": 2_000_000,  # training images that vote
-        }
-    )
+    config = recipes.evaluation("knn")
+    recipes.add_knn(config)
     return config

@@ -117,27 +117,47 @@ class Checkpoints:
           UserError: where the checkpoint is damaged, or of other shapes.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            self._check_shapes(step, like)
+        with self._read_explained(step):
+            self._check_shapes(step, like.params)
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except _FAILURES as error:
-            raise UserError(
-                f"{self._folder / str(step)} cannot be read ({_reason(error)}): remove it to go on "
-                "from the checkpoint before it, or give another --workdir"
-            ) from error
+
+    def restore_part(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Restores some groups of the state of a step, whatever else it holds.
+
+        Args:
+          step: one that newest_step has named.
+          like: shapes with types and shardings, {group: tree}; of "params" and "batch_stats" some
+            branches may be left out.
+
+        Returns:
+          The same tree with its arrays.
+
+        Raises:
+          UserError: where the checkpoint is damaged, or of other shapes.
+        """
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        arguments = ocp.args.PyTreeRestore(
+            item=like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=True,
+        )
+        with self._read_explained(step), contextlib.closing(reader):
+            self._check_shapes(step, like["params"])
+            return reader.restore(self._folder.resolve() / str(step) / "default", args=arguments)
 
     def close(self) -> None:
         """Waits for what is being saved; raises UserError where that fails."""
         with self._explained():
             self._manager.close()
 
-    def _check_shapes(self, step: int, like: TrainState) -> None:
+    def _check_shapes(self, step: int, params: Any) -> None:
         """Raises UserError where a whole checkpoint is of another network, or other channels."""
         self._manager.wait_until_finished()
         metadata = self._manager.item_metadata(step)
         if metadata is None:  # damaged: restoring says how
             return
-        there, here = _shapes(metadata["params"]), _shapes(like.params)
+        branches = {branch: metadata["params"].get(branch, {}) for branch in params}
+        there, here = _shapes(branches), _shapes(params)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise UserError(
@@ -160,6 +180,16 @@ class Checkpoints:
                 f"a checkpoint takes {decimal(needed)}, {self._folder} has {decimal(free)} free: "
                 "make room, and the same command goes on from the newest one"
             )
+
+    @contextlib.contextmanager
+    def _read_explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise UserError(
+                f"{self._folder / str(step)} cannot be read ({_reason(error)}): remove it to go on "
+                "from the checkpoint before it, or give another --workdir"
+            ) from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -38,6 +38,19 @@ CHOICES = {
     "data.crop": ("device", "host"),
 }
 
+# What an evaluation judges: a run's newest checkpoint, the same network as the run drew it, or no
+# network at all.
+ENCODERS = ("pretrained", "untrained", "pixels")
+# How the linear evaluation learns: on embeddings by many probes at once or by L-BFGS, or on images.
+PROTOCOLS = ("probe", "lbfgs", "images")
+EVALUATION_CHOICES = {
+    "encoder": ENCODERS,
+    "protocol": PROTOCOLS,
+    "data.crop": ("", "device", "host"),
+    "optim.name": OPTIMIZERS,
+    "optim.cosine_per": ("epoch", "step"),
+}
+
 # Smallest and largest value of every number that has a limit.
 RANGES = {
     "method.num_views": (2, 64),
@@ -78,6 +91,14 @@ RANGES = {
     "eval.max_bank": (2, 1e12),
     "eval.min_projection_std": (0, 1),
     "eval.min_rank_share": (0, 1),
+    "labels": (1e-6, 1),
+    "probe.num_epochs": (1, 1e6),
+    "probe.batch_size": (1, 1e9),
+    "probe.momentum": (0, 0.99999),
+    "probe.held_out": (0.01, 0.9),
+    "lbfgs.num_l2": (1, 1000),
+    "lbfgs.held_out": (0.01, 0.9),
+    "run.held_out": (0.01, 0.9),
     "run.seed": (0, 2**31 - 1),
     "run.num_epochs": (1, 1e9),
     "run.num_steps": (0, 1e9),
@@ -119,12 +140,28 @@ TUPLES = {
     "views.mean": (0, -1e3, 1e3),
     "views.std": (0, 1e-6, 1e3),
 }
+# The same of the evaluations.
+EVALUATION_TUPLES = {
+    "eval.knn_k": (0, 1, 1e9),
+    "finetune_labels": (0, 1e-6, 1),
+    "probe.learning_rates": (0, 1e-9, 1e6),
+    "probe.weight_decays": (0, 0, 1e3),
+    "lbfgs.l2": (2, 0, 1e12),
+    "optim.backbone_learning_rates": (0, 0, 1e4),
+    "optim.head_learning_rates": (0, 1e-9, 1e4),
+}
 # Keys that the config file and its recipe decide.
 FIXED_KEYS = {
     "job": "give the --config of another job",
     "recipe": "give it after the config, as in --config=configs/simsiam_gsg.py:cifar10",
 }
-ORDERED = ("views.crop_area", "views.crop_aspect", "views.local_crop_area", "views.blur_sigma")
+ORDERED = (
+    "views.crop_area",
+    "views.crop_aspect",
+    "views.local_crop_area",
+    "views.blur_sigma",
+    "lbfgs.l2",
+)
 
 
 def load_config(path_and_recipe: str) -> ConfigDict:
@@ -256,16 +293,37 @@ def check_pretraining(config: ConfigDict) -> None:
         if key not in leaves:
             raise UsageError(f"the config lacks {key}: start from gsg_jax.recipes.pretraining")
     for key, choices in CHOICES.items():
-        if leaves[key] not in choices:
-            near = difflib.get_close_matches(str(leaves[key]), choices, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(
-                f"--config.{key}={leaves[key]}: {hint}take one of {', '.join(choices)}"
-            )
+        _check_choice(key, leaves[key], choices)
     check_ranges(config)
     for key, (length, low, high) in TUPLES.items():
         _check_tuple(key, leaves[key], length, low, high)
     _check_together(config)
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Checks the values of an evaluation's config.
+
+    Args:
+      config: with its overrides.
+
+    Raises:
+      UsageError: names the key, its value, the limit and the mend.
+    """
+    leaves = flat(config)
+    for key, choices in EVALUATION_CHOICES.items():
+        if key in leaves:
+            _check_choice(key, leaves[key], choices)
+    check_ranges(config)
+    for key, (length, low, high) in EVALUATION_TUPLES.items():
+        if key in leaves:
+            _check_tuple(key, leaves[key], length, low, high)
+    if leaves.get("views.crop_area"):
+        _check_tuple("views.crop_area", leaves["views.crop_area"], *TUPLES["views.crop_area"])
+    if not config.pretrained and not config.get("features"):
+        alone = ", or --config.features the folder of embeddings" if "features" in config else ""
+        raise UsageError(
+            f"--config.pretrained is empty: give the --workdir of a pretraining run{alone}"
+        )
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -277,6 +335,14 @@ def check_ranges(config: ConfigDict) -> None:
         low, high = limits
         if not _is_number(value) or not low <= value <= high:  # NaN is in no range
             raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
+
+
+def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        listed = ", ".join(choice or "''" for choice in choices)
+        raise UsageError(f"--config.{key}={value}: {hint}take one of {listed}")
 
 
 def _is_number(value: Any) -> bool:

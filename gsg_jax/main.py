@@ -22,7 +22,8 @@ from gsg_jax.progress import say
 
 HELP = """
   --config=configs/NAME.py[:RECIPE]  the experiment, and which data and sizes it takes
-  --workdir=DIR                      folder of the run ('' = runs/NAME-RECIPE); a run in it resumes
+  --workdir=DIR                      folder of the run ('' = runs/NAME-RECIPE, or that of an
+                                     evaluation beside what it judges); a run in it resumes
   --config.GROUP.KEY=VALUE           another value of a key
 """
 
@@ -98,15 +99,27 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag: write --config.a.b=v, --config=, --workdir=")
     try:
-        return config.value, pathlib.Path(workdir.value or default_workdir(path)).expanduser()
+        folder = workdir.value or default_workdir(path, config.value)
+        return config.value, pathlib.Path(folder).expanduser()
     except RuntimeError as error:
         raise UsageError(f"--workdir={workdir.value}: {error} Give its whole path") from error
 
 
-def default_workdir(path_and_recipe: str) -> str:
-    """The folder of a run that was given none: runs/NAME-RECIPE."""
+def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> str:
+    """The folder of a job that was given none.
+
+    Args:
+      path_and_recipe: the value of --config.
+      config: what it has become.
+
+    Returns:
+      runs/NAME-RECIPE; of an evaluation PRETRAINED/NAME, of all of them PRETRAINED itself.
+    """
     path, _, recipe = path_and_recipe.partition(":")
-    return f"runs/{pathlib.Path(path).stem}-{recipe or 'default'}"
+    name = pathlib.Path(path).stem
+    if not config.get("pretrained"):
+        return f"runs/{name}-{recipe or 'default'}"
+    return config.pretrained if config.job == "evaluate_all" else f"{config.pretrained}/{name}"
 
 
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:

@@ -58,6 +58,41 @@ def build_optimizer(
     )
 
 
+def build_by_branch(
+    optim: ml_collections.ConfigDict,
+    rates: dict[str, float],
+    *,
+    batch_size: int,
+    num_steps: int,
+    steps_per_epoch: int,
+) -> optax.GradientTransformation:
+    """Builds one optimizer that gives each branch of the parameters a learning rate of its own.
+
+    Args:
+      optim: the config group; its learning_rate is not read.
+      rates: {branch: learning rate per 256 images}; 0 leaves the branch as it is, decay included.
+      batch_size: images a step over all hosts.
+      num_steps: length of the training.
+      steps_per_epoch: steps an epoch.
+
+    Returns:
+      An optax transformation over a tree of these branches.
+    """
+    length = {"num_steps": num_steps, "steps_per_epoch": steps_per_epoch}
+
+    def of_rate(rate):
+        if not rate:
+            return optax.set_to_zero()
+        peak = ml_collections.ConfigDict({**optim, "learning_rate": rate})
+        schedule = learning_rate_schedule(peak, batch_size=batch_size, **length)
+        return _optimizer(optim, schedule)
+
+    return optax.multi_transform(
+        {branch: of_rate(rate) for branch, rate in rates.items()},
+        {branch: branch for branch in rates},
+    )
+
+
 def is_below(path: tuple[jax.tree_util.DictKey, ...], roots: tuple[tuple[str, ...], ...]) -> bool:
     """Whether a leaf's path of keys begins with one of the roots."""
     keys = tuple(key.key for key in path)

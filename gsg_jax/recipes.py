@@ -5,6 +5,7 @@ Every config in configs/ that pretrains takes each of these names after a colon,
 """
 
 import difflib
+from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
@@ -25,14 +26,19 @@ def pretraining(recipe: str) -> ConfigDict:
     Raises:
       UsageError: where there is no such recipe.
     """
-    if recipe not in RECIPES:
-        near = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"there is no recipe {recipe!r}: {hint}take one of {', '.join(RECIPES)}")
+    check_recipe(recipe, RECIPES)
     config = _imagenet()
     config.recipe = recipe
     RECIPES[recipe](config)
     return config
+
+
+def check_recipe(recipe: str, known: Collection[str]) -> None:
+    """Raises UsageError where a recipe is not among the known ones; names the nearest."""
+    if recipe not in known:
+        near = difflib.get_close_matches(recipe, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no recipe {recipe!r}: {hint}take one of {', '.join(known)}")
 
 
 def _imagenet() -> ConfigDict:

@@ -39,14 +39,30 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
             "give another --workdir"
         )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(record_path, as_json(config))
-    except OSError as error:
+    _write_record(record_path, config)
+
+
+def claim_for_evaluation(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, digest: str
+) -> None:
+    """Makes the folder of an evaluation that can be resumed, or checks that it holds the same one.
+
+    Args:
+      workdir: of the evaluation.
+      config: of the evaluation.
+      digest: of what it judges.
+
+    Raises:
+      UserError: where the folder cannot be written, or holds another evaluation.
+    """
+    config = ml_collections.ConfigDict({**config, "digest": digest})
+    path = workdir / "config.json"
+    if path.exists() and (differing := differences(config, read_object(path))):
         raise UserError(
-            f"--workdir={workdir} cannot be written ({error.strerror}): "
-            "give a folder that you may write to"
-        ) from error
+            f"{workdir} holds another run or evaluation, which differs in "
+            f"{'; '.join(differing[:5])}: give another --workdir"
+        )
+    _write_record(path, config)
 
 
 def read_config(workdir: pathlib.Path) -> dict:
@@ -68,6 +84,17 @@ def read_config(workdir: pathlib.Path) -> dict:
     if missing := [group for group in GROUPS if group not in record]:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
     return _with_newer_keys(record)
+
+
+def _write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, as_json(config))
+    except OSError as error:
+        raise UserError(
+            f"--workdir={path.parent} cannot be written ({error.strerror}): "
+            "give a folder that you may write to"
+        ) from error
 
 
 def _with_newer_keys(record: dict) -> dict:

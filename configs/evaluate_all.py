@@ -1,0 +1,25 @@
+"""Every evaluation of one checkpoint, into DIR/evaluation.json and DIR/evaluation.md.
+
+    python -m gsg_jax.main --config=configs/evaluate_all.py[:RECIPE] --config.pretrained=DIR
+
+Recipes: default, imagenet (not yet run). DIR is the run's, or --workdir.
+
+Source: the evaluations' own configs.
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax.evaluation import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
+    config = recipes.evaluation("evaluate_all", recipe)
+    config.parts = ("knn", "probe", "lbfgs", "finetune", "transfer")
+    config.finetune_labels = (0.01, 0.1)  # shares of the labels, one fine-tuning each
+    recipes.add_knn(config)
+    recipes.add_probe(config)
+    recipes.add_lbfgs(config)
+    recipes.add_finetuning(config)
+    recipes.add_transfer(config)
+    return config

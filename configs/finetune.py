@@ -1,0 +1,21 @@
+"""Fine-tuning of all weights on some or all of the labels.
+
+    python -m gsg_jax.main --config=configs/finetune.py[:RECIPE] --config.pretrained=DIR
+
+Recipes: default, imagenet (not yet run). --config.labels is the share of the labels; the
+learning rates are chosen on a part of these.
+
+Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.2.
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax.evaluation import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
+    config = recipes.evaluation("finetune", recipe)
+    config.labels = 0.1  # share of the training images whose labels are used, by class
+    recipes.add_finetuning(config)
+    return config

@@ -1,0 +1,24 @@
+"""A linear classifier on a frozen backbone, or on the embeddings of a features job.
+
+    python -m gsg_jax.main --config=configs/linear.py[:RECIPE] --config.pretrained=DIR
+
+Recipes: default, imagenet. Protocols: "probe" trains a grid of probes on embeddings at once,
+"lbfgs" solves logistic regression on them, "images" trains on crops of the images (LARS, 90 epochs;
+with the imagenet recipe as the papers do: batch 4096, not yet run).
+
+Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix A.
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax.evaluation import recipes
+
+
+def get_config(recipe: str = "default") -> ConfigDict:
+    """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
+    config = recipes.evaluation("linear", recipe)
+    config.protocol = "images" if recipe == "imagenet" else "probe"  # or "lbfgs"
+    recipes.add_probe(config)
+    recipes.add_lbfgs(config)
+    recipes.add_linear_protocol(config)
+    return config

@@ -1,0 +1,20 @@
+"""Linear transfer to other sets of images: logistic regression on the embeddings of each.
+
+    python -m gsg_jax.main --config=configs/transfer.py --config.pretrained=DIR
+
+--config.transfer.dir is the TFDS folder. Sets that are not on the machine are reported as
+missing. Not yet run on the real sets.
+
+Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax.evaluation import recipes
+
+
+def get_config() -> ConfigDict:
+    """Builds the config of the job."""
+    config = recipes.evaluation("transfer")
+    recipes.add_transfer(config)
+    return config

@@ -1,0 +1,275 @@
+"""Training a classifier on labelled images: the linear protocol and fine-tuning are one step."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from gsg_jax import mesh as meshes
+from gsg_jax.checkpoint import Checkpoints
+from gsg_jax.data.augment import ViewRecipe, make_views
+from gsg_jax.data.loader import TrainLoader
+from gsg_jax.data.sources import Source
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.encoder import Encoder
+from gsg_jax.evaluation.features import backbone_embed, embed_source
+from gsg_jax.guards import stop_signals
+from gsg_jax.models.classifier import Classifier
+from gsg_jax.optim import build_by_branch
+from gsg_jax.progress import counting
+
+SAVE_EVERY_SECONDS = 30.0
+
+
+class Diverged(UserError):
+    """The loss of a training is no longer finite."""
+
+
+class ClassifierState(flax.struct.PyTreeNode):
+    """Everything that a step changes.
+
+    Attributes:
+      step: steps done, int32 scalar.
+      params: {backbone, head}.
+      batch_stats: running statistics of the backbone, {backbone}; {} without BatchNorm.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierTask:
+    """What stays the same from step to step; static under `jit`.
+
+    Attributes:
+      model: the backbone with its linear layer.
+      optimizer: of the parameters.
+      views: how a training image is cut and mirrored.
+      seed: of all randomness.
+    """
+
+    model: Classifier
+    optimizer: optax.GradientTransformation
+    views: ViewRecipe
+    seed: int
+
+
+def classifier_step(
+    task: ClassifierTask, state: ClassifierState, images: jax.Array, labels: jax.Array
+) -> tuple[ClassifierState, dict[str, jax.Array]]:
+    """One step: a view an image -> scores -> cross-entropy -> gradient -> update.
+
+    Args:
+      task: the static parts.
+      state: before the step.
+      images: uint8 [B, H, W, C], or crops cut by the host [B, 1, size, size, C].
+      labels: int32 [B].
+
+    Returns:
+      (state, metrics): the state after the step; loss and top1 of the batch, scalars.
+    """
+    key = jax.random.fold_in(jax.random.key(task.seed), state.step)
+    views = make_views(images, key, task.views, 1)  # [B, size, size, C]
+
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        scores, updates = task.model.apply(variables, views, train=True, mutable=["batch_stats"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+        return loss, (scores, updates.get("batch_stats", {}))
+
+    (loss, (scores, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
+    top1 = jnp.mean(jnp.argmax(scores, axis=1) == labels)
+    state = ClassifierState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, {"loss": loss, "top1": top1}
+
+
+class ClassifierRun:
+    """One training of a classifier on an encoder, resumed where its folder says so."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: Source,
+        config: ml_collections.ConfigDict,
+        *,
+        backbone_rate: float,
+        head_rate: float,
+    ):
+        """Checks what is asked for; nothing is trained yet.
+
+        Args:
+          encoder: its backbone is where the training starts.
+          source: labelled training images.
+          config: reads views, optim, data and run.
+          backbone_rate: learning rate per 256 images; 0 freezes the backbone.
+          head_rate: learning rate per 256 images of the linear layer.
+
+        Raises:
+          UserError: where no batch can be made.
+        """
+        self.encoder = encoder
+        self._channels = source.image(0).shape[-1]
+        run, num_devices = encoder.run, encoder.mesh.devices.size
+        batch_size = min(config.data.batch_size, len(source))
+        batch_size -= batch_size % num_devices
+        if not batch_size:
+            raise UserError(
+                f"--config.data.batch_size={config.data.batch_size}: {len(source)} images cannot "
+                f"be shared by {num_devices} devices; give more images or fewer devices"
+            )
+        area = config.views.crop_area or run.views.crop_area
+        crops = {}
+        if run.data.crop == "host":
+            crops = {"num_views": 1, "crop_size": run.views.size, "crop_area": area}
+        self.loader = TrainLoader(
+            source,
+            batch_size=batch_size,
+            seed=config.run.seed,
+            host_index=jax.process_index(),
+            num_hosts=jax.process_count(),
+            num_threads=run.data.num_threads,
+            prefetch=run.data.prefetch,
+            with_labels=True,
+            **crops,
+        )
+        self.num_steps = config.run.num_epochs * self.loader.steps_per_epoch
+        self.task = ClassifierTask(
+            model=Classifier(encoder.backbone, len(source.class_names), backbone_rate == 0),
+            optimizer=build_by_branch(
+                config.optim,
+                {"backbone": backbone_rate, "head": head_rate},
+                batch_size=batch_size,
+                num_steps=self.num_steps,
+                steps_per_epoch=self.loader.steps_per_epoch,
+            ),
+            views=_crop_and_flip(run.views, area, config.views.flip_probability),
+            seed=config.run.seed,
+        )
+
+    def train(self, folder: pathlib.Path, what: str) -> ClassifierState:
+        """Trains to the end.
+
+        Args:
+          folder: gets the checkpoints, one an epoch at most; a stopped training goes on there.
+          what: is trained, for people.
+
+        Returns:
+          The state after the last step.
+
+        Raises:
+          UserError: where it was told to stop: it has saved, and the same command goes on.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with stop_signals() as told_to_stop, Checkpoints(folder, 1) as checkpoints:
+            state = self._first_state()
+            if newest := checkpoints.newest_step():
+                state = checkpoints.restore(newest, state)
+            return self._loop(state, checkpoints, told_to_stop, what)
+
+    def scores(self, state: ClassifierState, source: Source, batch_size: int) -> np.ndarray:
+        """Scores of the classes for every image of a source, float32 [N, C]."""
+        score = backbone_embed(
+            self.task.model,
+            state.params,
+            state.batch_stats,
+            self.encoder.run.views,
+            self.encoder.mesh,
+        )
+        return embed_source(score, source, batch_size=batch_size, size=self.encoder.crop_size)
+
+    def _first_state(self) -> ClassifierState:
+        size, key = self.encoder.run.views.size, jax.random.key(self.task.seed)
+        images = jnp.zeros((1, size, size, self._channels))
+
+        def init(params, batch_stats):
+            drawn = self.task.model.init(key, images, train=False)["params"]
+            params = {"backbone": params, "head": drawn["head"]}
+            return ClassifierState(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                batch_stats={"backbone": batch_stats} if batch_stats else {},
+                opt_state=self.task.optimizer.init(params),
+            )
+
+        whole = meshes.replicated(self.encoder.mesh)
+        return jax.jit(init, out_shardings=whole)(self.encoder.params, self.encoder.batch_stats)
+
+    def _loop(
+        self,
+        state: ClassifierState,
+        checkpoints: Checkpoints,
+        told_to_stop: Callable[[], bool],
+        what: str,
+    ) -> ClassifierState:
+        mesh, first_step = self.encoder.mesh, int(state.step)
+        step_fn = jit_classifier_step(self.task, mesh)
+        batches = self.loader.iterate(first_step)
+        saved = time.monotonic()
+        with counting(f"{what}: step", self.num_steps, first_step) as show:
+            for step in range(first_step + 1, self.num_steps + 1):
+                batch = meshes.global_batch(mesh, next(batches))
+                state, metrics = step_fn(state, batch["image"], batch["label"])
+                show(step)
+                is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS
+                if is_due or step == self.num_steps or told_to_stop():
+                    _check_finite(metrics, step, what)
+                    checkpoints.save(state, None)
+                    saved = time.monotonic()
+                if told_to_stop() and step < self.num_steps:
+                    raise UserError(f"stopped at step {step} and saved: the same command goes on")
+        return state
+
+
+def jit_classifier_step(task: ClassifierTask, mesh: jax.sharding.Mesh) -> Callable:
+    """Compiles the step over a mesh: state replicated and donated, images and labels sharded."""
+    whole, split = meshes.replicated(mesh), meshes.by_image(mesh)
+    return jax.jit(
+        partial(classifier_step, task),
+        in_shardings=(whole, split, split),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def _crop_and_flip(
+    views: ml_collections.ConfigDict, area: tuple[float, float], flip_probability: float
+) -> ViewRecipe:
+    """The views of supervised training: cut, mirrored, normalised, and nothing else."""
+    return ViewRecipe(
+        size=views.size,
+        crop_area=area,
+        crop_aspect=views.crop_aspect,
+        flip_probability=flip_probability,
+        jitter=(0.0, 0.0, 0.0, 0.0),
+        jitter_probability=0.0,
+        grayscale_probability=0.0,
+        blur_probability=(0.0,),
+        blur_sigma=views.blur_sigma,
+        solarize_probability=(0.0,),
+        mean=views.mean,
+        std=views.std,
+    )
+
+
+def _check_finite(metrics: dict[str, jax.Array], step: int, what: str) -> None:
+    if not np.isfinite(loss := float(metrics["loss"])):
+        raise Diverged(f"{what}: the loss is {loss} at step {step}: lower the learning rates")

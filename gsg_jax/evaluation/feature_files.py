@@ -1,0 +1,174 @@
+"""Embeddings on the disk: written batch by batch, taken up again where they were left."""
+
+import json
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gsg_jax.data.sources import Source
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.features import Embed, embed_batches
+from gsg_jax.metrics import write_atomically
+from gsg_jax.progress import counting, say
+from gsg_jax.workdir import read_object
+
+SAVE_EVERY_SECONDS = 5.0
+_READ_ERRORS = (OSError, ValueError, KeyError, EOFError)
+
+
+class LabelledFeatures(NamedTuple):
+    """Embeddings of a split, and whose they are.
+
+    Attributes:
+      h: embeddings, float32 [N, F].
+      label: int32 [N], -1 where unknown.
+      id: [N], an image's path where it is a file, else its place in the split.
+    """
+
+    h: np.ndarray
+    label: np.ndarray
+    id: np.ndarray
+
+
+def write_features(
+    path: pathlib.Path,
+    embed: Embed,
+    source: Source,
+    *,
+    about: dict[str, Any],
+    batch_size: int,
+    size: int | None,
+) -> LabelledFeatures:
+    """Embeds every image of a source into a file, or goes on where an earlier call was stopped.
+
+    While it works the rows lie in PATH.partial, and how many there are in a .json beside it. With
+    several hosts the folder is one that all of them see; the first writes.
+
+    Args:
+      path: the .npz file: h, label and id.
+      embed: of backbone_embed.
+      source: the images.
+      about: what the embeddings depend on; a file about something else is left alone.
+      batch_size: images at a time.
+      size: side of the centre crop, pixels; None takes images as they are.
+
+    Returns:
+      What the file holds.
+
+    Raises:
+      UserError: where the file, or its beginning, is about something else.
+    """
+    record_path, rows_path = path.with_suffix(".json"), path.with_suffix(".partial")
+    about = json.loads(json.dumps(about | {"num_images": len(source)}))
+    num_done = _rows_done(record_path, rows_path, path, about)
+    if path.exists() and num_done == len(source):
+        say(f"{path} is there already: {len(source):,} embeddings")
+        return read_features(path)
+    if num_done:
+        say(f"{path}: goes on behind {num_done:,} of {len(source):,} embeddings")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_writer, rows, saved = jax.process_index() == 0, None, time.monotonic()
+    batches = embed_batches(embed, source, batch_size=batch_size, size=size, first=num_done)
+    with counting(f"embedding {path.stem}", len(source), num_done) as show:
+        for h in batches if num_done < len(source) else ():
+            if is_writer:
+                rows = _open_rows(rows_path, len(source), h) if rows is None else rows
+                rows[num_done : num_done + len(h)] = h
+            num_done += len(h)
+            show(num_done)
+            is_last = num_done == len(source)
+            if is_writer and (is_last or time.monotonic() - saved > SAVE_EVERY_SECONDS):
+                rows.flush()
+                write_atomically(record_path, json.dumps(about | {"num_done": num_done}) + "\n")
+                saved = time.monotonic()
+    rows = np.load(rows_path, mmap_mode="r")
+    features = LabelledFeatures(rows, labels_of(source), ids_of(source))
+    if is_writer:
+        _save(path, features)
+        rows_path.unlink()
+    return features
+
+
+def read_features(path: pathlib.Path) -> LabelledFeatures:
+    """Reads a file of embeddings, of write_features or of any other program.
+
+    Args:
+      path: an .npz file with h [N, F] and label [N]; id may be missing.
+
+    Returns:
+      Its arrays; h as float32, label as int32.
+
+    Raises:
+      UserError: where there is no such file, it is damaged, or its arrays do not fit together.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {path}: make it with --config=configs/features.py")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            h, label = arrays["h"], arrays["label"]
+            names = arrays["id"] if "id" in arrays else np.arange(len(h))
+    except _READ_ERRORS as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): it must be an .npz of h [N, F], label [N] and id"
+        ) from error
+    is_whole = h.ndim == 2 and h.dtype.kind == "f" and label.dtype.kind in "iu"
+    if not is_whole or label.shape != h.shape[:1] or names.shape != h.shape[:1]:
+        raise UserError(
+            f"{path}: h {h.dtype} {h.shape}, label {label.dtype} {label.shape} and id "
+            f"{names.shape} do not fit together: give float [N, F], int [N] and [N]"
+        )
+    return LabelledFeatures(h.astype(np.float32, copy=False), label.astype(np.int32), names)
+
+
+def labels_of(source: Source) -> np.ndarray:
+    """Labels of a source, int32 [N]; -1 where it has none."""
+    labels = source.labels
+    return np.full(len(source), -1, np.int32) if labels is None else labels
+
+
+def ids_of(source: Source) -> np.ndarray:
+    """What tells an image from the others: its path, or its place in the source, [N]."""
+    return (
+        np.array([str(path) for path in source.paths]) if source.paths else np.arange(len(source))
+    )
+
+
+def _rows_done(
+    record_path: pathlib.Path, rows_path: pathlib.Path, path: pathlib.Path, about: dict[str, Any]
+) -> int:
+    """How many rows an earlier call has left."""
+    if not record_path.exists():
+        if path.exists():
+            raise UserError(f"{path} is not of this program: give another --workdir, or remove it")
+        return 0
+    record = read_object(record_path)
+    num_done = record.pop("num_done", 0)
+    differing = [key for key in {*record, *about} if record.get(key) != about.get(key)]
+    if differing:
+        key = sorted(differing)[0]
+        raise UserError(
+            f"{path.parent} holds embeddings of something else ({key} {record.get(key)} there, "
+            f"{about.get(key)} here): give another --workdir, or remove {record_path}"
+            + (f" and {path}" if path.exists() else "")
+        )
+    return num_done if path.exists() or rows_path.exists() else 0
+
+
+def _open_rows(path: pathlib.Path, num_rows: int, like: np.ndarray) -> np.memmap:
+    shape = (num_rows, like.shape[1])
+    if path.exists():
+        rows = np.load(path, mmap_mode="r+")
+        if rows.shape == shape:
+            return rows
+    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+
+
+def _save(path: pathlib.Path, features: LabelledFeatures) -> None:
+    partial = path.with_suffix(".npz.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **features._asdict())
+    partial.replace(path)

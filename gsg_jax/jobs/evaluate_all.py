@@ -1,0 +1,165 @@
+"""The job that runs every evaluation of one checkpoint, and writes one file and one table of it."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from gsg_jax.config import as_json, check_evaluation
+from gsg_jax.data.sources import Source
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
+from gsg_jax.jobs.features import features_in_file
+from gsg_jax.jobs.finetune import open_labelled_part, tune
+from gsg_jax.jobs.knn import score_by_knn
+from gsg_jax.jobs.labelled import Labelled, check_labelled, known, open_test
+from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
+from gsg_jax.jobs.transfer import transfer_figures
+from gsg_jax.metrics import write_atomically
+from gsg_jax.progress import say
+from gsg_jax.workdir import read_object
+
+PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
+# Figures that are no shares of images.
+NOT_SHARES = ("_learning_rate", "_weight_decay", "_l2", "_num_labels")
+
+
+def evaluate_all(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Runs every evaluation of one checkpoint, one after another.
+
+    What one of them has found is kept as soon as it is there: a stopped job goes on behind it.
+
+    Args:
+      config: of configs/evaluate_all.py.
+      workdir: gets evaluation.json, evaluation.md, features/ and finetune/.
+
+    Returns:
+      The job's last line: the figures of all.
+
+    Raises:
+      UserError: for whatever an evaluation lacks; those before it are kept.
+    """
+    check_evaluation(config)
+    parts = config.parts
+    if not isinstance(parts, tuple) or not parts or not set(parts) <= set(PARTS):
+        raise UsageError(f"--config.parts={parts}: take from {', '.join(PARTS)}")
+    if config.encoder == "pixels" and {"finetune", "transfer"} & set(parts):
+        raise UsageError(
+            f"--config.encoder=pixels: cannot be had with all of --config.parts={parts}, it has no "
+            "weights; leave finetune and transfer out"
+        )
+    return Evaluation(config, workdir).run()
+
+
+class Evaluation:
+    """All evaluations of one checkpoint, and the file that they are kept in."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+        """Opens images and checkpoint.
+
+        Args:
+          config: checked.
+          workdir: of evaluation.json.
+
+        Raises:
+          UserError: where there is no run, checkpoint, label or test split.
+        """
+        self.config, self.workdir = config, workdir
+        self.path = workdir / "evaluation.json"
+        self.run_config = read_run(config)
+        self.train = open_split(self.run_config, "train")
+        check_labelled(self.train)
+        self.test = open_test(self.run_config, needs_test=True)
+        self.encoder = open_encoder(config, self.run_config, self.train)
+        self._labelled = None
+
+    def run(self) -> dict[str, Any]:
+        """Runs what is not yet in the file; returns all figures."""
+        settings = json.loads(as_json(self.config)) | {"digest": self.encoder.digest}
+        found = self._found(settings)
+        scorers: dict[str, Callable[[], dict[str, Any]]] = {
+            "knn": self._knn,
+            "probe": lambda: score_by_probe(self.labelled, self.config, "linear"),
+            "lbfgs": lambda: score_by_lbfgs(self.labelled, self.config, "lbfgs"),
+            "finetune": self._finetune,
+            "transfer": lambda: transfer_figures(self.config),
+        }
+        for part in self.config.parts:
+            if part in found:
+                say(f"{part} is in {self.path} already")
+                continue
+            found[part] = scorers[part]()
+            record = {"about": self.encoder.about, "settings": settings, "figures": found}
+            write_atomically(self.path, json.dumps(record, indent=2) + "\n")
+        figures = {name: value for part in found.values() for name, value in part.items()}
+        write_atomically(self.path.with_suffix(".md"), as_markdown(self.encoder.about, figures))
+        say(f"the figures are in {self.path} and {self.path.with_suffix('.md').name}")
+        return {"job": "evaluate_all", **self.encoder.about, **figures}
+
+    @property
+    def labelled(self) -> Labelled:
+        """Embeddings of both splits, made once."""
+        if self._labelled is None:
+            self._labelled = Labelled(
+                self._features("train", self.train),
+                self._features("test", self.test),
+                self.train.class_names,
+                self.encoder.about,
+            )
+        return self._labelled
+
+    def _features(self, split: str, source: Source):
+        path = self.workdir / "features" / f"{split}.npz"
+        batch_size = self.config.eval.batch_size
+        return known(features_in_file(path, self.encoder, source, split, batch_size))
+
+    def _knn(self) -> dict[str, Any]:
+        ks = self.config.eval.knn_k
+        by_k = score_by_knn(self.labelled, ks, self.config.eval.knn_temperature)
+        return {"knn_top1": by_k[f"knn_top1_k{ks[0]}"], **by_k}
+
+    def _finetune(self) -> dict[str, Any]:
+        figures = {}
+        for share in self.config.finetune_labels:
+            train, test = open_labelled_part(self.run_config, share, self.config.run.seed)
+            prefix = f"finetune_{100 * share:g}pct"
+            folder = self.workdir / "finetune" / prefix
+            figures |= tune(self.encoder, train, test, self.config, folder, prefix)
+        return figures
+
+    def _found(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """What an earlier call with the same settings has left."""
+        if not self.path.exists():
+            return {}
+        record = read_object(self.path)
+        if record.get("settings") != settings:
+            raise UserError(
+                f"{self.path} is of another checkpoint or of other settings: remove it, or give "
+                "another --workdir"
+            )
+        return record["figures"]
+
+
+def as_markdown(about: dict[str, Any], figures: dict[str, Any]) -> str:
+    """The figures as a Markdown table, shares in percent.
+
+    Args:
+      about: method, encoder, step.
+      figures: of the evaluations; an interval is NAME_interval.
+
+    Returns:
+      The text of a file.
+    """
+    title = ", ".join(f"{key} {value}" for key, value in about.items())
+    lines = [f"# Evaluation: {title}", "", "| figure | % | 95 % interval |", "|---|---|---|"]
+    for name, value in figures.items():
+        if not isinstance(value, float) or name.endswith(NOT_SHARES):
+            continue
+        low, high = figures.get(f"{name}_interval", (None, None))
+        interval = "" if low is None else f"{100 * low:.2f} to {100 * high:.2f}"
+        lines.append(f"| {name} | {100 * value:.2f} | {interval} |")
+    if missing := figures.get("transfer_missing"):
+        lines += ["", f"Sets that are not on the machine: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,86 @@
+"""The features job: embeddings of whole splits, for whoever wants to judge or use them."""
+
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from gsg_jax.config import check_evaluation
+from gsg_jax.data.sources import Source
+from gsg_jax.errors import UsageError
+from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
+from gsg_jax.evaluation.feature_files import LabelledFeatures, write_features
+
+
+def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Embeds splits of a set of images by a backbone.
+
+    Args:
+      config: of configs/features.py.
+      workdir: gets SPLIT.npz (h, label, id) for each split; a stopped job goes on there.
+
+    Returns:
+      The job's last line: num_images and width of the embeddings, and the files.
+
+    Raises:
+      UserError: where there is no run, no checkpoint, or no such split.
+    """
+    check_evaluation(config)
+    splits = config.splits
+    if not isinstance(splits, tuple) or not splits or not all(isinstance(s, str) for s in splits):
+        raise UsageError(f"--config.splits={splits}: takes names, such as ('train','test')")
+    run = read_run(config)
+    sources = {split: open_split(run, split) for split in splits}
+    encoder = open_encoder(config, run, sources[splits[0]])
+    written = {}
+    for split, source in sources.items():
+        path = workdir / f"{file_stem(split)}.npz"
+        written[path] = features_in_file(path, encoder, source, split, config.eval.batch_size)
+    return {
+        "job": "features",
+        **encoder.about,
+        "num_images": sum(len(features.h) for features in written.values()),
+        "width": next(iter(written.values())).h.shape[1],
+        "files": [str(path) for path in written],
+    }
+
+
+def features_in_file(
+    path: pathlib.Path, encoder: Encoder, source: Source, split: str, batch_size: int
+) -> LabelledFeatures:
+    """Embeddings of a split, read from their file or written to it.
+
+    Args:
+      path: the .npz file.
+      encoder: what embeds.
+      source: the images.
+      split: its name.
+      batch_size: images at a time.
+
+    Returns:
+      What the file holds.
+
+    Raises:
+      UserError: where the file is of another encoder or of other images.
+    """
+    about = encoder.about | {
+        "backbone_digest": encoder.digest,
+        "data": encoder.run.data.name,
+        "dir": encoder.run.data.dir,
+        "split": split,
+        "crop_size": encoder.crop_size,
+    }
+    return write_features(
+        path,
+        encoder.embed,
+        source,
+        about=about,
+        batch_size=batch_size,
+        size=encoder.crop_size,
+    )
+
+
+def file_stem(split: str) -> str:
+    """A split's name as that of a file: train[:10%] becomes train_10pct."""
+    stem = split.replace("%", "pct")
+    return "_".join("".join(c if c.isalnum() or c in "-." else " " for c in stem).split())

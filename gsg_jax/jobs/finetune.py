@@ -1,0 +1,204 @@
+"""The fine-tuning job: all weights trained on some or all of the labels."""
+
+import itertools
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+
+from gsg_jax.config import check_evaluation
+from gsg_jax.data.part import Part
+from gsg_jax.data.records import is_prepared
+from gsg_jax.data.sources import Source
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.evaluation.classifier import ClassifierRun, Diverged
+from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
+from gsg_jax.evaluation.feature_files import labels_of
+from gsg_jax.evaluation.scores import top_k_accuracy
+from gsg_jax.evaluation.splits import class_balanced, split_held_out
+from gsg_jax.jobs.labelled import check_labelled, open_test
+from gsg_jax.jobs.linear import told_figures
+from gsg_jax.metrics import write_atomically
+from gsg_jax.progress import say
+from gsg_jax.workdir import claim_for_evaluation, read_object
+
+# Official parts of ImageNet, by the share of the labels: the lists that the papers use.
+IMAGENET_PARTS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}
+# The figure of learning rates that end in a loss which is not finite: below every accuracy.
+DIVERGED = -1.0
+
+
+def finetune(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Fine-tunes a backbone with a linear classifier behind it.
+
+    Args:
+      config: of configs/finetune.py.
+      workdir: gets checkpoints and what the sweep found; a stopped job goes on there.
+
+    Returns:
+      The job's last line: finetune_top1, finetune_top5 and finetune_mean_per_class, each with the
+      95 % interval of a bootstrap over the test images, num_labels, and the learning rates.
+
+    Raises:
+      UserError: where there is no run, no checkpoint, no label, no test split, or a class has no
+        training image.
+    """
+    check_evaluation(config)
+    if config.encoder == "pixels":
+        raise UsageError("--config.encoder=pixels: has no weights; take pretrained or untrained")
+    run = read_run(config)
+    train, test = open_labelled_part(run, config.labels, config.run.seed)
+    encoder = open_encoder(config, run, train)
+    claim_for_evaluation(workdir, config, encoder.digest)
+    figures = tune(encoder, train, test, config, workdir, "finetune")
+    return {"job": "finetune", **encoder.about, "labels": config.labels, **figures}
+
+
+def open_labelled_part(
+    run: ml_collections.ConfigDict, share: float, seed: int
+) -> tuple[Source, Source]:
+    """Opens the training images whose labels may be used, and the test images.
+
+    Args:
+      run: of read_run.
+      share: of the labels, in (0, 1].
+      seed: of the choice; ImageNet's official parts are taken where they are prepared.
+
+    Returns:
+      (train, test).
+
+    Raises:
+      UserError: where there are no labels, no test split, or no image of a class.
+    """
+    part = IMAGENET_PARTS.get(share) if run.data.name == "imagenet2012" else None
+    if part and is_prepared(part, run.data.dir):
+        say(f"takes the labels of {part}")
+        official = run.copy_and_resolve_references()
+        official.data.name = part
+        train = open_split(official, "train")
+        check_labelled(train)
+        return train, open_test(run, needs_test=True)
+    train = open_split(run, "train")
+    check_labelled(train)
+    test = open_test(run, needs_test=True)
+    if share < 1:
+        train = Part(train, class_balanced(train.labels, share, seed))
+        say(f"takes {len(train):,} labels, as many of every class, by seed {seed}")
+    return train, test
+
+
+def tune(
+    encoder: Encoder,
+    train: Source,
+    test: Source,
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    prefix: str,
+) -> dict[str, Any]:
+    """Chooses learning rates on a part of the training images, trains on all, scores the test.
+
+    Args:
+      encoder: where the training starts.
+      train: images whose labels may be used.
+      test: images to score.
+      config: reads optim, views, data, eval and run.
+      folder: gets checkpoints and what the sweep found.
+      prefix: of the figures' names.
+
+    Returns:
+      Accuracies with their intervals, num_labels, and the learning rates.
+
+    Raises:
+      UserError: where every pair of learning rates diverged.
+    """
+    rates = choose_rates(encoder, train, config, folder)
+    training = _run(encoder, train, config, rates)
+    state = training.train(folder / "chosen", prefix)
+    scores = training.scores(state, test, config.eval.batch_size)
+    return {
+        **told_figures(prefix, scores, labels_of(test)),
+        f"{prefix}_num_labels": len(train),
+        f"{prefix}_backbone_learning_rate": rates[0],
+        f"{prefix}_head_learning_rate": rates[1],
+    }
+
+
+def choose_rates(
+    encoder: Encoder, train: Source, config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> tuple[float, float]:
+    """The learning rates of backbone and head that do best on held-out training images.
+
+    Args:
+      encoder: where each training starts.
+      train: images whose labels may be used; a part of them is held out.
+      config: reads optim, views, data, eval and run.
+      folder: gets sweep.json, one figure a pair; pairs that are there are not trained again.
+
+    Returns:
+      (backbone's, head's), per 256 images; of equals the first.
+
+    Raises:
+      UserError: where nothing can be held out, or every pair diverged.
+    """
+    pairs = list(
+        itertools.product(config.optim.backbone_learning_rates, config.optim.head_learning_rates)
+    )
+    if len(pairs) == 1:
+        return pairs[0]
+    fitted, chooses = split_held_out(train.labels, config.run.held_out, config.run.seed)
+    if not len(chooses):
+        raise UserError(
+            f"--config.labels={config.labels}: leaves one image of a class, so that none can be "
+            "held out to choose learning rates by: raise it, or give one rate each"
+        )
+    path = folder / "sweep.json"
+    figures = read_object(path) if path.exists() else {}
+    for pair in pairs:
+        name = _name(pair)
+        if name not in figures:
+            parts = Part(train, fitted), Part(train, chooses)
+            figures[name] = _held_out_top1(encoder, *parts, config, pair, folder / name)
+            write_atomically(path, json.dumps(figures, indent=2) + "\n")
+            shutil.rmtree(folder / name)
+        say(f"learning rates {name}: {figures[name]:.4f} on {len(chooses)} held-out images")
+    best = max(pairs, key=lambda pair: figures[_name(pair)])
+    if figures[_name(best)] == DIVERGED:
+        raise UserError(
+            f"--config.optim.backbone_learning_rates={config.optim.backbone_learning_rates}: all "
+            "diverged; take lower ones, or lower --config.optim.head_learning_rates"
+        )
+    return best
+
+
+def _held_out_top1(
+    encoder: Encoder,
+    fitted: Source,
+    chooses: Source,
+    config: ml_collections.ConfigDict,
+    rates: tuple[float, float],
+    folder: pathlib.Path,
+) -> float:
+    """Top-1 accuracy on held-out images of a training with some rates; DIVERGED where it did."""
+    training = _run(encoder, fitted, config, rates)
+    try:
+        state = training.train(folder, _name(rates))
+    except Diverged as error:
+        say(f"warning: {error}")
+        return DIVERGED
+    scores = training.scores(state, chooses, config.eval.batch_size)
+    return top_k_accuracy(scores, labels_of(chooses), 1)
+
+
+def _run(
+    encoder: Encoder,
+    train: Source,
+    config: ml_collections.ConfigDict,
+    rates: tuple[float, float],
+) -> ClassifierRun:
+    return ClassifierRun(encoder, train, config, backbone_rate=rates[0], head_rate=rates[1])
+
+
+def _name(rates: tuple[float, float]) -> str:
+    return "backbone_{:g}-head_{:g}".format(*rates)

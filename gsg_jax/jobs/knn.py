@@ -1,0 +1,76 @@
+"""The k-NN job: training images vote on test images, or on one another."""
+
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from gsg_jax.config import check_evaluation
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.evaluation.knn import knn_top1_by_k
+from gsg_jax.jobs.labelled import Labelled, labelled_features
+from gsg_jax.progress import say
+
+
+def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Scores embeddings by k-NN.
+
+    Args:
+      config: of configs/knn.py.
+      workdir: unused; nothing is written.
+
+    Returns:
+      The job's last line: knn_top1 (of the first k), and knn_top1_k<k> for each k.
+
+    Raises:
+      UserError: where there is no run, no checkpoint, no image or no label, or where k is larger
+        than the number of images that vote.
+    """
+    del workdir
+    check_evaluation(config)
+    ks = config.eval.knn_k
+    if not all(isinstance(k, int) for k in ks):
+        raise UsageError(f"--config.eval.knn_k={ks}: takes whole numbers, such as (20,200)")
+    labelled = labelled_features(config, needs_test=False)
+    if config.eval.leave_one_out:
+        labelled = labelled._replace(test=None)
+    by_k = score_by_knn(labelled, ks, config.eval.knn_temperature)
+    return {"job": "knn", **labelled.about, "knn_top1": by_k[f"knn_top1_k{ks[0]}"], **by_k}
+
+
+def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) -> dict[str, float]:
+    """Top-1 accuracy for each number of neighbours.
+
+    Args:
+      labelled: the embeddings; without test ones each training image is classified by the others.
+      ks: numbers of neighbours.
+      temperature: of the votes.
+
+    Returns:
+      {knn_top1_k<k>: accuracy in [0, 1]}.
+
+    Raises:
+      UserError: where k is larger than the number of images that vote.
+    """
+    train, test = labelled.train, labelled.test or labelled.train
+    leave_one_out = labelled.test is None
+    num_voters = len(train.h) - leave_one_out
+    if max(ks) > num_voters:
+        raise UserError(
+            f"--config.eval.knn_k={ks}: {max(ks)} is larger than the bank, of which {num_voters} "
+            f"images can vote: take at most {num_voters}"
+        )
+    top1 = knn_top1_by_k(
+        train.h,
+        train.label,
+        test.h,
+        test.label,
+        ks=ks,
+        temperature=temperature,
+        leave_one_out=leave_one_out,
+    )
+    whom = "one another" if leave_one_out else f"{len(test.h):,}"
+    say(f"k-NN: {len(train.h):,} images vote on {whom}")
+    for k, score in zip(ks, top1, strict=True):
+        say(f"k-NN top-1, k {k:3}: {score:.4f}")
+    return {f"knn_top1_k{k}": score for k, score in zip(ks, top1, strict=True)}

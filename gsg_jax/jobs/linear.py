@@ -1,0 +1,203 @@
+"""The linear job: how well a linear classifier tells the classes apart."""
+
+import pathlib
+from functools import partial
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from gsg_jax.config import check_evaluation
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.evaluation import logistic
+from gsg_jax.evaluation.classifier import ClassifierRun
+from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
+from gsg_jax.evaluation.feature_files import LabelledFeatures, labels_of
+from gsg_jax.evaluation.features import standardize
+from gsg_jax.evaluation.probe import fit_probe
+from gsg_jax.evaluation.scores import classification_figures, top_k_accuracy
+from gsg_jax.evaluation.splits import split_held_out
+from gsg_jax.jobs.labelled import Labelled, check_labelled, labelled_features, open_test
+from gsg_jax.progress import say
+from gsg_jax.workdir import claim_for_evaluation
+
+TOP1 = partial(top_k_accuracy, k=1)
+
+
+def classify_linearly(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Scores embeddings, or a frozen backbone, by a linear classifier.
+
+    Args:
+      config: of configs/linear.py.
+      workdir: gets checkpoints where protocol is "images"; else nothing is written.
+
+    Returns:
+      The job's last line: linear_top1, linear_top5 and linear_mean_per_class, each with the
+      95 % interval of a bootstrap over the test images, and what was chosen.
+
+    Raises:
+      UserError: where there is no run, no checkpoint, no label, no test split, or a class has no
+        training image.
+    """
+    check_evaluation(config)
+    if config.protocol == "images":
+        return {"job": "linear", "protocol": "images", **_on_images(config, workdir)}
+    labelled = labelled_features(config, needs_test=True)
+    score = score_by_probe if config.protocol == "probe" else score_by_lbfgs
+    figures = score(labelled, config, "linear")
+    return {"job": "linear", "protocol": config.protocol, **labelled.about, **figures}
+
+
+def score_by_probe(
+    labelled: Labelled, config: ml_collections.ConfigDict, prefix: str
+) -> dict[str, Any]:
+    """Trains a grid of probes on the embeddings, and scores the one that held-out images chose.
+
+    Args:
+      labelled: with test embeddings.
+      config: reads probe and run.seed.
+      prefix: of the figures' names.
+
+    Returns:
+      Accuracies with their intervals; learning rate and weight decay that were chosen.
+
+    Raises:
+      UserError: where nothing can be held out, or every probe diverged.
+    """
+    train_h, test_h = standardize(labelled.train.h, labelled.test.h)
+    try:
+        probe = fit_probe(
+            train_h,
+            labelled.train.label,
+            num_classes=len(labelled.class_names),
+            metric=TOP1,
+            seed=config.run.seed,
+            **config.probe,
+        )
+    except ValueError as error:
+        raise UserError(f"--config.probe: {error}") from error
+    say(
+        f"linear probe: learning rate {probe.learning_rate:g}, weight decay "
+        f"{probe.weight_decay:g} by {np.nanmax(probe.held_out_figures):.4f} on held-out images"
+    )
+    scores = logistic.linear_scores(test_h, probe.kernel, probe.bias)
+    return {
+        **told_figures(prefix, scores, labelled.test.label),
+        f"{prefix}_learning_rate": probe.learning_rate,
+        f"{prefix}_weight_decay": probe.weight_decay,
+    }
+
+
+def score_by_lbfgs(
+    labelled: Labelled, config: ml_collections.ConfigDict, prefix: str
+) -> dict[str, Any]:
+    """Solves logistic regression at several strengths of regularisation, and scores the best.
+
+    Args:
+      labelled: with test embeddings.
+      config: reads lbfgs and run.seed.
+      prefix: of the figures' names.
+
+    Returns:
+      Accuracies with their intervals, and the strength that held-out images chose.
+
+    Raises:
+      UserError: where nothing can be held out.
+    """
+    scores, l2 = solve(
+        labelled.train, None, labelled.test, len(labelled.class_names), config, metric=TOP1
+    )
+    return {**told_figures(prefix, scores, labelled.test.label), f"{prefix}_l2": l2}
+
+
+def solve(
+    train: LabelledFeatures,
+    validation: LabelledFeatures | None,
+    test: LabelledFeatures,
+    num_classes: int,
+    config: ml_collections.ConfigDict,
+    *,
+    metric: logistic.Metric,
+    loss: logistic.Loss = logistic.softmax_loss,
+) -> tuple[np.ndarray, float]:
+    """Chooses a strength of regularisation, solves with it on all that is not for the test.
+
+    Args:
+      train: embeddings to learn from.
+      validation: embeddings to choose by; None holds out a part of `train`.
+      test: embeddings to score.
+      num_classes: C.
+      config: reads lbfgs and run.seed.
+      metric: what the choice is made by.
+      loss: of logistic regression, with one label an image or several.
+
+    Returns:
+      (scores, l2): of the test embeddings [N, C]; l2 as it was chosen.
+
+    Raises:
+      UserError: where nothing can be held out.
+    """
+    if validation is None:
+        fitted, chooses = split_held_out(train.label, config.lbfgs.held_out, config.run.seed)
+        if not len(chooses):
+            raise UserError(
+                f"--config.lbfgs.held_out={config.lbfgs.held_out}: none of {len(train.h)} images "
+                "can be held out, no class has two: give more images"
+            )
+    else:
+        fitted = np.arange(len(train.h))
+        chooses = len(train.h) + np.arange(len(validation.h))
+        train = LabelledFeatures(
+            *(np.concatenate(pair) for pair in zip(train, validation, strict=True))
+        )
+    train_h, test_h = standardize(train.h, test.h)
+    found = logistic.sweep(
+        train_h[fitted],
+        train.label[fitted],
+        train_h[chooses],
+        train.label[chooses],
+        num_classes=num_classes,
+        l2s=np.geomspace(*config.lbfgs.l2, config.lbfgs.num_l2).tolist(),
+        metric=metric,
+        loss=loss,
+    )
+    fit = logistic.fit(
+        train_h,
+        train.label,
+        num_classes=num_classes,
+        l2=found.l2,
+        loss=loss,
+        start=found.fit,
+    )
+    say(f"logistic regression: l2 {found.l2:.3g} by {found.figures.max():.4f} on held-out images")
+    return logistic.linear_scores(test_h, fit.kernel, fit.bias), found.l2
+
+
+def told_figures(prefix: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracies of scores with their intervals, said to people as well."""
+    figures = classification_figures(prefix, scores, labels)
+    for name, value in figures.items():
+        if not name.endswith("_interval"):
+            low, high = figures[f"{name}_interval"]
+            say(f"{name}: {value:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    return figures
+
+
+def _on_images(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """The linear protocol on crops of the images."""
+    if config.features or config.encoder == "pixels":
+        raise UsageError(
+            "--config.protocol=images: needs a network and images; set --config.protocol=probe"
+        )
+    run = read_run(config)
+    train = open_split(run, "train")
+    check_labelled(train)
+    test = open_test(run, needs_test=True)
+    encoder = open_encoder(config, run, train)
+    training = ClassifierRun(
+        encoder, train, config, backbone_rate=0.0, head_rate=config.optim.learning_rate
+    )
+    claim_for_evaluation(workdir, config, encoder.digest)
+    state = training.train(workdir, "linear protocol")
+    scores = training.scores(state, test, config.eval.batch_size)
+    return {**encoder.about, **told_figures("linear", scores, labels_of(test))}

@@ -1,0 +1,106 @@
+"""The transfer job: the same embeddings, judged on other sets of images."""
+
+import pathlib
+from functools import partial
+from typing import Any
+
+import ml_collections
+
+from gsg_jax.config import check_evaluation
+from gsg_jax.data.records import is_prepared, open_tfds
+from gsg_jax.data.suite import SETS, TransferSet
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.evaluation import logistic
+from gsg_jax.evaluation.encoder import open_encoder, read_run
+from gsg_jax.evaluation.scores import (
+    bootstrap_interval,
+    mean_average_precision,
+    mean_per_class,
+    top_k_accuracy,
+)
+from gsg_jax.evaluation.splits import check_every_class
+from gsg_jax.jobs.labelled import embed_labelled
+from gsg_jax.jobs.linear import solve
+from gsg_jax.progress import say
+
+METRICS = {
+    "top1": partial(top_k_accuracy, k=1),
+    "mean_per_class": mean_per_class,
+    "map_11_point": mean_average_precision,
+}
+
+
+def transfer(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Scores embeddings of other sets by logistic regression, each by its own metric.
+
+    Args:
+      config: of configs/transfer.py.
+      workdir: unused; nothing is written.
+
+    Returns:
+      The job's last line: of every set on the machine transfer_<set>_<metric>, its interval and
+      its l2; and the names of the missing ones.
+
+    Raises:
+      UserError: where there is no run, no checkpoint, or a set's images have other channels.
+    """
+    del workdir
+    check_evaluation(config)
+    return {"job": "transfer", **transfer_figures(config)}
+
+
+def transfer_figures(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The figures of `transfer`, for a config that has its groups."""
+    asked = config.transfer.sets
+    if not isinstance(asked, tuple) or not asked or not set(asked) <= set(SETS):
+        raise UsageError(f"--config.transfer.sets={asked}: take from {', '.join(SETS)}")
+    run = read_run(config)
+    run.data.crop = "host"  # the images differ in shape
+    figures, missing = {}, []
+    for name in asked:
+        if not is_prepared(SETS[name].tfds, config.transfer.dir):
+            missing.append(name)
+            continue
+        figures |= _score_set(name, SETS[name], config, run)
+    if missing:
+        say(
+            f"not on this machine: {', '.join(missing)} (python -m gsg_jax.data.prepare NAME, then "
+            "--config.transfer.dir=DIR)"
+        )
+    return {**figures, "transfer_missing": missing}
+
+
+def _score_set(
+    name: str, of: TransferSet, config: ml_collections.ConfigDict, run: ml_collections.ConfigDict
+) -> dict[str, Any]:
+    """One set: embeddings, logistic regression, the set's own metric."""
+    splits = {
+        part: open_tfds(of.tfds, config.transfer.dir, split, 0, multi_label=of.is_multi_label)
+        for part, split in {"train": of.train, "validation": of.validation, "test": of.test}.items()
+        if split
+    }
+    train = splits["train"]
+    if not train.class_names:
+        raise UserError(f"{of.tfds!r} has no labels: prepare the data set again")
+    if not of.is_multi_label:
+        check_every_class(train.labels, train.class_names)
+    encoder = open_encoder(config, run, train)
+    embedded = {
+        part: embed_labelled(encoder, source, config.eval.batch_size)
+        for part, source in splits.items()
+    }
+    metric = METRICS[of.metric]
+    scores, l2 = solve(
+        embedded["train"],
+        embedded.get("validation"),
+        embedded["test"],
+        len(train.class_names),
+        config,
+        metric=metric,
+        loss=logistic.binary_loss if of.is_multi_label else logistic.softmax_loss,
+    )
+    labels = embedded["test"].label
+    key, value = f"transfer_{name}_{of.metric}", metric(scores, labels)
+    low, high = bootstrap_interval(metric, scores, labels, num_resamples=200)
+    say(f"{key}: {value:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    return {key: value, f"{key}_interval": [low, high], f"transfer_{name}_l2": l2}
