@@ -89,16 +89,9 @@ RANGES = {
     "eval.knn_temperature": (0.02, 1e3),
     "eval.batch_size": (1, 1e7),
     "eval.max_bank": (2, 1e12),
+    "eval.online_linear_learning_rate": (0, 1e3),
     "eval.min_projection_std": (0, 1),
     "eval.min_rank_share": (0, 1),
-    "labels": (1e-6, 1),
-    "probe.num_epochs": (1, 1e6),
-    "probe.batch_size": (1, 1e9),
-    "probe.momentum": (0, 0.99999),
-    "probe.held_out": (0.01, 0.9),
-    "lbfgs.num_l2": (1, 1000),
-    "lbfgs.held_out": (0.01, 0.9),
-    "run.held_out": (0.01, 0.9),
     "run.seed": (0, 2**31 - 1),
     "run.num_epochs": (1, 1e9),
     "run.num_steps": (0, 1e9),
@@ -128,6 +121,18 @@ OPTION_RANGES = {
     "method.diversity_weight": (0, 1e3),
 }
 
+# The same of the evaluations.
+EVALUATION_RANGES = {
+    "labels": (1e-6, 1),
+    "probe.num_epochs": (1, 1e6),
+    "probe.batch_size": (1, 1e9),
+    "probe.momentum": (0, 0.99999),
+    "probe.held_out": (0.01, 0.9),
+    "lbfgs.num_l2": (1, 1000),
+    "lbfgs.held_out": (0.01, 0.9),
+    "run.held_out": (0.01, 0.9),
+}
+
 # Length (0 = one or more) and smallest and largest value of the tuples.
 TUPLES = {
     "views.crop_area": (2, 1e-6, 1),
@@ -146,7 +151,7 @@ EVALUATION_TUPLES = {
     "finetune_labels": (0, 1e-6, 1),
     "probe.learning_rates": (0, 1e-9, 1e6),
     "probe.weight_decays": (0, 0, 1e3),
-    "lbfgs.l2": (2, 0, 1e12),
+    "lbfgs.l2": (2, 1e-12, 1e12),
     "optim.backbone_learning_rates": (0, 0, 1e4),
     "optim.head_learning_rates": (0, 1e-9, 1e4),
 }
@@ -329,7 +334,7 @@ def check_evaluation(config: ConfigDict) -> None:
 def check_ranges(config: ConfigDict) -> None:
     """Raises UsageError where a number of the config is outside its limits."""
     for key, value in flat(config).items():
-        limits = RANGES.get(key, OPTION_RANGES.get(key))
+        limits = (RANGES | OPTION_RANGES | EVALUATION_RANGES).get(key)
         if limits is None or isinstance(value, tuple):
             continue
         low, high = limits

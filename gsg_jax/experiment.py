@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import ml_collections
 
@@ -38,6 +39,7 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
         num_hosts=jax.process_count(),
         num_threads=config.data.num_threads,
         prefetch=config.data.prefetch,
+        with_labels=config.eval.online_linear,
         **crops,
     )
 
@@ -83,8 +85,21 @@ def check_queue_fits(config: ml_collections.ConfigDict, source: Source) -> None:
     )
 
 
+def check_probe(config: ml_collections.ConfigDict, source: Source) -> None:
+    """Raises UserError where an online probe is asked for, and there are no labels."""
+    if config.eval.online_linear and not source.class_names:
+        raise UserError(
+            f"--config.eval.online_linear=True: {source.name!r} has no labels; put the images into "
+            "class folders, or set --config.eval.online_linear=false"
+        )
+
+
 def build_experiment(
-    config: ml_collections.ConfigDict, *, num_steps: int, steps_per_epoch: int
+    config: ml_collections.ConfigDict,
+    *,
+    num_steps: int,
+    steps_per_epoch: int,
+    num_classes: int = 0,
 ) -> Experiment:
     """Builds the static parts of the step.
 
@@ -92,6 +107,7 @@ def build_experiment(
       config: resolved.
       num_steps: length of the run.
       steps_per_epoch: steps an epoch.
+      num_classes: of the labels; an online probe is built where there are some and it is asked for.
 
     Returns:
       What train_step takes first.
@@ -105,6 +121,7 @@ def build_experiment(
         config.model, predictor=method.predictor, num_views=config.views.num_local
     )
     frozen = frozen_params(config.model)
+    has_probe = config.eval.online_linear and num_classes > 0
     return Experiment(
         online=online,
         local=local,
@@ -119,8 +136,10 @@ def build_experiment(
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
             frozen=frozen,
+            probe_rate=config.eval.online_linear_learning_rate if has_probe else None,
         ),
         frozen=frozen,
+        probe=nn.Dense(num_classes) if has_probe else None,
         views=view_recipe(config.views),
         num_views=method.num_views,
         seed=config.run.seed,
@@ -130,11 +149,11 @@ def build_experiment(
 
 
 def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Compiles the step over a mesh: state replicated and donated, images sharded."""
-    whole = meshes.replicated(mesh)
+    """Compiles the step over a mesh: state replicated and donated, images and labels sharded."""
+    whole, split = meshes.replicated(mesh), meshes.by_image(mesh)
     return jax.jit(
         partial(train_step, experiment),
-        in_shardings=(whole, meshes.by_image(mesh)),
+        in_shardings=(whole, split, split) if experiment.probe else (whole, split),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )

@@ -16,6 +16,7 @@ def build_optimizer(
     num_steps: int,
     steps_per_epoch: int,
     frozen: tuple[tuple[str, ...], ...] = (),
+    probe_rate: float | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of every parameter.
 
@@ -27,9 +28,10 @@ def build_optimizer(
       num_steps: length of the run.
       steps_per_epoch: steps an epoch.
       frozen: paths of the parameters that stay as they are, decay included.
+      probe_rate: learning rate of the online probe's Adam; None where there is no probe.
 
     Returns:
-      An optax transformation over the tree {backbone, projector, predictor}.
+      An optax transformation over the tree {backbone, projector, predictor, probe}.
 
     Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4; LARS: You et al.
     (arXiv 1708.03888).
@@ -44,12 +46,16 @@ def build_optimizer(
         kinds["constant"] = _optimizer(optim, optim.learning_rate * batch_size / 256)
     if frozen:
         kinds["frozen"] = optax.set_to_zero()
+    if probe_rate is not None:
+        kinds["probe"] = optax.adam(probe_rate)
     if len(kinds) == 1:
         return kinds["scheduled"]
 
     def kind_of(path, _):
         if is_below(path, frozen):
             return "frozen"
+        if path[0].key == "probe":
+            return "probe"
         is_constant = optim.constant_predictor_lr and path[0].key == "predictor"
         return "constant" if is_constant else "scheduled"
 

@@ -21,6 +21,7 @@ FIGURES = (
     ("loss", "loss", " .4f"),
     ("projection_std", "std", ".2f"),
     ("embedding_rank", "rank", "5.1f"),
+    ("online_linear_top1", "probe", ".3f"),
 )
 LINE_EVERY_SECONDS = 30.0
 
@@ -69,6 +70,8 @@ class RunDisplay:
         parts += [f"{speed:>14}", wait, f"{self._time_left(step)} left"]
         if "knn_top1" in values:
             parts.append(f"k-NN top-1 {values['knn_top1']:.4f}")
+        if "online_linear_test_top1" in values:
+            parts.append(f"probe on test {values['online_linear_test_top1']:.4f}")
         self.note("  ".join(parts))
 
     def note(self, text: str) -> None:

@@ -142,6 +142,8 @@ def _imagenet() -> ConfigDict:
             "knn_pixels": False,  # score raw pixels too, before training; for small images
             "batch_size": 512,
             "max_bank": 100_000,  # training images that the monitor's k-NN looks at
+            "online_linear": False,  # train a linear probe beside, on embeddings without gradient
+            "online_linear_learning_rate": 1e-3,  # of its Adam
             "inspect_gradients": False,  # log the parts of the gradient and their balance
             "min_projection_std": 0.5,  # a collapse is reported below this
             "min_rank_share": 0.5,  # ... and below this share of the run's highest rank

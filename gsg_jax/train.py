@@ -16,7 +16,7 @@ from gsg_jax.checkpoint import Checkpoints, state_digest
 from gsg_jax.clock import Clock, mean_views_per_second
 from gsg_jax.config import check_pretraining, resolve
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.sources import open_source
+from gsg_jax.data.sources import Source, open_source
 from gsg_jax.errors import UserError
 from gsg_jax.evaluation.features import Embed, backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
@@ -25,6 +25,7 @@ from gsg_jax.experiment import (
     build_loader,
     check_channels,
     check_patches,
+    check_probe,
     check_queue_fits,
     jit_step,
 )
@@ -63,6 +64,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
     check_queue_fits(config, train)
+    check_probe(config, train)
     is_monitored = bool(config.eval.knn_every_epochs and train.class_names)
     for source in (train, test) if is_monitored else ():
         check_patches(config, source)
@@ -71,7 +73,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     monitor = None
     if is_monitored:
         monitor = KnnMonitor(config, train, test)
-    return Pretraining(config, workdir, mesh, loader, monitor, train.image(0).shape[-1]).run()
+    return Pretraining(config, workdir, mesh, loader, monitor, train).run()
 
 
 class Pretraining:
@@ -84,14 +86,15 @@ class Pretraining:
         mesh: jax.sharding.Mesh,
         loader: TrainLoader,
         monitor: KnnMonitor | None,
-        channels: int,
+        train: Source,
     ):
         """Takes what `pretrain` has checked and made."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.loader, self.monitor, self.channels = loader, monitor, channels
+        self.loader, self.monitor = loader, monitor
+        self.channels = train.image(0).shape[-1]
         self.num_steps = config.run.num_steps or config.run.num_epochs * loader.steps_per_epoch
         length = {"num_steps": self.num_steps, "steps_per_epoch": loader.steps_per_epoch}
-        self.experiment = build_experiment(config, **length)
+        self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))
         self.step = jit_step(self.experiment, mesh)
         self.schedule = learning_rate_schedule(
             config.optim, batch_size=config.data.batch_size, **length
@@ -175,8 +178,9 @@ class Pretraining:
             with clock.waiting():
                 batch = next(batches)
                 images = (batch["image"], batch["local"]) if "local" in batch else batch["image"]
-                images = meshes.global_batch(self.mesh, images)
-            state, metrics = self.step(state, images)
+                inputs = (images, batch["label"]) if self.experiment.probe else (images,)
+                inputs = meshes.global_batch(self.mesh, inputs)
+            state, metrics = self.step(state, *inputs)
             losses.push(step, metrics)
             clock.stepped()
             display.advance(step)
@@ -225,7 +229,7 @@ class Pretraining:
             **values,
         }
         if self._monitors_at(step):
-            values["knn_top1"] = self.monitor.top1(self._embed(state))
+            values |= self.monitor.figures(self._embed(state), state.params.get("probe"))
         return values
 
     def _embed(self, state: TrainState) -> Embed:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,7 +29,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps done, int32 scalar; with the seed it gives the keys of the next one.
-      params: of the online branch, {backbone, projector, predictor}.
+      params: of the online branch, {backbone, projector, predictor}, and of the online probe,
+        {probe}, where there is one.
       batch_stats: running BatchNorm statistics of the online branch, with the groups of params;
         {} in a group without BatchNorm.
       target_params: EMA of the online backbone and projector; {} where there is no such target.
@@ -65,6 +67,7 @@ class Experiment:
       seed: of all randomness.
       figures_every_steps: how often the collapse figures are computed; NaN in between.
       inspects_gradients: whether the gradient's parts are among these figures.
+      probe: linear classifier trained beside, on embeddings without gradient, or None.
     """
 
     online: Siamese
@@ -81,6 +84,7 @@ class Experiment:
     figures_every_steps: int
     inspects_gradients: bool = False
     frozen: tuple[tuple[str, ...], ...] = ()
+    probe: nn.Dense | None = None
 
     @property
     def has_ema_target(self) -> bool:
@@ -119,11 +123,13 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
     key = jax.random.key(experiment.seed)
     variables = experiment.online.init(key, images, train=True)
     params = variables["params"]
+    if experiment.probe:
+        params = params | {"probe": _init_probe(experiment, images, variables, key)}
     batch_stats = _running_statistics(variables, params)
     target_params, target_batch_stats = {}, {}
     if experiment.has_ema_target:
-        target_params = jax.tree.map(jnp.copy, _without_predictor(params))
-        target_batch_stats = jax.tree.map(jnp.copy, _without_predictor(batch_stats))
+        target_params = jax.tree.map(jnp.copy, _of_target(params))
+        target_batch_stats = jax.tree.map(jnp.copy, _of_target(batch_stats))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -136,7 +142,10 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
 
 
 def train_step(
-    experiment: Experiment, state: TrainState, images: jax.Array | tuple[jax.Array, jax.Array]
+    experiment: Experiment,
+    state: TrainState,
+    images: jax.Array | tuple[jax.Array, jax.Array],
+    labels: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step: views -> outputs -> loss -> gradient -> update -> EMA -> state.
 
@@ -147,10 +156,11 @@ def train_step(
       state: before the step.
       images: uint8 [B, H, W, C], or crops cut by the host [B, G, size, size, C]; with local views
         a pair of these and their crops [B, L, local_size, local_size, C].
+      labels: int32 [B], -1 where unknown; read by the online probe alone.
 
     Returns:
       (state, metrics): the state after the step, and scalars: loss, grad_norm, FIGURES (NaN between
-      the logged steps; the gradient's where it is inspected), and the method's own.
+      the logged steps; the gradient's where it is inspected), the online probe's, and the method's own.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     view_key, loss_key = jax.random.split(key)
@@ -167,6 +177,10 @@ def train_step(
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (batch_stats, memory, metrics, outputs)), grads = gradient(state.params)
+    grad_norm = optax.tree.norm(grads)
+    if experiment.probe:
+        of_probe, figures_of_probe = _probe_gradient(experiment, state, outputs.h, labels)
+        grads, metrics = grads | {"probe": of_probe}, metrics | figures_of_probe
 
     updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -184,7 +198,7 @@ def train_step(
         opt_state=opt_state,
         memory=memory,
     )
-    return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **logged, **figures}
+    return state, {"loss": loss, "grad_norm": grad_norm, **logged, **figures}
 
 
 def draw_views(
@@ -245,7 +259,7 @@ def _online_pass(experiment: Experiment, params, batch_stats, views: Views, z_em
     )
     z_whole = outputs[1]
     if views.mix is not None:
-        whole = {group: _without_predictor(tree) for group, tree in variables.items()}
+        whole = {group: _of_target(tree) for group, tree in variables.items()}
         (_, z_whole, _), _ = _run(experiment.target, views.whole, num_views, whole)
         z_whole = jax.lax.stop_gradient(z_whole)
     if views.local is not None:
@@ -289,8 +303,36 @@ def _images_first(x: jax.Array) -> jax.Array:
     return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
 
 
-def _without_predictor(tree: Any) -> Any:
-    return {group: leaves for group, leaves in tree.items() if group != "predictor"}
+def _of_target(tree: Any) -> Any:
+    """The branches that the target has too: no predictor, no probe."""
+    return {group: tree[group] for group in ("backbone", "projector")}
+
+
+def _init_probe(experiment: Experiment, images: jax.Array, variables: Any, key: jax.Array) -> Any:
+    embed = partial(experiment.online.apply, method="embed")
+    h = jax.eval_shape(embed, variables, images)
+    return experiment.probe.init(key, jnp.zeros(h.shape, jnp.float32))["params"]
+
+
+def _probe_gradient(
+    experiment: Experiment, state: TrainState, h: jax.Array, labels: jax.Array
+) -> tuple[Any, Metrics]:
+    """Gradient and figures of the online probe, on the embeddings [V, B, F] of global views."""
+    h = jax.lax.stop_gradient(h[: experiment.num_views]).astype(jnp.float32)
+    labels = jnp.broadcast_to(labels[None, :], h.shape[:2])  # [G, B]
+    is_known = labels >= 0
+    num_known = jnp.maximum(jnp.sum(is_known), 1)
+
+    def loss_fn(params):
+        scores = experiment.probe.apply({"params": params}, h)  # [G, B, C]
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(labels, 0))
+        hits = (jnp.argmax(scores, axis=-1) == labels) & is_known
+        loss = jnp.sum(jnp.where(is_known, losses, 0)) / num_known
+        return loss, jnp.sum(hits) / num_known
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, top1), grads = gradient(state.params["probe"])
+    return grads, {"online_linear_loss": loss, "online_linear_top1": top1}
 
 
 def _figures(

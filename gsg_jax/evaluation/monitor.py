@@ -1,4 +1,4 @@
-"""The k-NN monitor: one figure of quality while pretraining goes on."""
+"""The monitor: figures of quality while pretraining goes on."""
 
 import ml_collections
 import numpy as np
@@ -7,6 +7,8 @@ from gsg_jax.data.part import Part
 from gsg_jax.data.sources import Source
 from gsg_jax.evaluation.features import Embed, embed_source, pixels
 from gsg_jax.evaluation.knn import knn_top1
+from gsg_jax.evaluation.logistic import linear_scores
+from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.progress import say
 
 
@@ -31,31 +33,43 @@ class KnnMonitor:
         if k > self._voters:
             say(f"warning: eval.knn_k is {k}, {self._voters} images can vote: all do")
 
-    def top1(self, embed: Embed, k: int | None = None) -> float:
-        """Top-1 accuracy in [0, 1] of embeddings made by `embed`, by k (eval.knn_k) neighbours."""
-        return self.top1_by_k(embed, (k or self._eval.knn_k,))[0]
-
-    def top1_by_k(self, embed: Embed, ks: tuple[int, ...]) -> list[float]:
-        """Top-1 accuracy for each number of neighbours; where fewer images can vote, all do."""
-        batch_size = self._eval.batch_size
-        bank = embed_source(embed, self._bank, batch_size=batch_size, size=self._size)
-        query, query_labels, leave_one_out = bank, self._bank.labels, True
-        if self._query is not None:
-            query = embed_source(embed, self._query, batch_size=batch_size, size=self._size)
-            query_labels, leave_one_out = self._query.labels, False
-        return [
-            knn_top1(
-                bank,
-                self._bank.labels,
-                query,
-                query_labels,
-                k=min(k, self._voters),
-                temperature=self._eval.knn_temperature,
-                leave_one_out=leave_one_out,
-            )
-            for k in ks
-        ]
+    def top1(self, embed: Embed) -> float:
+        """Top-1 accuracy in [0, 1] of embeddings by k-NN; where fewer than k can vote, all do."""
+        return self.figures(embed)["knn_top1"]
 
     def top1_of_pixels(self) -> float:
         """Top-1 accuracy of raw pixels: what any representation should beat."""
         return self.top1(pixels)
+
+    def figures(self, embed: Embed, probe: dict | None = None) -> dict[str, float]:
+        """Top-1 accuracies in [0, 1].
+
+        Args:
+          embed: makes the embeddings.
+          probe: kernel [F, C] and bias [C] of an online probe.
+
+        Returns:
+          knn_top1, and online_linear_test_top1 where there are a probe and test images.
+        """
+        batch_size = self._eval.batch_size
+        bank = embed_source(embed, self._bank, batch_size=batch_size, size=self._size)
+        query, query_labels = bank, self._bank.labels
+        if self._query is not None:
+            query = embed_source(embed, self._query, batch_size=batch_size, size=self._size)
+            query_labels = self._query.labels
+        top1 = knn_top1(
+            bank,
+            self._bank.labels,
+            query,
+            query_labels,
+            k=min(self._eval.knn_k, self._voters),
+            temperature=self._eval.knn_temperature,
+            leave_one_out=self._query is None,
+        )
+        if probe is None or self._query is None:
+            return {"knn_top1": top1}
+        scores = linear_scores(query, probe["kernel"], probe["bias"])
+        return {
+            "knn_top1": top1,
+            "online_linear_test_top1": top_k_accuracy(scores, query_labels, 1),
+        }

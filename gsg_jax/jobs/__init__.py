@@ -3,12 +3,12 @@
 A job takes its config and the folder it may write to, and returns the figures of its last line.
 """
 
-from gsg_jax.jobs.evaluate_all import evaluate_all
+from gsg_jax.jobs.evaluate_all import run_every_evaluation
 from gsg_jax.jobs.features import embed_splits
-from gsg_jax.jobs.finetune import finetune
+from gsg_jax.jobs.finetune import finetune_backbone
 from gsg_jax.jobs.knn import classify_by_knn
 from gsg_jax.jobs.linear import classify_linearly
-from gsg_jax.jobs.transfer import transfer
+from gsg_jax.jobs.transfer import transfer_to_suite
 from gsg_jax.train import pretrain
 
 JOBS = {
@@ -16,7 +16,7 @@ JOBS = {
     "features": embed_splits,
     "knn": classify_by_knn,
     "linear": classify_linearly,
-    "finetune": finetune,
-    "transfer": transfer,
-    "evaluate_all": evaluate_all,
+    "finetune": finetune_backbone,
+    "transfer": transfer_to_suite,
+    "evaluate_all": run_every_evaluation,
 }

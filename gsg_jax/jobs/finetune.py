@@ -30,7 +30,7 @@ IMAGENET_PARTS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10
 DIVERGED = -1.0
 
 
-def finetune(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Fine-tunes a backbone with a linear classifier behind it.
 
     Args:

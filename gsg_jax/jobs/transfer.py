@@ -30,7 +30,7 @@ METRICS = {
 }
 
 
-def transfer(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores embeddings of other sets by logistic regression, each by its own metric.
 
     Args:
@@ -50,7 +50,7 @@ def transfer(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
 
 def transfer_figures(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The figures of `transfer`, for a config that has its groups."""
+    """The figures of transfer_to_suite, for a config that has its groups."""
     asked = config.transfer.sets
     if not isinstance(asked, tuple) or not asked or not set(asked) <= set(SETS):
         raise UsageError(f"--config.transfer.sets={asked}: take from {', '.join(SETS)}")

@@ -1,0 +1,125 @@
+"""The k-NN job: on a checkpoint and on embeddings that are given, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from tests.runs import call, config, figures, hashes
+
+
+def knn(*flags):
+    """Runs the job: its last line."""
+    status, out, err = call(config("knn"), *flags)
+    assert status == 0, err
+    return figures(out), err
+
+
+def gaussians(folder, *, num_classes=3, sizes=(150, 61), missing=None, seed=0):
+    """Writes embeddings with planted classes; returns them."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_classes, 5))
+    parts = {}
+    for split, size in zip(("train", "test"), sizes, strict=True):
+        label = rng.integers(0, num_classes, size)
+        label = np.where(label == missing, (label + 1) % num_classes, label)
+        h = (centres[label] + rng.normal(size=(size, 5))).astype(np.float32)
+        parts[split] = {"h": h, "label": label}
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / f"{split}.npz", **parts[split])
+    return parts["train"], parts["test"]
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_embeddings_that_are_given_score_as_with_scikit_learn(tmp_path, k):
+    train, test = gaussians(tmp_path)
+    last, _ = knn(
+        f"--config.features={tmp_path}",
+        f"--config.eval.knn_k=({k},)",
+        "--config.eval.knn_temperature=0.1",
+    )
+    peer = KNeighborsClassifier(
+        n_neighbors=k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.1)
+    )
+    expected = peer.fit(train["h"], train["label"]).score(test["h"], test["label"])
+    assert last["knn_top1"] == last[f"knn_top1_k{k}"] == pytest.approx(expected, abs=1e-9)
+    assert 0.5 < expected < 1
+
+
+def test_leave_one_out_judges_the_training_set_by_itself(tmp_path):
+    train, _ = gaussians(tmp_path)
+    flags = [f"--config.features={tmp_path}", "--config.eval.knn_k=(1,)"]
+    last, err = knn(*flags, "--config.eval.leave_one_out=true")
+    cosine = train["h"] / np.linalg.norm(train["h"], axis=1, keepdims=True)
+    similarity = cosine @ cosine.T - 9 * np.eye(len(cosine))
+    expected = np.mean(train["label"][similarity.argmax(axis=1)] == train["label"])
+    assert last["knn_top1"] == pytest.approx(expected) and "vote on one another" in err
+    (tmp_path / "test.npz").unlink()  # without test embeddings it is the same
+    assert knn(*flags)[0] == last
+
+
+def test_rows_without_a_label_do_not_vote(tmp_path):
+    train, _ = gaussians(tmp_path)
+    flags = (f"--config.features={tmp_path}", "--config.eval.knn_k=(5,)")
+    before, _ = knn(*flags)
+    unknown = {"h": train["h"][:9], "label": np.full(9, -1)}
+    np.savez(
+        tmp_path / "train.npz", **{key: np.concatenate([unknown[key], train[key]]) for key in train}
+    )
+    assert knn(*flags)[0] == before
+
+
+@pytest.mark.parametrize("encoder", ["untrained", "pixels"])
+def test_baselines_are_those_that_pretraining_has_measured(pretrained, encoder):
+    last, _ = knn(
+        f"--config.pretrained={pretrained}",
+        f"--config.encoder={encoder}",
+        "--config.eval.knn_k=(3,)",
+    )
+    baselines = json.loads((pretrained / "baselines.json").read_text())
+    assert (last["encoder"], last["step"]) == (encoder, 0)
+    if encoder == "untrained":
+        assert last["knn_top1"] == baselines["knn_top1_untrained"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.eval.knn_k=(3,41)"], "41 is larger than the bank, of which 40 images can vote"),
+        (["--config.eval.knn_k=(40,)", "--config.eval.leave_one_out=1"], "take at most 39"),
+        (["--config.eval.knn_k=(3,4.5)"], "takes whole numbers"),
+        (["--config.eval.knn_k=()"], "takes one or more numbers"),
+        (["--config.data.test_split=tset"], "has no such split"),
+    ],
+)
+def test_wrong_input_gets_one_line(pretrained, flags, said):
+    before = hashes(pretrained)
+    status, out, err = call(config("knn"), f"--config.pretrained={pretrained}", *flags)
+    assert status in (1, 2) and out == "" and said in err.splitlines()[-1]
+    assert hashes(pretrained) == before
+
+
+def test_images_without_labels_and_a_class_without_images_are_refused(pretrained, images, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(images / "train" / "even", flat)
+    status, out, err = call(
+        config("knn"), f"--config.pretrained={pretrained}", f"--config.data.dir={flat}"
+    )
+    assert (status, out) == (1, "") and "'folder' has no labels" in err and err.count("\n") == 1
+    gaussians(tmp_path / "given", missing=1)
+    _, test = gaussians(tmp_path / "whole")
+    np.savez(tmp_path / "given" / "test.npz", **test)
+    status, out, err = call(config("knn"), f"--config.features={tmp_path / 'given'}")
+    assert (status, out) == (1, "") and "class '1' has no image" in err and err.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_architecture_is_named(pretrained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(pretrained, other)
+    record = json.loads((other / "config.json").read_text())
+    record["model"]["width"] = 8
+    (other / "config.json").write_text(json.dumps(record))
+    status, out, err = call(config("knn"), f"--config.pretrained={other}")
+    assert (status, out) == (1, "") and "is of another network" in err and err.count("\n") == 1
