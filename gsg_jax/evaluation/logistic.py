@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gsg_jax.evaluation.scores import Metric
+
 # The papers do not say whether they mean it an image or a set; here it is an image's.
 TRANSFER_L2S = tuple(np.logspace(-6, 5, 45).tolist())
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
-Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Fit(NamedTuple):
@@ -64,6 +65,30 @@ def binary_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(total / jnp.maximum(jnp.sum(counts, axis=0), 1))
 
 
+def objective(
+    kernel: jax.Array,
+    bias: jax.Array,
+    features: jax.Array,
+    labels: jax.Array,
+    l2: jax.Array,
+    loss: Loss = softmax_loss,
+) -> jax.Array:
+    """What every linear classifier minimises: loss + l2 / 2 x ||kernel||^2; the bias is free.
+
+    Args:
+      kernel: [F, C].
+      bias: [C].
+      features: [N, F].
+      labels: as the loss takes them.
+      l2: strength of the regularisation, a scalar, at least 0.
+      loss: softmax_loss or binary_loss.
+
+    Returns:
+      A scalar, at least 0.
+    """
+    return loss(_logits(features, kernel, bias), labels) + l2 / 2 * jnp.sum(jnp.square(kernel))
+
+
 def fit(
     features: np.ndarray,
     labels: np.ndarray,
@@ -75,7 +100,7 @@ def fit(
     max_steps: int = 1000,
     tolerance: float = 1e-5,
 ) -> Fit:
-    """Minimises loss + l2 / 2 x ||kernel||^2 over all images at once; the bias is free.
+    """Minimises the objective over all images at once.
 
     scikit-learn's LogisticRegression(C=c) has the same optimum at l2 = 1 / (c N).
 
@@ -118,12 +143,11 @@ def _minimise(weights, features, labels, l2, max_steps, tolerance, *, loss):
     # that L-BFGS crawls: it is given the kernel in units in which both bend alike.
     unit = 1 / jnp.sqrt(1 + l2)
 
-    def objective(weights):
-        kernel, bias = weights[0] * unit, weights[1]
-        return loss(_logits(features, kernel, bias), labels) + l2 / 2 * jnp.sum(jnp.square(kernel))
+    def scaled_objective(weights):
+        return objective(weights[0] * unit, weights[1], features, labels, l2, loss)
 
     solver = optax.lbfgs()
-    value_and_gradient = optax.value_and_grad_from_state(objective)
+    value_and_gradient = optax.value_and_grad_from_state(scaled_objective)
 
     def goes_on(carry):
         _, _, _, gradient, num_steps = carry
@@ -132,7 +156,7 @@ def _minimise(weights, features, labels, l2, max_steps, tolerance, *, loss):
     def step(carry):
         weights, state, value, gradient, num_steps = carry
         updates, state = solver.update(
-            gradient, state, weights, value=value, grad=gradient, value_fn=objective
+            gradient, state, weights, value=value, grad=gradient, value_fn=scaled_objective
         )
         weights = optax.apply_updates(weights, updates)
         # The line search has already been there, and left both in its state.
@@ -183,8 +207,9 @@ def sweep(
     """
     features = jnp.asarray(features, jnp.float32)
     val_features = jnp.asarray(val_features, jnp.float32)
-    found = Sweep(0.0, None, *np.zeros((3, len(l2s))))
-    last, best_figure = None, -np.inf
+    figures, gradient_norms = np.zeros((2, len(l2s)))
+    num_steps = np.zeros(len(l2s), int)
+    last, best = None, None
     for n in np.argsort(l2s)[::-1]:
         last = fit(
             features,
@@ -196,14 +221,11 @@ def sweep(
             max_steps=max_steps,
             tolerance=tolerance,
         )
-        figure = metric(linear_scores(val_features, last.kernel, last.bias), val_labels)
-        found.figures[n] = figure
-        found.num_steps[n] = last.num_steps
-        found.gradient_norms[n] = last.gradient_norm
-        if figure > best_figure:
-            best_figure = figure
-            found = found._replace(l2=l2s[n], fit=last)
-    return found
+        figures[n] = metric(linear_scores(val_features, last.kernel, last.bias), val_labels)
+        num_steps[n], gradient_norms[n] = last.num_steps, last.gradient_norm
+        if best is None or figures[n] > figures[best]:
+            best, best_fit = n, last
+    return Sweep(l2s[best], best_fit, figures, num_steps, gradient_norms)
 
 
 def linear_scores(features: np.ndarray, kernel: jax.Array, bias: jax.Array) -> np.ndarray:

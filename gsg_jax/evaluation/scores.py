@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
 IGNORED = -1
 RECALL_LEVELS = 11
 

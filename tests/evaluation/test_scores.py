@@ -60,7 +60,8 @@ def test_a_row_of_nan_hits_nothing():
     scores = np.array([[np.nan] * 3, [0, 1, 2], [np.nan, 1, 2]])
     for k in [1, 2]:
         np.testing.assert_array_equal(hits(scores, np.array([0, 2, 2]), k), [False, True, k == 2])
-    assert not hits(scores, np.array([0, 2, 2]), 3)[0]
+    for k in [3, 8]:
+        np.testing.assert_array_equal(hits(scores, np.array([0, 2, 2]), k), [False, True, True])
 
 
 def test_mean_per_class_equals_a_plain_loop_over_the_classes_that_occur():
