@@ -1,0 +1,164 @@
+"""Figures of a classifier, and how far they would move with other test images."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+IGNORED = -1
+RECALL_LEVELS = 11
+
+
+def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Which images have their class among the k highest scores.
+
+    Args:
+      scores: [N, C]. Of equal scores the lowest class is first, as with argmax; a NaN is above
+        every number, so what has diverged hits nothing.
+      labels: int [N], from 0 to C - 1.
+      k: at least 1; a k above C is taken for C.
+
+    Returns:
+      bool [N].
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)  # [N, 1]
+    is_before = np.arange(scores.shape[1])[None, :] < labels[:, None]
+    # Negated, since a NaN is neither above nor at most a number.
+    is_ahead = ~(scores <= own) | ((scores == own) & is_before)
+    return is_ahead.sum(axis=1) < min(k, scores.shape[1])
+
+
+def recall_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes of the share of their images that are hits.
+
+    Args:
+      hits: bool [N].
+      labels: int [N], at least 0; a class without an image does not count.
+
+    Returns:
+      A share in [0, 1].
+    """
+    num_images = np.bincount(labels)
+    num_hits = np.bincount(labels, weights=hits)
+    occurs = num_images > 0
+    return float(np.mean(num_hits[occurs] / num_images[occurs]))
+
+
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of images that have their class among the k highest scores.
+
+    Args:
+      scores: [N, C].
+      labels: int [N], from 0 to C - 1.
+      k: at least 1; from C on every image is a hit.
+
+    Returns:
+      A share in [0, 1].
+    """
+    return float(np.mean(hits(scores, labels, k)))
+
+
+def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Top-1 accuracy of each class that occurs, averaged over these classes.
+
+    Args:
+      scores: [N, C].
+      labels: int [N], from 0 to C - 1.
+
+    Returns:
+      A share in [0, 1].
+    """
+    return recall_per_class(hits(scores, labels, 1), labels)
+
+
+def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Interpolated average precision of one class, as in PASCAL VOC 2007.
+
+    The mean over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or above.
+
+    Args:
+      scores: [N]; higher is surer. A NaN is below every number.
+      labels: int [N]: 1 has the class, 0 has not, -1 is left out.
+
+    Returns:
+      A share in [0, 1].
+
+    Raises:
+      ValueError: where no label is 1.
+
+    Source: Everingham et al., IJCV 2010, section 4.2.
+    Differs from the reference: images of equal scores are retrieved together, so that the order
+    of the images does not matter.
+    """
+    scores, labels = scores[labels != IGNORED], labels[labels != IGNORED]
+    if not (num_positives := np.sum(labels == 1)):
+        raise ValueError(f"none of the {len(labels)} labels is 1: recall needs a positive")
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    order = np.argsort(-scores)
+    ranked = scores[order]
+    is_last_of_equals = np.append(ranked[1:] != ranked[:-1], True)
+    num_retrieved = 1 + np.flatnonzero(is_last_of_equals)
+    num_found = np.cumsum(labels[order] == 1)[is_last_of_equals]
+    precision_from = np.maximum.accumulate((num_found / num_retrieved)[::-1])[::-1]
+    # In whole numbers: 0.1 + 0.2 is not 0.3.
+    levels = np.arange(RECALL_LEVELS) * num_positives
+    first = np.searchsorted(num_found * (RECALL_LEVELS - 1), levels)
+    return float(np.mean(precision_from[first]))
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes of the 11-point average precision.
+
+    Args:
+      scores: [N, C]; higher is surer.
+      labels: int [N, C]: 1, 0, or -1 = left out; a class without a 1 does not count.
+
+    Returns:
+      A share in [0, 1].
+
+    Raises:
+      ValueError: where no label at all is 1.
+
+    Source: Everingham et al., IJCV 2010, section 4.2.
+    """
+    classes = np.flatnonzero((labels == 1).any(axis=0))
+    if not len(classes):
+        raise ValueError(f"none of the {labels.size} labels is 1: recall needs a positive")
+    return float(np.mean([average_precision_11_point(scores[:, c], labels[:, c]) for c in classes]))
+
+
+def bootstrap_interval(
+    metric: Callable[..., float],
+    *examples: np.ndarray,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a metric over the test images.
+
+    A resample costs what the metric costs, so give it as little as it needs: top-k accuracy is
+    `bootstrap_interval(np.mean, hits(scores, labels, k))`, mean per class is
+    `bootstrap_interval(recall_per_class, hits(scores, labels, 1), labels)`, and mean average
+    precision needs all, `bootstrap_interval(mean_average_precision, scores, labels)`.
+
+    Args:
+      metric: maps the examples, or as many drawn of them with replacement, to a figure.
+      *examples: its arguments, each [N, ...]; row n of all of them is of image n.
+      confidence: share of the resamples within the interval, in (0, 1).
+      num_resamples: at least 1.
+      seed: of the draws.
+
+    Returns:
+      (low, high).
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    rng = np.random.default_rng(seed)
+    num_images = len(examples[0])
+    figures = []
+    for _ in range(num_resamples):
+        drawn = rng.integers(num_images, size=num_images)
+        figures.append(metric(*(array[drawn] for array in examples)))
+    low, high = np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

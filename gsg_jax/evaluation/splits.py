@@ -1,0 +1,83 @@
+"""Parts of a labelled set that keep every class: one to choose by, and small ones to learn from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gsg_jax.errors import UserError
+
+
+def split_held_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits images by class into those to fit on and those to choose by.
+
+    Args:
+      labels: int [N].
+      share: of each class that is held out, in (0, 1); rounded, but at least one image is held
+        out and at least one is fitted on. Of a class with one image none is held out.
+      seed: of the choice.
+
+    Returns:
+      (fit_indices, held_out_indices), int, each sorted; together 0 to N - 1.
+
+    Raises:
+      ValueError: where share is not in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}: hold out more than 0 and less than 1")
+    held_out = [
+        rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]
+        for rows in _shuffled_classes(labels, seed)
+    ]
+    is_held_out = np.zeros(len(labels), bool)
+    is_held_out[np.concatenate(held_out)] = True
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A part of a set with as many images of every class.
+
+    The parts of one seed lie within each other: the 1 % are among the 10 %.
+
+    Args:
+      labels: int [N], of C different values.
+      share: of the set, in (0, 1]. Each class gives round(share N / C) images, at least one, and
+        all that it has where it has fewer.
+      seed: of the choice.
+
+    Returns:
+      Indices, int, sorted.
+
+    Raises:
+      ValueError: where share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}: take more than 0 and at most 1")
+    classes = _shuffled_classes(labels, seed)
+    num_each = max(round(share * len(labels) / len(classes)), 1)
+    return np.sort(np.concatenate([rows[:num_each] for rows in classes]))
+
+
+def check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Checks that no class is without an image.
+
+    Args:
+      labels: int [N], from 0 to C - 1.
+      class_names: of the C classes.
+
+    Raises:
+      UserError: names the first class without an image.
+    """
+    num_images = np.bincount(labels, minlength=len(class_names))
+    missing = np.flatnonzero(num_images == 0)
+    if len(missing):
+        raise UserError(
+            f"class {class_names[missing[0]]!r} has no image among the {len(labels)} to learn "
+            f"from ({len(missing)} of {len(class_names)} classes have none): add one of each, or "
+            "leave these classes out of the set"
+        )
+
+
+def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The indices of each class that occurs, in an order that depends on nothing but the seed."""
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
