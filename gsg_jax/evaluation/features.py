@@ -21,9 +21,6 @@ Embed = Callable[[np.ndarray], np.ndarray]
 # Of the mean: float32 has seven digits.
 CONSTANT_STD = 1e-6
 
-# Of the mean: float32 has seven digits.
-CONSTANT_STD = 1e-6
-
 
 def embed_source(embed: Embed, source: Source, *, batch_size: int, size: int | None) -> np.ndarray:
     """Embeds every image of a source, in its order.
@@ -104,27 +101,6 @@ def _embed(backbone, mean, std, variables, images):
     return backbone.apply(variables, normalised, train=False)
 
 
-def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Brings every channel to mean 0 and standard deviation 1 over the training set.
-
-    Args:
-      train: embeddings, [N, F].
-      *others: embeddings of other sets, each [M, F]; moved and scaled as train is.
-
-    Returns:
-      train and the others, float32. A channel that is constant over train, but for rounding, is
-      only moved.
-    """
-    mean = np.mean(train, axis=0, dtype=np.float64)
-    # By the squares, in float64: np.std would make a copy of the set that is twice as large.
-    squares = np.einsum("nf,nf->f", train, train, dtype=np.float64) / len(train)
-    std = np.sqrt(np.maximum(squares - mean**2, 0))
-    scale = np.where(std > CONSTANT_STD * np.abs(mean), std, 1)
-    return [
-        ((rows - mean[None, :]) / scale[None, :]).astype(np.float32) for rows in (train, *others)
-    ]
-
-
 def pixels(images: np.ndarray) -> np.ndarray:
     """Raw pixels as embeddings: [N, H, W, C] to float32 [N, H x W x C] in [0, 1]."""
     return images.reshape(len(images), -1).astype(np.float32) / 255
@@ -146,6 +122,8 @@ def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     squares = np.einsum("nf,nf->f", train, train, dtype=np.float64) / len(train)
     std = np.sqrt(np.maximum(squares - mean**2, 0))
     scale = np.where(std > CONSTANT_STD * np.abs(mean), std, 1)
+    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
     return [
-        ((rows - mean[None, :]) / scale[None, :]).astype(np.float32) for rows in (train, *others)
+        (rows.astype(np.float32, copy=False) - mean[None, :]) / scale[None, :]
+        for rows in (train, *others)
     ]

@@ -162,3 +162,30 @@ def bootstrap_interval(
         figures.append(metric(*(array[drawn] for array in examples)))
     low, high = np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def classification_figures(
+    prefix: str, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float | list[float]]:
+    """The figures of a classifier, each with its 95 % interval over the test images.
+
+    Args:
+      prefix: of their names.
+      scores: [N, C].
+      labels: int [N], from 0 to C - 1.
+
+    Returns:
+      PREFIX_top1, PREFIX_top5 and PREFIX_mean_per_class, shares in [0, 1], and NAME_interval,
+      [low, high], of each.
+    """
+    first, fifth = hits(scores, labels, 1), hits(scores, labels, 5)
+    metrics = {
+        "top1": (np.mean, first),
+        "top5": (np.mean, fifth),
+        "mean_per_class": (recall_per_class, first, labels),
+    }
+    figures = {}
+    for name, (metric, *examples) in metrics.items():
+        figures[f"{prefix}_{name}"] = float(metric(*examples))
+        figures[f"{prefix}_{name}_interval"] = list(bootstrap_interval(metric, *examples))
+    return figures

@@ -26,7 +26,9 @@ PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
 NOT_SHARES = ("_learning_rate", "_weight_decay", "_l2", "_num_labels")
 
 
-def run_every_evaluation(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run_every_evaluation(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Any]:
     """Runs every evaluation of one checkpoint, one after another.
 
     What one of them has found is kept as soon as it is there: a stopped job goes on behind it.

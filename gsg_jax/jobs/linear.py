@@ -15,7 +15,7 @@ from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, labels_of
 from gsg_jax.evaluation.features import standardize
 from gsg_jax.evaluation.probe import fit_probe
-from gsg_jax.evaluation.scores import classification_figures, top_k_accuracy
+from gsg_jax.evaluation.scores import Metric, classification_figures, top_k_accuracy
 from gsg_jax.evaluation.splits import split_held_out
 from gsg_jax.jobs.labelled import Labelled, check_labelled, labelled_features, open_test
 from gsg_jax.progress import say
@@ -117,7 +117,7 @@ def solve(
     num_classes: int,
     config: ml_collections.ConfigDict,
     *,
-    metric: logistic.Metric,
+    metric: Metric,
     loss: logistic.Loss = logistic.softmax_loss,
 ) -> tuple[np.ndarray, float]:
     """Chooses a strength of regularisation, solves with it on all that is not for the test.
