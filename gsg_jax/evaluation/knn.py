@@ -1,14 +1,173 @@
 """The k-nearest-neighbour classifier: how good are embeddings without training anything?"""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsg_jax.similarity import normalize
+from gsg_jax.similarity import norm, normalize
 
-QUERY_BLOCK = 256
+BANK_BLOCK = 2**14  # rows of the bank on the device at once, or more where k is large
+BANK_BLOCK_PER_NEIGHBOUR = 150  # few large blocks, since each one's merge costs as k does
+SIMILARITIES = 2**23  # of a block: 32 MiB stay in a CPU's cache, and need no new pages each time
+VOTE_BLOCK = 1024  # queries whose votes are counted at once
+
+
+def neighbours(
+    bank: np.ndarray, query: np.ndarray, k: int, *, leave_one_out: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of a bank that are most similar to each query, by cosine; exact.
+
+    Both arrays stay on the host (a np.memmap on its disk), and go to the device block by block:
+    its memory bounds neither of them.
+
+    Args:
+      bank: embeddings of any length and float type, [N, F]; normalised here.
+      query: embeddings, [Q, F]; normalised here.
+      k: neighbours, from 1 to N (to N - 1 with leave_one_out).
+      leave_one_out: the query is the bank, and no row is its own neighbour.
+
+    Returns:
+      (similarity, index), float32 and int32 [Q, k]: cosines in [-1, 1] from the highest down, and
+      the rows of the bank they belong to; of equal cosines the lowest row comes first.
+
+    Raises:
+      ValueError: where k is larger than the bank, or a row is not finite.
+    """
+    if k > len(bank) - leave_one_out:
+        raise ValueError(f"k is {k}, the bank has {len(bank)} images: take a smaller k")
+    bank_block = min(len(bank), max(BANK_BLOCK, BANK_BLOCK_PER_NEIGHBOUR * k))
+    return blocked_neighbours(
+        bank,
+        query,
+        k,
+        leave_one_out=leave_one_out,
+        bank_block=bank_block,
+        query_block=max(1, SIMILARITIES // bank_block),
+        group=2 ** max(0, round(np.log2(bank_block / k) / 2)),  # as many groups as candidates
+    )
+
+
+def blocked_neighbours(
+    bank: np.ndarray,
+    query: np.ndarray,
+    k: int,
+    *,
+    leave_one_out: bool,
+    bank_block: int,
+    query_block: int,
+    group: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`neighbours` by sizes, which change its time and memory, and nothing else.
+
+    Args:
+      bank: embeddings, [N, F].
+      query: embeddings, [Q, F].
+      k: neighbours.
+      leave_one_out: the query is the bank, and no row is its own neighbour.
+      bank_block: rows of the bank at once, rounded up to whole groups.
+      query_block: queries at once.
+      group: neighbouring rows of the bank that compete by their best one first.
+
+    Returns:
+      (similarity, index), each [Q, k].
+
+    Raises:
+      ValueError: where a row is not finite.
+    """
+    bank_block = _even(bank_block, len(bank), group)
+    query_block = _even(query_block, len(query), 1)
+    _check_finite("bank", bank, bank_block)
+    _check_finite("query", query, query_block)
+    none_yet = jnp.full((query_block, k), -jnp.inf), jnp.zeros((query_block, k), jnp.int32)
+    best = [none_yet for _ in range(0, len(query), query_block)]
+    for first_row, block in _blocks(bank, bank_block):
+        rows, num_rows = _unit(block), min(bank_block, len(bank) - first_row)
+        for n, (first_query, queries) in enumerate(_blocks(query, query_block)):
+            itself = first_query - first_row if leave_one_out else None
+            best[n] = _merge(best[n], rows, queries, first_row, num_rows, itself, group=group)
+    similarity, index = (np.concatenate(parts)[: len(query)] for parts in zip(*best, strict=True))
+    return similarity, index
+
+
+def _even(block: int, total: int, multiple: int) -> int:
+    """Size that covers the total with as many blocks, so that the last is hardly padded."""
+    size = -(-total // -(-total // block))
+    return multiple * -(-size // multiple)
+
+
+def _blocks(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The first row of each block, and the block, padded with zeros: all compile to one shape."""
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        if len(block) < size:
+            block = np.pad(block, ((0, size - len(block)), (0, 0)))
+        yield start, block
+
+
+def _check_finite(name: str, rows: np.ndarray, size: int) -> None:
+    if num_bad := sum(int(_num_not_finite(block)) for _, block in _blocks(rows, size)):
+        raise ValueError(
+            f"{num_bad} of the {len(rows)} rows of the {name} hold NaN or inf, or their length is "
+            "beyond float32: has the encoder diverged?"
+        )
+
+
+@jax.jit
+def _num_not_finite(rows):
+    return jnp.sum(~jnp.isfinite(norm(rows.astype(jnp.float32))))
+
+
+@jax.jit
+def _unit(rows):
+    return normalize(rows.astype(jnp.float32))
+
+
+@partial(jax.jit, static_argnames="group")
+def _merge(best, bank, query, first_row, num_rows, itself, *, group):
+    """Lets a block of the bank compete with the best of the blocks before it.
+
+    The k best rows lie in the k groups whose maxima are the highest, so only these groups are
+    looked into: a top-k of maxima and one of candidates cost less than one of all rows. That
+    holds for ties too, since groups are of successive rows and the lowest comes first.
+
+    Args:
+      best: (similarity, index), each [Q, k].
+      bank: unit rows, [N, F].
+      query: embeddings, [Q, F].
+      first_row: place of the block in the bank.
+      num_rows: how many of the N are no padding.
+      itself: row of the block that is the first query, or None.
+      group: rows of a group; divides N.
+
+    Returns:
+      (similarity, index), each [Q, k].
+    """
+    similarity = jnp.matmul(_unit(query), bank.T, precision=jax.lax.Precision.HIGHEST)  # [Q, N]
+    similarity = similarity.reshape(len(query), -1, group)  # [Q, N / group, group]
+
+    def admitted(similarity, row):
+        is_barred = row >= num_rows
+        if itself is not None:
+            is_barred |= row == itself + jnp.arange(len(query))[:, None, None]
+        return jnp.where(is_barred, -jnp.inf, similarity)
+
+    k, num_groups = best[0].shape[1], similarity.shape[1]
+    row = jnp.arange(len(bank)).reshape(1, num_groups, group)
+    highest = jnp.max(admitted(similarity, row), axis=2)  # [Q, N / group]
+    _, groups = jax.lax.top_k(highest, min(k, num_groups))
+    groups = jnp.sort(groups, axis=1)[:, :, None]  # of equal candidates the lowest row first
+    row = groups * group + jnp.arange(group)[None, None]  # [Q, k, group]
+    # Masked once more, since one masked copy of all similarities would cost a write and a read.
+    similarity = jnp.take_along_axis(similarity, groups, axis=1, mode="promise_in_bounds")
+    similarity = admitted(similarity, row).reshape(len(query), -1)  # [Q, k * group]
+    index = first_row + row.reshape(len(query), -1)
+
+    similarity, place = jax.lax.top_k(jnp.concatenate([best[0], similarity], axis=1), k)
+    index = jnp.concatenate([best[1], index], axis=1)
+    return similarity, jnp.take_along_axis(index, place, axis=1, mode="promise_in_bounds")
 
 
 def knn_scores(
@@ -36,31 +195,26 @@ def knn_scores(
       Scores, float32 [Q, C]; the prediction is their argmax.
 
     Raises:
-      ValueError: where k is larger than the bank.
+      ValueError: where k is larger than the bank, or an embedding is not finite.
 
     Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
     """
-    if k > len(bank) - leave_one_out:
-        raise ValueError(f"k is {k}, the bank has {len(bank)} images: take a smaller k")
-    bank = normalize(jnp.asarray(bank, jnp.float32))
-    labels = jnp.asarray(bank_labels, jnp.int32)
-    score = partial(_block_scores, k=k, temperature=temperature, num_classes=num_classes)
-    scores = []
-    for start in range(0, len(query), QUERY_BLOCK):
-        block = normalize(jnp.asarray(query[start : start + QUERY_BLOCK], jnp.float32))
-        itself = start + jnp.arange(len(block)) if leave_one_out else jnp.full(len(block), -1)
-        scores.append(np.asarray(score(bank, labels, block, itself)))
-    return np.concatenate(scores)
+    similarity, index = neighbours(bank, query, k, leave_one_out=leave_one_out)
+    return np.concatenate(
+        list(_votes(similarity, bank_labels[index], temperature, num_classes=num_classes))
+    )
 
 
-@partial(jax.jit, static_argnames=("k", "temperature", "num_classes"))
-def _block_scores(bank, labels, query, itself, *, k, temperature, num_classes):
-    similarity = jnp.matmul(query, bank.T, precision=jax.lax.Precision.HIGHEST)  # [Q, N]
-    is_itself = jnp.arange(bank.shape[0])[None, :] == itself[:, None]
-    similarity, neighbours = jax.lax.top_k(jnp.where(is_itself, -jnp.inf, similarity), k)
-    weights = jnp.exp(similarity / temperature)  # [Q, k]
-    classes = jax.nn.one_hot(labels[neighbours], num_classes)  # [Q, k, C]
-    return jnp.sum(weights[:, :, None] * classes, axis=1)
+def _votes(
+    similarity: np.ndarray, labels: np.ndarray, temperature: float, *, num_classes: int
+) -> Iterator[np.ndarray]:
+    """Scores of each block of queries, float32 [VOTE_BLOCK or fewer, C]."""
+    for start in range(0, len(labels), VOTE_BLOCK):
+        block = labels[start : start + VOTE_BLOCK]  # [Q, k]
+        weights = np.exp(similarity[start : start + VOTE_BLOCK] / temperature)
+        bins = np.arange(len(block))[:, None] * num_classes + block
+        votes = np.bincount(bins.ravel(), weights.ravel(), len(block) * num_classes)
+        yield votes.astype(np.float32).reshape(len(block), num_classes)
 
 
 def knn_top1(
@@ -86,15 +240,54 @@ def knn_top1(
 
     Returns:
       Top-1 accuracy in [0, 1].
+
+    Raises:
+      ValueError: where k is larger than the bank, or an embedding is not finite.
     """
-    num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    scores = knn_scores(
+    return knn_top1_by_k(
         bank,
         bank_labels,
         query,
-        k=k,
+        query_labels,
+        ks=(k,),
         temperature=temperature,
-        num_classes=num_classes,
         leave_one_out=leave_one_out,
-    )
-    return float(np.mean(scores.argmax(axis=1) == query_labels))
+    )[0]
+
+
+def knn_top1_by_k(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    query: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    leave_one_out: bool = False,
+) -> list[float]:
+    """`knn_top1` for several k, at the cost of the largest.
+
+    Args:
+      bank: embeddings with known labels, [N, F].
+      bank_labels: int [N].
+      query: embeddings to classify, [Q, F].
+      query_labels: int [Q].
+      ks: numbers of neighbours, at least one.
+      temperature: of the votes.
+      leave_one_out: the query is the bank, and no image votes for itself.
+
+    Returns:
+      Top-1 accuracy in [0, 1] for each k, in the order of ks.
+
+    Raises:
+      ValueError: where a k is larger than the bank, or an embedding is not finite.
+    """
+    num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
+    similarity, index = neighbours(bank, query, max(ks), leave_one_out=leave_one_out)
+    labels = bank_labels[index]  # [Q, max(ks)]
+    top1 = []
+    for k in ks:
+        votes = _votes(similarity[:, :k], labels[:, :k], temperature, num_classes=num_classes)
+        predictions = np.concatenate([block.argmax(axis=1) for block in votes])
+        top1.append(float(np.mean(predictions == query_labels)))
+    return top1
