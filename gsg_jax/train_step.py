@@ -160,7 +160,8 @@ def train_step(
 
     Returns:
       (state, metrics): the state after the step, and scalars: loss, grad_norm, FIGURES (NaN between
-      the logged steps; the gradient's where it is inspected), the online probe's, and the method's own.
+      the logged steps; the gradient's where it is inspected), and what the method and the online
+      probe add.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     view_key, loss_key = jax.random.split(key)

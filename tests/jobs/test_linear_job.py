@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tests.jobs.test_knn import gaussians
+from tests.jobs.test_knn_job import gaussians
 from tests.runs import call, config, figures, hashes
 
 SMALL = ("--config.probe.num_epochs=30", "--config.lbfgs.num_l2=7", "--config.lbfgs.l2=(1e-4,1.0)")
