@@ -50,7 +50,8 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
       {knn_top1_k<k>: accuracy in [0, 1]}.
 
     Raises:
-      UserError: where k is larger than the number of images that vote.
+      UserError: where k is larger than the number of images that vote, or an embedding is not
+        finite.
     """
     train, test = labelled.train, labelled.test or labelled.train
     leave_one_out = labelled.test is None
@@ -60,15 +61,18 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
             f"--config.eval.knn_k={ks}: {max(ks)} is larger than the bank, of which {num_voters} "
             f"images can vote: take at most {num_voters}"
         )
-    top1 = knn_top1_by_k(
-        train.h,
-        train.label,
-        test.h,
-        test.label,
-        ks=ks,
-        temperature=temperature,
-        leave_one_out=leave_one_out,
-    )
+    try:
+        top1 = knn_top1_by_k(
+            train.h,
+            train.label,
+            test.h,
+            test.label,
+            ks=ks,
+            temperature=temperature,
+            leave_one_out=leave_one_out,
+        )
+    except ValueError as error:  # embeddings that are not finite
+        raise UserError(f"k-NN: {error}") from error
     whom = "one another" if leave_one_out else f"{len(test.h):,}"
     say(f"k-NN: {len(train.h):,} images vote on {whom}")
     for k, score in zip(ks, top1, strict=True):

@@ -1,0 +1,109 @@
+"""The job that runs every evaluation: one file, one table, and nothing done twice."""
+
+import json
+
+import pytest
+
+from gsg_jax.jobs import evaluate_all
+from gsg_jax.jobs.evaluate_all import as_markdown
+from tests.runs import call, config, figures
+
+SMALL = (
+    "--config.eval.knn_k=(3,5)",
+    "--config.probe.num_epochs=5",
+    "--config.lbfgs.num_l2=2",
+    "--config.lbfgs.l2=(1e-4,1e-2)",
+    "--config.finetune_labels=(0.5,1.0)",
+    "--config.optim.backbone_learning_rates=(0.1,)",
+    "--config.optim.head_learning_rates=(1.0,)",
+    "--config.run.num_epochs=2",
+    "--config.transfer.sets=('dtd',)",
+)
+
+
+def evaluate(pretrained, workdir, *flags):
+    """Runs the job: its last line, and what it has said."""
+    flags = (f"--config.pretrained={pretrained}", f"--workdir={workdir}", *SMALL, *flags)
+    status, out, err = call(config("evaluate_all"), *flags)
+    assert status == 0, err
+    return figures(out), err
+
+
+def test_all_figures_are_in_one_file_and_one_table_and_in_the_last_line(
+    pretrained, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
+    last, _ = evaluate(pretrained, tmp_path)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(record["figures"]) == ["knn", "probe", "lbfgs", "finetune", "transfer"]
+    assert record["about"] == {"method": "simsiam_gsg", "encoder": "pretrained", "step": 6}
+    merged = {key: value for part in record["figures"].values() for key, value in part.items()}
+    assert last == {"job": "evaluate_all", **record["about"], **merged}
+    table = (tmp_path / "evaluation.md").read_text()
+    for name in ("knn_top1_k5", "linear_top1", "lbfgs_top5", "finetune_50pct_top1"):
+        assert f"| {name} | {100 * last[name]:.2f} |" in table
+    assert "Sets that are not on the machine: dtd." in table
+
+    again, err = evaluate(pretrained, tmp_path)
+    assert again == last and err.count("already") == 5 and "top-1" not in err
+
+
+def test_a_job_that_was_killed_goes_on_behind_what_it_has_found(pretrained, tmp_path, monkeypatch):
+    flags = ("--config.parts=('knn','lbfgs','probe')",)
+    probe = evaluate_all.score_by_probe
+    monkeypatch.setattr(
+        evaluate_all, "score_by_probe", lambda *_: (_ for _ in ()).throw(MemoryError)
+    )
+    status, out, _ = call(
+        config("evaluate_all"),
+        f"--config.pretrained={pretrained}",
+        f"--workdir={tmp_path}",
+        *SMALL,
+        *flags,
+    )
+    assert (status, out) == (1, "")
+    kept = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
+    assert list(kept) == ["knn", "lbfgs"]
+    monkeypatch.setattr(evaluate_all, "score_by_probe", probe)
+    last, err = evaluate(pretrained, tmp_path, *flags)
+    assert err.count("already") == 4  # two parts, and the embeddings of two splits
+    assert last["linear_top1"] >= 0 and last["lbfgs_l2"] == kept["lbfgs"]["lbfgs_l2"]
+
+
+def test_a_file_of_other_settings_is_left_alone(pretrained, tmp_path):
+    flags = ("--config.parts=('knn',)",)
+    evaluate(pretrained, tmp_path, *flags)
+    before = (tmp_path / "evaluation.json").read_text()
+    common = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}", *SMALL, *flags)
+    status, out, err = call(config("evaluate_all"), *common, "--config.run.seed=1")
+    assert (status, out) == (1, "") and "of other settings" in err.splitlines()[-1]
+    assert (tmp_path / "evaluation.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.parts=('knn','linear')"], "take from knn, probe"),
+        (["--config.encoder=pixels"], "leave finetune and transfer out"),
+        (["--config.finetune_labels=(0,)"], "each must be from"),
+    ],
+)
+def test_wrong_input_gets_one_line(pretrained, tmp_path, flags, said):
+    common = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}")
+    status, out, err = call(config("evaluate_all"), *common, *flags)
+    assert status in (1, 2) and out == "" and said in err and err.count("\n") == 1
+
+
+def test_the_table_has_percents_with_their_intervals_and_no_learning_rate():
+    table = as_markdown(
+        {"method": "byol", "step": 7},
+        {"a_top1": 0.5, "a_top1_interval": [0.25, 0.75], "a_learning_rate": 0.1, "b": 1.0},
+    )
+    assert table.splitlines() == [
+        "# Evaluation: method byol, step 7",
+        "",
+        "| figure | % | 95 % interval |",
+        "|---|---|---|",
+        "| a_top1 | 50.00 | 25.00 to 75.00 |",
+        "| b | 100.00 |  |",
+    ]
