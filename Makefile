@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-fast lint format bench compare clean
+.PHONY: help setup quickstart test test-fast lint format bench compare results clean
 help: ## says what the verbs are
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -48,6 +48,9 @@ bench: setup ## times the step of every method
 
 compare: setup ## pretrains briefly with every method and prints one table (runs/compare)
 	@$(BIN)/python benchmarks/compare.py
+
+results: setup ## pretrains with four methods by three seeds, judges them, and writes docs/results.md
+	@$(BIN)/python benchmarks/results.py --output=docs/results.md
 
 clean: ## removes .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

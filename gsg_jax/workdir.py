@@ -55,7 +55,7 @@ def claim_for_evaluation(
     Raises:
       UserError: where the folder cannot be written, or holds another evaluation.
     """
-    config = ml_collections.ConfigDict({**config, "digest": digest})
+    config = ml_collections.ConfigDict(config.to_dict() | {"digest": digest})
     path = workdir / "config.json"
     if path.exists() and (differing := differences(config, read_object(path))):
         raise UserError(

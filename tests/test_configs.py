@@ -7,14 +7,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from gsg_jax import experiment, jobs, train
-from gsg_jax.config import check_pretraining, flat, load_config, resolve
+from gsg_jax.config import check_evaluation, check_pretraining, flat, load_config, resolve
 from gsg_jax.data.sources import open_source
 from gsg_jax.errors import UserError
 from gsg_jax.experiment import build_experiment
 from gsg_jax.main import parse_flags
 from gsg_jax.methods import METHODS
 from gsg_jax.recipes import RECIPES
-from tests.runs import METHOD_CONFIGS, ROOT, tiny, write_images
+from tests.runs import METHOD_CONFIGS, ROOT, call, tiny, write_images
 
 CONTRACT = {
     "run.seed": int,
@@ -147,6 +147,7 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
     # groups of GroupNorm, and what ViTs have.
     variants = [
         ["--config.optim.name=lars", "--config.method.target=ema", "--config.run.num_steps=0"],
+        ["--config.run.num_steps=1", "--config.eval.online_linear=true"],
         ["--config.run.num_steps=2", "--config.data.crop=host"],
         ["--config.run.num_steps=2", "--config.model.norm=group", "--config.model.norm_groups=2"],
         ["--config.run.num_steps=2", "--config.model.backbone=vit_micro"],
@@ -164,3 +165,48 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
     # The job and the recipe are read before: by main, and by the config itself.
     unread = set(flat(load("simsiam_gsg"))) - seen - {"job", "recipe"}
     assert not unread
+
+
+EVALUATIONS = ("features", "knn", "linear", "finetune", "transfer", "evaluate_all")
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_the_numbers_of_an_evaluation_pass_their_own_checks(name):
+    for recipe in ("", "imagenet") if name in ("linear", "finetune", "evaluate_all") else ("",):
+        config = load(name, recipe)
+        config.pretrained = "somewhere"
+        check_evaluation(config)
+
+
+@pytest.mark.slow
+def test_every_key_of_the_evaluations_is_read_by_somebody(tmp_path):
+    images = write_images(tmp_path / "images")
+    flags = tiny("simsiam_gsg", images, tmp_path / "run", "--config.run.num_steps=1")
+    assert call(*flags)[0] == 0
+    fast = ["--config.run.num_epochs=1", "--config.data.batch_size=16", "--config.optim.name=lars"]
+    few = ["--config.probe.num_epochs=1", "--config.lbfgs.num_l2=1", "--config.eval.knn_k=(3,)"]
+    jobs_and_flags = {
+        "features": [[]],
+        "knn": [["--config.eval.knn_k=(3,)"]],
+        "linear": [
+            ["--config.protocol=images", *fast],
+            ["--config.protocol=probe", "--config.probe.num_epochs=1"],
+            ["--config.protocol=lbfgs", "--config.lbfgs.num_l2=1"],
+        ],
+        "finetune": [["--config.labels=1.0", *fast]],
+        "transfer": [["--config.transfer.sets=('dtd',)"]],
+        "evaluate_all": [
+            ["--config.finetune_labels=(1.0,)", "--config.transfer.sets=('dtd',)", *fast, *few],
+        ],
+    }
+    for name, variants in jobs_and_flags.items():
+        seen = set()
+        for n, flags in enumerate(variants):
+            flags = [f"--config.pretrained={tmp_path / 'run'}", *flags]
+            config, _ = parse_flags(["main", f"--config={ROOT}/configs/{name}.py", *flags])
+            jobs.JOBS[name](Recorder(config, seen), tmp_path / name / str(n))
+        unread = set(flat(load(name))) - seen - {"job", "recipe"}
+        if name == "transfer":  # reads them where it finds a set: tests/jobs/test_transfer_job.py
+            unread -= {"eval.batch_size", "run.seed", "lbfgs.l2", "lbfgs.num_l2", "lbfgs.held_out"}
+            unread -= {"encoder"}
+        assert not unread, name

@@ -1,6 +1,7 @@
 """The command line: its contract, and one clear line for whatever is wrong."""
 
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from gsg_jax import jobs
-from gsg_jax.main import default_workdir, parse_flags
+from gsg_jax.main import parse_flags
 from tests.runs import ROOT, call, config, figures, hashes, start, tiny, write_images
 
 
@@ -380,8 +381,10 @@ def test_two_command_lines_in_one_process_do_not_mix():
 
 
 def test_a_run_without_a_workdir_gets_one_of_its_name_and_recipe():
-    assert default_workdir("configs/byol.py") == "runs/byol-default"
-    assert default_workdir("configs/byol.py:imagenet") == "runs/byol-imagenet"
+    _, workdir = parse_flags(["main", SIMSIAM_GSG])
+    assert workdir == pathlib.Path("runs/simsiam_gsg-default")
+    _, workdir = parse_flags(["main", config("byol", "imagenet")])
+    assert workdir == pathlib.Path("runs/byol-imagenet")
 
 
 def test_help_says_how_to_use_it():

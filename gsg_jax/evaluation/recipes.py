@@ -21,7 +21,7 @@ def evaluation(job: str, recipe: str = "default") -> ConfigDict:
       recipe: one of RECIPES.
 
     Returns:
-      A config with the groups data, eval and run.
+      A config with the groups data and eval.
 
     Raises:
       UsageError: where there is no such recipe.
@@ -42,7 +42,6 @@ def evaluation(job: str, recipe: str = "default") -> ConfigDict:
         }
     )
     config.eval = ConfigDict({"batch_size": 500})
-    config.run = ConfigDict({"seed": 0})
     return config
 
 
@@ -63,6 +62,7 @@ def add_knn(config: ConfigDict) -> None:
 
 def add_probe(config: ConfigDict) -> None:
     """Adds what linear probes on cached embeddings read: a grid, all of it trained at once."""
+    _add_seed(config)
     config.features = ""  # folder of a features job, read instead of a checkpoint
     config.probe = ConfigDict(
         {
@@ -81,6 +81,7 @@ def add_lbfgs(config: ConfigDict) -> None:
 
     Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.5: 45 values.
     """
+    _add_seed(config)
     config.lbfgs = ConfigDict(
         {
             "l2": (1e-6, 1e5),  # the least and the greatest of those tried
@@ -138,6 +139,7 @@ def add_transfer(config: ConfigDict) -> None:
 
 def _add_training(config: ConfigDict) -> None:
     """Adds what a classifier on images is trained by."""
+    _add_seed(config)
     is_paper = config.recipe == "imagenet"
     config.optim = ConfigDict(
         {
@@ -154,3 +156,9 @@ def _add_training(config: ConfigDict) -> None:
             "flip_probability": 0.5,
         }
     )
+
+
+def _add_seed(config: ConfigDict) -> None:
+    """Adds the seed of all that is drawn."""
+    if "run" not in config:
+        config.run = ConfigDict({"seed": 0})

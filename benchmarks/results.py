@@ -1,0 +1,127 @@
+"""Pretrains with four methods by several seeds, judges each by k-NN and a linear probe: one table.
+
+    python benchmarks/results.py [--recipe=default] [--seeds=0,1,2] [--methods=simsiam,byol]
+        [--workdir=runs/results] [--output=docs/results.md]
+
+Each run lies in WORKDIR/RECIPE/METHOD-SEED; one that is there already goes on, or is read. Raw
+pixels and the untrained encoder stand above them. Into --output the table goes between its marks.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
+# Columns, and the figures they hold.
+FIGURES = {
+    "k-NN, k 20": "knn_top1_k20",
+    "k-NN, k 200": "knn_top1_k200",
+    "linear probe": "linear_top1",
+}
+BEGIN, END = "<!-- made by benchmarks/results.py -->", "<!-- until here -->"
+
+
+def main() -> None:
+    """Runs what is missing, then prints the table and writes it into its place."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="default", help="recipe of the configs")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, comma-separated")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods, comma-separated")
+    parser.add_argument("--workdir", default="runs/results", help="where the runs go")
+    parser.add_argument("--output", default="", help="file whose marked part gets the table")
+    arguments = parser.parse_args()
+    seeds, methods = arguments.seeds.split(","), arguments.methods.split(",")
+    output = pathlib.Path(arguments.output) if arguments.output else None
+    if output and not {BEGIN, END} <= set(output.read_text().splitlines()):
+        parser.error(f"--output={output}: needs the lines {BEGIN} and {END}")
+
+    runs = pathlib.Path(arguments.workdir) / arguments.recipe
+    trained = {
+        (method, seed): pretrain(method, seed, arguments.recipe, runs / f"{method}-{seed}")
+        for seed in seeds
+        for method in methods
+    }
+    lines = ["| encoder | " + " | ".join(FIGURES) + " | training, s |", "|---" * 5 + "|"]
+    for encoder, method in rows(methods):
+        judged = [judge(runs / f"{method}-{seed}", encoder, seed) for seed in seeds]
+        cells = [spread([figures[name] for figures in judged]) for name in FIGURES.values()]
+        seconds = [trained[method, seed]["train_seconds"] for seed in seeds]
+        is_trained = encoder == "pretrained"
+        time = f"{np.mean(seconds):.0f}" if is_trained else "-"
+        lines.append(f"| {method if is_trained else encoder} | {' | '.join(cells)} | {time} |")
+    text = "\n".join([*lines, "", provenance(arguments)])
+    print(text)
+    if output:
+        before, _, rest = output.read_text().partition(BEGIN)
+        output.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+
+
+def rows(methods: list[str]) -> Iterator[tuple[str, str]]:
+    """(encoder, method) of each row; the baselines are those of the first method's runs."""
+    yield "pixels", methods[0]
+    yield "untrained", methods[0]
+    yield from (("pretrained", method) for method in methods)
+
+
+def pretrain(method: str, seed: str, recipe: str, folder: pathlib.Path) -> dict:
+    """Pretrains, or reads what a finished run has found; returns its last line."""
+    figures = run_job(
+        f"--config=configs/{method}.py:{recipe}",
+        f"--workdir={folder}",
+        f"--config.run.seed={seed}",
+    )
+    if figures["step"] < figures["num_steps"]:
+        sys.exit(f"stopped while {method} trained: the same command goes on")
+    return figures
+
+
+def judge(folder: pathlib.Path, encoder: str, seed: str) -> dict:
+    """Judges an encoder of a run by k-NN and linear probe; returns the job's last line."""
+    return run_job(
+        "--config=configs/evaluate_all.py",
+        f"--config.pretrained={folder}",
+        f"--config.encoder={encoder}",
+        f"--config.run.seed={seed}",
+        "--config.parts=('knn','probe')",
+        f"--workdir={folder / 'judged' / encoder}",
+    )
+
+
+def run_job(*flags: str) -> dict:
+    """Runs a job in a process of its own; returns its last line."""
+    command = [sys.executable, "-m", "gsg_jax.main", *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(flags)} ended with {done.returncode}; its reason stands above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def spread(shares: list[float]) -> str:
+    """Mean and sample standard deviation of the seeds, percent."""
+    percents = 100 * np.array(shares)
+    deviation = f" ± {np.std(percents, ddof=1):.2f}" if len(percents) > 1 else ""
+    return f"{np.mean(percents):.2f}{deviation}"
+
+
+def provenance(arguments: argparse.Namespace) -> str:
+    """What the table was made by."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    device = jax.devices()[0]
+    return (
+        f"Percent of the test images, mean ± standard deviation over the seeds {arguments.seeds}. "
+        f"Recipe {arguments.recipe}, commit {git.stdout.strip() or 'unknown'}, jax "
+        f"{jax.__version__}, Python {platform.python_version()}, {len(jax.devices())} "
+        f"{device.device_kind} device(s), {os.cpu_count()} CPU cores."
+    )
+
+
+if __name__ == "__main__":
+    main()
