@@ -18,6 +18,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
     config = recipes.evaluation("linear", recipe)
     config.protocol = "images" if recipe == "imagenet" else "probe"  # or "lbfgs"
+    config.features = ""  # folder of a features job, read instead of a checkpoint
     recipes.add_probe(config)
     recipes.add_lbfgs(config)
     recipes.add_linear_protocol(config)

@@ -50,12 +50,10 @@ def add_knn(config: ConfigDict) -> None:
 
     Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
     """
-    config.features = ""  # folder of a features job, read instead of a checkpoint
     config.eval.update(
         {
             "knn_k": (20, 200),
             "knn_temperature": 0.2,
-            "leave_one_out": False,  # True leaves the test split aside
         }
     )
 
@@ -63,7 +61,6 @@ def add_knn(config: ConfigDict) -> None:
 def add_probe(config: ConfigDict) -> None:
     """Adds what linear probes on cached embeddings read: a grid, all of it trained at once."""
     _add_seed(config)
-    config.features = ""  # folder of a features job, read instead of a checkpoint
     config.probe = ConfigDict(
         {
             "learning_rates": (0.03, 0.1, 0.3, 1.0, 3.0),  # per 256 images
