@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from gsg_jax import progress
-from gsg_jax.progress import RunDisplay
+from gsg_jax.progress import RunDisplay, counting
 
 VALUES = {
     "epoch": 1.5,
@@ -128,3 +128,23 @@ def test_a_resumed_run_counts_its_time_left_from_its_own_steps(clock):
 def test_the_last_step_leaves_no_time(clock):
     text = show(Console(file=io.StringIO(), soft_wrap=True), clock, steps=(1003,))
     assert "0:00 left" in text
+
+
+def test_counting_says_a_line_now_and_then_and_at_the_end(clock):
+    console = Console(file=io.StringIO(), width=80, soft_wrap=True)
+    with counting("embedding train", 5000, 1000, console) as show_count:
+        for count in (2000, 3000, 4000, 5000):
+            clock[0] += 20
+            show_count(count)
+    assert console.file.getvalue().splitlines() == [
+        "embedding train: 3,000/5,000, 50/s",
+        "embedding train: 5,000/5,000, 50/s",
+    ]
+
+
+def test_counting_is_a_bar_on_a_terminal(clock):
+    console = terminal(80)
+    with counting("embedding train", 5000, 1000, console) as show_count:
+        show_count(2000)
+    text = console.file.getvalue()
+    assert "embedding train" in text and "2000/5000" in text and "━" in text

@@ -251,7 +251,8 @@ def _eval_batches(
         for start in range(first, len(source), batch_size):
             images, ahead = [future.result() for future in ahead], submit(start + batch_size)
             batch = np.zeros((share, *shape), np.uint8)
-            batch[: len(images)] = images
+            for place, pixels in enumerate(images):
+                batch[place] = pixels
             yield {"image": batch, "num_valid": min(batch_size, len(source) - start)}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -326,3 +326,53 @@ print("done", time.time(), flush=True)
     assert output.stderr == ""
     # 50 batches of 50 images, 10 ms each, on two threads: 12 s if the queue were worked off.
     assert end - float(output.stdout.split()[-1]) < 2
+
+
+def test_labels_come_with_the_images_they_belong_to():
+    source = numbered(23)
+    labelled = ArraySource("numbered", source.images, 100 - np.arange(23, dtype=np.int32))
+    for host in range(2):
+        train = TrainLoader(
+            labelled, batch_size=6, seed=1, host_index=host, num_hosts=2, with_labels=True
+        )
+        for batch in itertools.islice(train.iterate(2), 5):
+            assert batch["label"].dtype == np.int32 and batch["label"].shape == (3,)
+            np.testing.assert_array_equal(batch["label"], 100 - batch["image"][:, 0, 0, 0])
+
+
+def test_labels_come_with_crops_too():
+    class Labelled(Photos):
+        labels = np.arange(6, dtype=np.int32)
+
+        def image(self, i):
+            return np.full((40, 70, 3), i, np.uint8)
+
+    train = TrainLoader(
+        Labelled(6), batch_size=4, seed=0, num_views=1, crop_size=8, with_labels=True
+    )
+    batch = next(train.iterate(3))
+    np.testing.assert_array_equal(batch["label"], batch["image"][:, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (9, 4), (4, 4), (5, 8)])
+def test_the_hosts_shares_of_evaluation_batches_are_the_batches(num_images, batch_size):
+    whole = list(eval_batches(numbered(num_images), batch_size=batch_size))
+    hosts = [
+        list(
+            eval_batches(numbered(num_images), batch_size=batch_size, host_index=host, num_hosts=2)
+        )
+        for host in range(2)
+    ]
+    for batch, *shares in zip(whole, *hosts, strict=True):
+        joined = np.concatenate([share["image"] for share in shares])
+        np.testing.assert_array_equal(joined, batch["image"])
+        assert {share["num_valid"] for share in shares} == {batch["num_valid"]}
+
+
+def test_evaluation_takes_up_at_any_image():
+    batches = list(eval_batches(numbered(11), batch_size=4, first=5))
+    assert [batch["image"][:, 0, 0, 0].tolist() for batch in batches] == [
+        [5, 6, 7, 8],
+        [9, 10, 0, 0],
+    ]
+    assert [batch["num_valid"] for batch in batches] == [4, 2]

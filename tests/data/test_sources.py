@@ -14,6 +14,8 @@ from PIL import Image
 from gsg_jax.data import folders, sources
 from gsg_jax.data.decode import DECODE_ERRORS, decode
 from gsg_jax.data.loader import TrainLoader
+from gsg_jax.data.part import Part
+from gsg_jax.data.records import is_prepared
 from gsg_jax.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -469,3 +471,28 @@ def test_a_link_to_itself_is_skipped_with_the_warning(tmp_path, warnings_logged)
     (tmp_path / "loop").symlink_to("loop")
     assert len(sources.open_source(config(tmp_path), "train")) == 1
     assert len(warnings_logged) == 1 and "loop.png" in warnings_logged[0]
+
+
+@pytest.mark.parametrize(("key", "value"), [("train_split", "all"), ("test_split", "holdout")])
+def test_splits_that_only_tfds_could_have_are_refused(tmp_path, key, value):
+    save(tmp_path / "a.png")
+    for name in ("folder", "embedded"):
+        with pytest.raises(UserError, match=f"--config.data.{key}={value}: '{name}' has no such"):
+            open_train(tmp_path, name=name, **{key: value})
+
+
+def test_a_part_is_the_images_it_was_given_with_labels_and_paths(tmp_path):
+    for n in range(4):
+        save(tmp_path / "ab"[n % 2] / f"{n}.png", (10 * n, 0, 0))
+    whole = open_train(tmp_path)
+    part = Part(whole, np.array([3, 0]))
+    assert len(part) == 2 and part.class_names == ("a", "b") and part.image_shape == (4, 6, 3)
+    assert [int(part.image(i)[0, 0, 0]) for i in range(2)] == [30, 0]
+    assert part.labels.tolist() == [1, 0]
+    assert [path.name for path in part.paths] == ["3.png", "0.png"]
+
+
+def test_tfds_sets_that_are_prepared_are_told_from_those_that_are_not(tfds_dir):
+    assert is_prepared("photos", str(tfds_dir)) and is_prepared("photos:2.1.0", str(tfds_dir))
+    assert not is_prepared("cifar10", str(tfds_dir))
+    assert not is_prepared("photos", str(tfds_dir / "nowhere"))
