@@ -28,6 +28,7 @@ from gsg_jax.optim import build_by_branch
 from gsg_jax.progress import counting
 
 SAVE_EVERY_SECONDS = 30.0
+DROP_PATH_STREAM = 2**32 - 1  # of a step's keys
 
 
 class Diverged(UserError):
@@ -82,11 +83,14 @@ def classifier_step(
       (state, metrics): the state after the step; loss and top1 of the batch, scalars.
     """
     key = jax.random.fold_in(jax.random.key(task.seed), state.step)
+    drop_key = jax.random.fold_in(key, DROP_PATH_STREAM)
     views = make_views(images, key, task.views, 1)  # [B, size, size, C]
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        scores, updates = task.model.apply(variables, views, train=True, mutable=["batch_stats"])
+        scores, updates = task.model.apply(
+            variables, views, train=True, mutable=["batch_stats"], rngs={"drop_path": drop_key}
+        )
         loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
         return loss, (scores, updates.get("batch_stats", {}))
 

@@ -14,12 +14,12 @@ from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
 from gsg_jax.jobs.features import features_in_file
 from gsg_jax.jobs.finetune import open_labelled_part, tune
 from gsg_jax.jobs.knn import score_by_knn
-from gsg_jax.jobs.labelled import Labelled, check_labelled, known, open_test
+from gsg_jax.jobs.labelled import Labelled, check_bank, check_labelled, known, open_test
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import transfer_figures
 from gsg_jax.metrics import write_atomically
 from gsg_jax.progress import say
-from gsg_jax.workdir import read_object
+from gsg_jax.workdir import claim_for_evaluation, read_object
 
 PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
 # Figures that are no shares of images.
@@ -74,6 +74,7 @@ class Evaluation:
         self.train = open_split(self.run_config, "train")
         check_labelled(self.train)
         self.test = open_test(self.run_config, needs_test=True)
+        check_bank(config, len(self.train), has_test=True)
         self.encoder = open_encoder(config, self.run_config, self.train)
         self._labelled = None
 
@@ -81,6 +82,7 @@ class Evaluation:
         """Runs what is not yet in the file; returns all figures."""
         settings = json.loads(as_json(self.config)) | {"digest": self.encoder.digest}
         found = self._found(settings)
+        self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
             "knn": self._knn,
             "probe": lambda: score_by_probe(self.labelled, self.config, "linear"),
@@ -118,9 +120,7 @@ class Evaluation:
         return known(features_in_file(path, self.encoder, source, split, batch_size))
 
     def _knn(self) -> dict[str, Any]:
-        ks = self.config.eval.knn_k
-        by_k = score_by_knn(self.labelled, ks, self.config.eval.knn_temperature)
-        return {"knn_top1": by_k[f"knn_top1_k{ks[0]}"], **by_k}
+        return score_by_knn(self.labelled, self.config.eval.knn_k, self.config.eval.knn_temperature)
 
     def _finetune(self) -> dict[str, Any]:
         figures = {}
@@ -128,6 +128,7 @@ class Evaluation:
             train, test = open_labelled_part(self.run_config, share, self.config.run.seed)
             prefix = f"finetune_{100 * share:g}pct"
             folder = self.workdir / "finetune" / prefix
+            claim_for_evaluation(folder, self.config, self.encoder.digest)
             figures |= tune(self.encoder, train, test, self.config, folder, prefix)
         return figures
 

@@ -20,7 +20,7 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
       workdir: unused; nothing is written.
 
     Returns:
-      The job's last line: knn_top1 (of the first k), and knn_top1_k<k> for each k.
+      The job's last line: knn_top1, of the first k, and knn_top1_k<k> for each.
 
     Raises:
       UserError: where there is no run, no checkpoint, no image or no label, or where k is larger
@@ -34,8 +34,8 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     labelled = labelled_features(config, needs_test=False)
     if config.eval.leave_one_out:
         labelled = labelled._replace(test=None)
-    by_k = score_by_knn(labelled, ks, config.eval.knn_temperature)
-    return {"job": "knn", **labelled.about, "knn_top1": by_k[f"knn_top1_k{ks[0]}"], **by_k}
+    figures = score_by_knn(labelled, ks, config.eval.knn_temperature)
+    return {"job": "knn", **labelled.about, **figures}
 
 
 def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) -> dict[str, float]:
@@ -47,7 +47,7 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
       temperature: of the votes.
 
     Returns:
-      {knn_top1_k<k>: accuracy in [0, 1]}.
+      knn_top1, of the first k, and knn_top1_k<k> for each; accuracies in [0, 1].
 
     Raises:
       UserError: where k is larger than the number of images that vote, or an embedding is not
@@ -55,12 +55,6 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
     """
     train, test = labelled.train, labelled.test or labelled.train
     leave_one_out = labelled.test is None
-    num_voters = len(train.h) - leave_one_out
-    if max(ks) > num_voters:
-        raise UserError(
-            f"--config.eval.knn_k={ks}: {max(ks)} is larger than the bank, of which {num_voters} "
-            f"images can vote: take at most {num_voters}"
-        )
     try:
         top1 = knn_top1_by_k(
             train.h,
@@ -71,10 +65,11 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
             temperature=temperature,
             leave_one_out=leave_one_out,
         )
-    except ValueError as error:  # embeddings that are not finite
+    except ValueError as error:  # embeddings that are not finite, or fewer labels than images
         raise UserError(f"k-NN: {error}") from error
     whom = "one another" if leave_one_out else f"{len(test.h):,}"
     say(f"k-NN: {len(train.h):,} images vote on {whom}")
     for k, score in zip(ks, top1, strict=True):
         say(f"k-NN top-1, k {k:3}: {score:.4f}")
-    return {f"knn_top1_k{k}": score for k, score in zip(ks, top1, strict=True)}
+    by_k = {f"knn_top1_k{k}": score for k, score in zip(ks, top1, strict=True)}
+    return {"knn_top1": top1[0], **by_k}

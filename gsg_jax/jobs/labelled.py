@@ -44,11 +44,14 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
       UserError: where there are none, no labels, no test split, or no image of a class.
     """
     if config.features:
-        return _from_files(pathlib.Path(config.features).expanduser(), needs_test)
+        labelled = _from_files(pathlib.Path(config.features).expanduser(), needs_test)
+        check_bank(config, len(labelled.train.h), has_test=labelled.test is not None)
+        return labelled
     run = read_run(config)
     train = open_split(run, "train")
     check_labelled(train)
     test = open_test(run, needs_test)
+    check_bank(config, len(train), has_test=test is not None)
     encoder = open_encoder(config, run, train)
     say(f"{encoder.kind} {run.method.name}, step {encoder.step}: {config.pretrained}")
     return Labelled(
@@ -67,6 +70,18 @@ def check_labelled(source: Source) -> None:
             "class folders, or give another --config.data.name"
         )
     check_every_class(source.labels, source.class_names)
+
+
+def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: bool) -> None:
+    """Raises UserError where more neighbours are asked for than there are images to vote."""
+    ks = config.eval.get("knn_k", (0,))
+    leave_one_out = not has_test or config.eval.get("leave_one_out", False)
+    num_voters = num_images - leave_one_out
+    if max(ks) > num_voters:
+        raise UserError(
+            f"--config.eval.knn_k={ks}: {max(ks)} is larger than the bank, of which {num_voters} "
+            f"images can vote: take at most {num_voters}"
+        )
 
 
 def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None:

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from gsg_jax.config import as_json, resolve
 from gsg_jax.data.sources import open_source
 from gsg_jax.evaluation.classifier import ClassifierRun
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as job
 from gsg_jax.main import parse_flags
-from tests.runs import call, config, figures, hashes
+from tests.runs import call, config, figures, hashes, tiny
 
 SMALL = ("--config.data.batch_size=16", "--config.run.num_epochs=6")
 ONE_RATE = (
@@ -151,6 +152,28 @@ def test_a_training_that_was_killed_goes_on_bit_for_bit(pretrained, tmp_path, mo
     end = again.train(tmp_path / "killed", "test")
     assert steps == [7]
     jax.tree.map(np.testing.assert_array_equal, whole.params, end.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    [
+        ("--config.model.backbone=vit_micro", "--config.model.patch_size=2"),
+        ("--config.model.norm=group", "--config.model.norm_groups=2"),
+        ("--config.data.crop=host",),
+    ],
+)
+def test_other_networks_and_crops_of_the_host_are_trained_too(images, tmp_path, network):
+    drops = ("--config.model.drop_path=0.5",) if "vit" in network[0] else ()
+    made, _ = parse_flags(["main", *tiny("simsiam", images, tmp_path, *network, *drops)])
+    (tmp_path / "config.json").write_text(as_json(resolve(made)))
+    rates = {"backbone_rate": 0.02, "head_rate": 0.2}
+    training = run_of(tmp_path, "--config.encoder=untrained", **rates)
+    start = jax.device_get(training._first_state().params)
+    state = training.train(tmp_path / "training", "test")
+    assert np.isfinite(training.scores(state, training.loader._source, 16)).all()
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, start, state.params)
+    assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize(

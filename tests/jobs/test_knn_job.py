@@ -121,5 +121,6 @@ def test_a_checkpoint_of_another_architecture_is_named(pretrained, tmp_path):
     record = json.loads((other / "config.json").read_text())
     record["model"]["width"] = 8
     (other / "config.json").write_text(json.dumps(record))
-    status, out, err = call(config("knn"), f"--config.pretrained={other}")
+    flags = (f"--config.pretrained={other}", "--config.eval.knn_k=(3,)")
+    status, out, err = call(config("knn"), *flags)
     assert (status, out) == (1, "") and "is of another network" in err and err.count("\n") == 1
