@@ -229,8 +229,14 @@ class Pretraining:
             **values,
         }
         if self._monitors_at(step):
-            values |= self.monitor.figures(self._embed(state), state.params.get("probe"))
+            values |= self._monitor_figures(step, state)
         return values
+
+    def _monitor_figures(self, step: int, state: TrainState) -> dict[str, float]:
+        try:
+            return self.monitor.figures(self._embed(state), state.params.get("probe"))
+        except ValueError as error:  # embeddings that are not finite
+            raise UserError(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
 
     def _embed(self, state: TrainState) -> Embed:
         return backbone_embed(
