@@ -242,7 +242,7 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
       UsageError: where a key is unknown (the nearest right one is named) or a value has the wrong
         type.
     """
-    known = flat(config)
+    known, tuples = flat(config), set()
     for position, argument in enumerate(argv):
         name, equals, text = argument.lstrip("-").partition("=")
         is_negated = name.startswith("noconfig.")  # --noconfig.a.b is --config.a.b=false
@@ -257,6 +257,10 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
             continue
         if is_negated:
             raise UsageError(f"--no{name.removeprefix('no')}: {key} is not true or false")
+        if isinstance(known[key], tuple):
+            if key in tuples:  # absl would join the two
+                raise UsageError(f"--config.{key} is given twice: give it once")
+            tuples.add(key)
         if not equals:
             text = "".join(argv[position + 1 : position + 2])
         _check_type(key, text, known[key])
@@ -322,8 +326,16 @@ def check_evaluation(config: ConfigDict) -> None:
     for key, (length, low, high) in EVALUATION_TUPLES.items():
         if key in leaves:
             _check_tuple(key, leaves[key], length, low, high)
+    ks = leaves.get("eval.knn_k", ())
+    if not all(isinstance(k, int) for k in ks):
+        raise UsageError(f"--config.eval.knn_k={ks}: takes whole numbers, such as (20,200)")
     if leaves.get("views.crop_area"):
         _check_tuple("views.crop_area", leaves["views.crop_area"], *TUPLES["views.crop_area"])
+    if config.pretrained and config.get("features"):
+        raise UsageError(
+            f"--config.features={config.features}: cannot be had together with "
+            f"--config.pretrained={config.pretrained}: give one of them"
+        )
     if not config.pretrained and not config.get("features"):
         alone = ", or --config.features the folder of embeddings" if "features" in config else ""
         raise UsageError(
@@ -393,6 +405,12 @@ def _check_together(config: ConfigDict) -> None:
         except ValueError as error:
             raise UsageError(str(error)) from error
     _check_backbone(config.model, config.views)
+    if config.eval.online_linear and config.views.cutmix_probability:
+        raise UsageError(
+            f"--config.eval.online_linear=True: cannot be had together with CutMix "
+            f"(views.cutmix_probability is {config.views.cutmix_probability}), whose views are of "
+            "two images: set one of them to 0"
+        )
     if config.views.jitter[3] > 0.5:
         raise UsageError(
             f"--config.views.jitter={config.views.jitter}: the fourth, the hue's, is at most 0.5"

@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
             raise
         say(
             "error: the memory does not suffice: lower --config.data.batch_size, "
-            "--config.views.size or --config.model.width, in another --workdir"
+            "--config.views.size or --config.model.width, in another --workdir; of an evaluation "
+            "--config.eval.batch_size"
         )
         return 1
     except KeyboardInterrupt:

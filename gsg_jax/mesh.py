@@ -85,6 +85,12 @@ def local_rows(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
+def wait_for_hosts(what: str) -> None:
+    """Waits until every host has come as far; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def of_all_hosts(rows: np.ndarray) -> np.ndarray:
     """Joins the rows that the hosts hold, in their order: [n, ...] to [n x hosts, ...]."""
     if jax.process_count() == 1:

@@ -243,6 +243,12 @@ def test_a_value_that_stands_apart_from_its_key_is_checked_too():
         check_overrides(load(), ["--config.model.width", "4.5"])
 
 
+def test_a_tuple_given_twice_is_refused_since_absl_would_join_the_two():
+    flag = "--config.views.crop_area=(0.2,1.0)"
+    with pytest.raises(UsageError, match="--config.views.crop_area is given twice"):
+        check_overrides(load(), [flag, flag])
+
+
 def test_right_overrides_pass():
     flags = ["--config.model.width=8", "--config.optim.momentum=1", "--config.optim.momentum", ".5"]
     flags += ["--config.model.zero_init_residual", "--noconfig.model.zero_init_residual"]

@@ -190,7 +190,7 @@ class ClassifierRun:
             return self._loop(state, checkpoints, told_to_stop, what)
 
     def scores(self, state: ClassifierState, source: Source, batch_size: int) -> np.ndarray:
-        """Scores of the classes for every image of a source, float32 [N, C]."""
+        """Scores of the classes, float32 [N, C]; raises Diverged where one is not finite."""
         score = backbone_embed(
             self.task.model,
             state.params,
@@ -198,7 +198,10 @@ class ClassifierRun:
             self.encoder.run.views,
             self.encoder.mesh,
         )
-        return embed_source(score, source, batch_size=batch_size, size=self.encoder.crop_size)
+        scores = embed_source(score, source, batch_size=batch_size, size=self.encoder.crop_size)
+        if not np.isfinite(scores).all():
+            raise Diverged("the scores are not finite: lower the learning rates")
+        return scores
 
     def _first_state(self) -> ClassifierState:
         size, key = self.encoder.run.views.size, jax.random.key(self.task.seed)

@@ -10,9 +10,9 @@ import ml_collections
 
 from gsg_jax import mesh as meshes
 from gsg_jax.checkpoint import Checkpoints, state_digest
-from gsg_jax.config import from_record
+from gsg_jax.config import check_pretraining, from_record
 from gsg_jax.data.sources import Source, open_source
-from gsg_jax.errors import UserError
+from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.experiment import build_experiment, check_channels, check_patches
 from gsg_jax.models.resnet import ResNet
@@ -81,7 +81,14 @@ def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       UserError: where there is no run.
     """
-    run = from_record(read_config(pathlib.Path(config.pretrained).expanduser()))
+    workdir = pathlib.Path(config.pretrained).expanduser()
+    run = from_record(read_config(workdir))
+    try:
+        check_pretraining(run)
+    except (UsageError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{workdir / 'config.json'} is damaged or of another version ({error}): restore it"
+        ) from error
     for key in ("name", "dir", "train_split", "test_split", "crop"):
         run.data[key] = config.data[key] or run.data[key]
     return run
@@ -127,6 +134,22 @@ def open_encoder(
     )
 
 
+def check_checkpoint(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where an evaluation would find no checkpoint of its run."""
+    if config.encoder == "pretrained":
+        workdir = pathlib.Path(config.pretrained).expanduser()
+        checkpoints = Checkpoints(workdir, read_only=True)
+        _newest_step(checkpoints, workdir)
+        checkpoints.close()
+
+
+def _newest_step(checkpoints: Checkpoints, workdir: pathlib.Path) -> int:
+    newest = checkpoints.newest_step()
+    if newest is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
+    return newest
+
+
 def _variables(experiment: Experiment, channels: int) -> dict:
     """The backbone's variables before the first step, {params: {backbone}, batch_stats: ...}."""
     state = init_state(experiment, channels)
@@ -141,9 +164,7 @@ def _restore(workdir: pathlib.Path, init: Callable, mesh: jax.sharding.Mesh) -> 
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init)
     )
     checkpoints = Checkpoints(workdir, read_only=True)
-    newest = checkpoints.newest_step()
-    if newest is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
+    newest = _newest_step(checkpoints, workdir)
     variables = checkpoints.restore_part(newest, like)
     checkpoints.close()
     return newest, variables

@@ -1,13 +1,17 @@
 """Embeddings on the disk: written batch by batch, taken up again where they were left."""
 
+import hashlib
 import json
 import pathlib
 import time
+import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from gsg_jax import mesh as meshes
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UserError
 from gsg_jax.evaluation.features import Embed, embed_batches
@@ -16,7 +20,8 @@ from gsg_jax.progress import counting, say
 from gsg_jax.workdir import read_object
 
 SAVE_EVERY_SECONDS = 5.0
-_READ_ERRORS = (OSError, ValueError, KeyError, EOFError)
+MAX_CLASSES = 1_000_000
+_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 class LabelledFeatures(NamedTuple):
@@ -62,7 +67,8 @@ def write_features(
       UserError: where the file, or its beginning, is about something else.
     """
     record_path, rows_path = path.with_suffix(".json"), path.with_suffix(".partial")
-    about = json.loads(json.dumps(about | {"num_images": len(source)}))
+    about = about | {"num_images": len(source), "images_digest": _images_digest(source)}
+    about = json.loads(json.dumps(about))
     num_done = _rows_done(record_path, rows_path, path, about)
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
@@ -76,7 +82,8 @@ def write_features(
     with counting(f"embedding {path.stem}", len(source), num_done) as show:
         for h in batches if num_done < len(source) else ():
             if is_writer:
-                rows = _open_rows(rows_path, len(source), h) if rows is None else rows
+                if rows is None:
+                    rows = _open_rows(rows_path, len(source), h, num_done)
                 rows[num_done : num_done + len(h)] = h
             num_done += len(h)
             show(num_done)
@@ -85,12 +92,12 @@ def write_features(
                 rows.flush()
                 write_atomically(record_path, json.dumps(about | {"num_done": num_done}) + "\n")
                 saved = time.monotonic()
-    rows = np.load(rows_path, mmap_mode="r")
-    features = LabelledFeatures(rows, labels_of(source), ids_of(source))
     if is_writer:
-        _save(path, features)
+        rows = np.load(rows_path, mmap_mode="r")
+        _save(path, LabelledFeatures(rows, labels_of(source), ids_of(source)))
         rows_path.unlink()
-    return features
+    meshes.wait_for_hosts(str(path))
+    return read_features(path)
 
 
 def read_features(path: pathlib.Path) -> LabelledFeatures:
@@ -108,18 +115,23 @@ def read_features(path: pathlib.Path) -> LabelledFeatures:
     if not path.is_file():
         raise UserError(f"there is no {path}: make it with --config=configs/features.py")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             h, label = arrays["h"], arrays["label"]
-            names = arrays["id"] if "id" in arrays else np.arange(len(h))
+            names = arrays["id"] if "id" in arrays else np.arange(label.size)
     except _READ_ERRORS as error:
         raise UserError(
             f"{path} cannot be read ({error}): it must be an .npz of h [N, F], label [N] and id"
         ) from error
-    is_whole = h.ndim == 2 and h.dtype.kind == "f" and label.dtype.kind in "iu"
+    is_whole = h.ndim == 2 and h.size and h.dtype.kind == "f" and label.dtype.kind in "iu"
     if not is_whole or label.shape != h.shape[:1] or names.shape != h.shape[:1]:
         raise UserError(
             f"{path}: h {h.dtype} {h.shape}, label {label.dtype} {label.shape} and id "
             f"{names.shape} do not fit together: give float [N, F], int [N] and [N]"
+        )
+    if not -1 <= label.min() <= label.max() < MAX_CLASSES:
+        raise UserError(
+            f"{path}: labels from {label.min()} to {label.max()}: give the numbers of classes from "
+            f"0, below {MAX_CLASSES:,}, and -1 where unknown"
         )
     return LabelledFeatures(h.astype(np.float32, copy=False), label.astype(np.int32), names)
 
@@ -155,16 +167,30 @@ def _rows_done(
             f"{about.get(key)} here): give another --workdir, or remove {record_path}"
             + (f" and {path}" if path.exists() else "")
         )
-    return num_done if path.exists() or rows_path.exists() else 0
+    is_sound = isinstance(num_done, int) and 0 <= num_done <= about["num_images"]
+    return num_done if is_sound and (path.exists() or _is_whole(rows_path, about)) else 0
 
 
-def _open_rows(path: pathlib.Path, num_rows: int, like: np.ndarray) -> np.memmap:
-    shape = (num_rows, like.shape[1])
-    if path.exists():
-        rows = np.load(path, mmap_mode="r+")
-        if rows.shape == shape:
-            return rows
-    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
+    """Whether the rows of an earlier call are all there, written or not."""
+    try:
+        rows = np.load(rows_path, mmap_mode="r")  # a shorter file than its header says is refused
+    except _READ_ERRORS:
+        return False
+    return rows.ndim == 2 and len(rows) == about["num_images"]
+
+
+def _open_rows(path: pathlib.Path, num_rows: int, like: np.ndarray, num_done: int) -> np.memmap:
+    if num_done:
+        return np.load(path, mmap_mode="r+")
+    return np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, like.shape[1]))
+
+
+def _images_digest(source: Source) -> str:
+    """Hex digits that tell these images from others, by their labels and paths."""
+    digest = hashlib.sha256(labels_of(source).tobytes())
+    digest.update("\0".join(map(str, source.paths)).encode())
+    return digest.hexdigest()
 
 
 def _save(path: pathlib.Path, features: LabelledFeatures) -> None:

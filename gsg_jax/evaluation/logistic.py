@@ -11,9 +11,6 @@ import optax
 
 from gsg_jax.evaluation.scores import Metric
 
-# The papers do not say whether they mean it an image or a set; here it is an image's.
-TRANSFER_L2S = tuple(np.logspace(-6, 5, 45).tolist())
-
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 

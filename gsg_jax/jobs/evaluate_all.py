@@ -7,16 +7,16 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax.config import as_json, check_evaluation
+from gsg_jax.config import as_json, check_evaluation, differences
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UsageError, UserError
-from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
+from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs.features import features_in_file
-from gsg_jax.jobs.finetune import open_labelled_part, tune
+from gsg_jax.jobs.finetune import check_tunable, open_labelled_part, tune
 from gsg_jax.jobs.knn import score_by_knn
-from gsg_jax.jobs.labelled import Labelled, check_bank, check_labelled, known, open_test
+from gsg_jax.jobs.labelled import Labelled, check_bank, check_finite, open_test, open_train
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
-from gsg_jax.jobs.transfer import transfer_figures
+from gsg_jax.jobs.transfer import check_sets, transfer_figures
 from gsg_jax.metrics import write_atomically
 from gsg_jax.progress import say
 from gsg_jax.workdir import claim_for_evaluation, read_object
@@ -45,8 +45,9 @@ def run_every_evaluation(
     """
     check_evaluation(config)
     parts = config.parts
-    if not isinstance(parts, tuple) or not parts or not set(parts) <= set(PARTS):
+    if not isinstance(parts, tuple) or not parts or any(part not in PARTS for part in parts):
         raise UsageError(f"--config.parts={parts}: take from {', '.join(PARTS)}")
+    check_sets(config)
     if config.encoder == "pixels" and {"finetune", "transfer"} & set(parts):
         raise UsageError(
             f"--config.encoder=pixels: cannot be had with all of --config.parts={parts}, it has no "
@@ -71,16 +72,20 @@ class Evaluation:
         self.config, self.workdir = config, workdir
         self.path = workdir / "evaluation.json"
         self.run_config = read_run(config)
-        self.train = open_split(self.run_config, "train")
-        check_labelled(self.train)
+        self.train = open_train(self.run_config)
         self.test = open_test(self.run_config, needs_test=True)
         check_bank(config, len(self.train), has_test=True)
         self.encoder = open_encoder(config, self.run_config, self.train)
         self._labelled = None
+        for share in config.finetune_labels if "finetune" in config.parts else ():
+            part, _ = open_labelled_part(self.run_config, share, config.run.seed)
+            check_tunable(self.encoder, part, config)
 
     def run(self) -> dict[str, Any]:
         """Runs what is not yet in the file; returns all figures."""
         settings = json.loads(as_json(self.config)) | {"digest": self.encoder.digest}
+        for key in ("pretrained", "parts"):  # the digest says what is judged, the file which parts
+            settings.pop(key)
         found = self._found(settings)
         self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
@@ -88,16 +93,16 @@ class Evaluation:
             "probe": lambda: score_by_probe(self.labelled, self.config, "linear"),
             "lbfgs": lambda: score_by_lbfgs(self.labelled, self.config, "lbfgs"),
             "finetune": self._finetune,
-            "transfer": lambda: transfer_figures(self.config),
+            "transfer": lambda: transfer_figures(self.config, found.get("transfer", {})),
         }
         for part in self.config.parts:
-            if part in found:
+            if part in found and not found[part].get("transfer_missing"):
                 say(f"{part} is in {self.path} already")
                 continue
             found[part] = scorers[part]()
             record = {"about": self.encoder.about, "settings": settings, "figures": found}
             write_atomically(self.path, json.dumps(record, indent=2) + "\n")
-        figures = {name: value for part in found.values() for name, value in part.items()}
+        figures = {name: value for part in self.config.parts for name, value in found[part].items()}
         write_atomically(self.path.with_suffix(".md"), as_markdown(self.encoder.about, figures))
         say(f"the figures are in {self.path} and {self.path.with_suffix('.md').name}")
         return {"job": "evaluate_all", **self.encoder.about, **figures}
@@ -117,7 +122,9 @@ class Evaluation:
     def _features(self, split: str, source: Source):
         path = self.workdir / "features" / f"{split}.npz"
         batch_size = self.config.eval.batch_size
-        return known(features_in_file(path, self.encoder, source, split, batch_size))
+        features = features_in_file(path, self.encoder, source, split, batch_size)
+        check_finite(features.h, str(path))
+        return features
 
     def _knn(self) -> dict[str, Any]:
         return score_by_knn(self.labelled, self.config.eval.knn_k, self.config.eval.knn_temperature)
@@ -137,12 +144,16 @@ class Evaluation:
         if not self.path.exists():
             return {}
         record = read_object(self.path)
-        if record.get("settings") != settings:
+        figures, others = record.get("figures"), record.get("settings")
+        if not isinstance(figures, dict) or not isinstance(others, dict):
+            raise UserError(f"{self.path} is damaged (no figures or settings): remove it")
+        if differing := differences(ml_collections.ConfigDict(settings), others):
             raise UserError(
-                f"{self.path} is of another checkpoint or of other settings: remove it, or give "
-                "another --workdir"
+                f"{self.path} is of another checkpoint or of other settings, which differ in "
+                f"{'; '.join(differing[:5])}: give another --workdir, or move it away with "
+                f"{self.workdir / 'features'} and {self.workdir / 'finetune'}"
             )
-        return record["figures"]
+        return figures
 
 
 def as_markdown(about: dict[str, Any], figures: dict[str, Any]) -> str:

@@ -29,6 +29,11 @@ def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
     splits = config.splits
     if not isinstance(splits, tuple) or not splits or not all(isinstance(s, str) for s in splits):
         raise UsageError(f"--config.splits={splits}: takes names, such as ('train','test')")
+    if len({file_stem(split) for split in splits}) < len(splits) or not all(map(file_stem, splits)):
+        raise UsageError(
+            f"--config.splits={splits}: two of them, or none, would give one file's name "
+            f"({', '.join(map(file_stem, splits))}); give each a --workdir of its own"
+        )
     run = read_run(config)
     sources = {split: open_split(run, split) for split in splits}
     encoder = open_encoder(config, run, sources[splits[0]])
@@ -67,7 +72,7 @@ def features_in_file(
         "backbone_digest": encoder.digest,
         "data": encoder.run.data.name,
         "dir": encoder.run.data.dir,
-        "split": split,
+        "split": encoder.run.data.get(f"{split}_split", split),
         "crop_size": encoder.crop_size,
     }
     return write_features(

@@ -14,11 +14,11 @@ from gsg_jax.data.records import is_prepared
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation.classifier import ClassifierRun, Diverged
-from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
+from gsg_jax.evaluation.encoder import Encoder, open_encoder, read_run
 from gsg_jax.evaluation.feature_files import labels_of
 from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.evaluation.splits import class_balanced, split_held_out
-from gsg_jax.jobs.labelled import check_labelled, open_test
+from gsg_jax.jobs.labelled import open_test, open_train
 from gsg_jax.jobs.linear import told_figures
 from gsg_jax.metrics import write_atomically
 from gsg_jax.progress import say
@@ -51,6 +51,7 @@ def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     run = read_run(config)
     train, test = open_labelled_part(run, config.labels, config.run.seed)
     encoder = open_encoder(config, run, train)
+    check_tunable(encoder, train, config)
     claim_for_evaluation(workdir, config, encoder.digest)
     figures = tune(encoder, train, test, config, workdir, "finetune")
     return {"job": "finetune", **encoder.about, "labels": config.labels, **figures}
@@ -77,16 +78,35 @@ def open_labelled_part(
         say(f"takes the labels of {part}")
         official = run.copy_and_resolve_references()
         official.data.name = part
-        train = open_split(official, "train")
-        check_labelled(train)
-        return train, open_test(run, needs_test=True)
-    train = open_split(run, "train")
-    check_labelled(train)
+        return open_train(official), open_test(run, needs_test=True)
+    train = open_train(run)
     test = open_test(run, needs_test=True)
     if share < 1:
         train = Part(train, class_balanced(train.labels, share, seed))
         say(f"takes {len(train):,} labels, as many of every class, by seed {seed}")
     return train, test
+
+
+def check_tunable(encoder: Encoder, train: Source, config: ml_collections.ConfigDict) -> None:
+    """Checks what can be known before any training, so that a folder is claimed for good reason.
+
+    Args:
+      encoder: where the training starts.
+      train: images whose labels may be used.
+      config: reads optim, views, data and run.
+
+    Raises:
+      UserError: where no batch can be made, or no image held out to choose learning rates by.
+    """
+    pairs = _pairs(config)
+    _run(encoder, train, config, pairs[0])
+    held_out = split_held_out(train.labels, config.run.held_out, config.run.seed)[1]
+    if len(pairs) > 1 and not len(held_out):
+        raise UserError(
+            f"{len(train)} labels leave one image a class, so that none can be held out to choose "
+            "learning rates by: raise the share of the labels, or give one "
+            "--config.optim.backbone_learning_rates and one --config.optim.head_learning_rates"
+        )
 
 
 def tune(
@@ -140,21 +160,16 @@ def choose_rates(
       (backbone's, head's), per 256 images; of equals the first.
 
     Raises:
-      UserError: where nothing can be held out, or every pair diverged.
+      UserError: where every pair diverged.
     """
-    pairs = list(
-        itertools.product(config.optim.backbone_learning_rates, config.optim.head_learning_rates)
-    )
+    pairs = _pairs(config)
     if len(pairs) == 1:
         return pairs[0]
     fitted, chooses = split_held_out(train.labels, config.run.held_out, config.run.seed)
-    if not len(chooses):
-        raise UserError(
-            f"--config.labels={config.labels}: leaves one image of a class, so that none can be "
-            "held out to choose learning rates by: raise it, or give one rate each"
-        )
     path = folder / "sweep.json"
     figures = read_object(path) if path.exists() else {}
+    if not all(isinstance(figure, float) for figure in figures.values()):
+        raise UserError(f"{path} is damaged (a figure is no number): remove it")
     for pair in pairs:
         name = _name(pair)
         if name not in figures:
@@ -167,7 +182,8 @@ def choose_rates(
     if figures[_name(best)] == DIVERGED:
         raise UserError(
             f"--config.optim.backbone_learning_rates={config.optim.backbone_learning_rates}: all "
-            "diverged; take lower ones, or lower --config.optim.head_learning_rates"
+            "diverged; take lower ones, or lower --config.optim.head_learning_rates, in another "
+            "--workdir"
         )
     return best
 
@@ -184,11 +200,17 @@ def _held_out_top1(
     training = _run(encoder, fitted, config, rates)
     try:
         state = training.train(folder, _name(rates))
+        scores = training.scores(state, chooses, config.eval.batch_size)
     except Diverged as error:
         say(f"warning: {error}")
         return DIVERGED
-    scores = training.scores(state, chooses, config.eval.batch_size)
     return top_k_accuracy(scores, labels_of(chooses), 1)
+
+
+def _pairs(config: ml_collections.ConfigDict) -> list[tuple[float, float]]:
+    """Learning rates to try, (backbone's, head's)."""
+    optim = config.optim
+    return list(itertools.product(optim.backbone_learning_rates, optim.head_learning_rates))
 
 
 def _run(
@@ -201,4 +223,4 @@ def _run(
 
 
 def _name(rates: tuple[float, float]) -> str:
-    return "backbone_{:g}-head_{:g}".format(*rates)
+    return "backbone_{}-head_{}".format(*rates)

@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from gsg_jax.config import check_evaluation
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.errors import UserError
 from gsg_jax.evaluation.knn import knn_top1_by_k
 from gsg_jax.jobs.labelled import Labelled, labelled_features
 from gsg_jax.progress import say
@@ -28,13 +28,10 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     """
     del workdir
     check_evaluation(config)
-    ks = config.eval.knn_k
-    if not all(isinstance(k, int) for k in ks):
-        raise UsageError(f"--config.eval.knn_k={ks}: takes whole numbers, such as (20,200)")
     labelled = labelled_features(config, needs_test=False)
     if config.eval.leave_one_out:
         labelled = labelled._replace(test=None)
-    figures = score_by_knn(labelled, ks, config.eval.knn_temperature)
+    figures = score_by_knn(labelled, config.eval.knn_k, config.eval.knn_temperature)
     return {"job": "knn", **labelled.about, **figures}
 
 

@@ -4,7 +4,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
+from gsg_jax.data.part import Part
 from gsg_jax.data.sources import Source, open_source
 from gsg_jax.errors import UserError
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
@@ -48,9 +50,9 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
         check_bank(config, len(labelled.train.h), has_test=labelled.test is not None)
         return labelled
     run = read_run(config)
-    train = open_split(run, "train")
-    check_labelled(train)
-    test = open_test(run, needs_test)
+    train = open_train(run)
+    is_left_aside = config.eval.get("leave_one_out", False)
+    test = None if is_left_aside else open_test(run, needs_test)
     check_bank(config, len(train), has_test=test is not None)
     encoder = open_encoder(config, run, train)
     say(f"{encoder.kind} {run.method.name}, step {encoder.step}: {config.pretrained}")
@@ -62,14 +64,27 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
     )
 
 
-def check_labelled(source: Source) -> None:
-    """Raises UserError where a training set has no labels, or no image of a class."""
+def open_train(run: ml_collections.ConfigDict) -> Source:
+    """Opens the images of the training split whose label is known.
+
+    Args:
+      run: of read_run.
+
+    Returns:
+      The images, some of each class.
+
+    Raises:
+      UserError: where there are no labels, or no image of a class.
+    """
+    source = open_split(run, "train")
     if not source.class_names:
         raise UserError(
             f"{source.name!r} has no labels, by which embeddings are judged: put the images into "
             "class folders, or give another --config.data.name"
         )
+    source = known_images(source)
     check_every_class(source.labels, source.class_names)
+    return source
 
 
 def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: bool) -> None:
@@ -85,21 +100,21 @@ def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: 
 
 
 def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None:
-    """Opens the test split.
+    """Opens the images of the test split whose label is known.
 
     Args:
       run: of read_run.
       needs_test: whether a missing one is an error.
 
     Returns:
-      The images; None where there are none, or they have no labels.
+      The images; None where there are none.
 
     Raises:
       UserError: where it is needed.
     """
     test = open_split(run, "test") if needs_test else open_source(run.data, "test")
-    if test is not None and test.class_names:
-        return test
+    if test is not None and test.class_names and len(known_test := known_images(test)):
+        return known_test
     if needs_test:
         raise UserError(
             f"the test split of {test.name!r} has no labels: give another --config.data.test_split"
@@ -108,9 +123,20 @@ def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None
 
 
 def embed_labelled(encoder: Encoder, source: Source, batch_size: int) -> LabelledFeatures:
-    """Embeds a source in memory; images whose label is not known are left out."""
+    """Embeds a source in memory; raises UserError where an embedding is not finite."""
     h = embed_source(encoder.embed, source, batch_size=batch_size, size=encoder.crop_size)
-    return known(LabelledFeatures(h, labels_of(source), ids_of(source)))
+    check_finite(h, source.name)
+    return LabelledFeatures(h, labels_of(source), ids_of(source))
+
+
+def check_finite(h: np.ndarray, whose: str) -> None:
+    """Raises UserError where an embedding holds NaN or infinity."""
+    blocks = (h[start : start + 4096] for start in range(0, len(h), 4096))
+    if num_bad := sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in blocks):
+        raise UserError(
+            f"{num_bad} of the {len(h)} embeddings of {whose} hold NaN or infinity: has the "
+            "encoder diverged? Take another checkpoint"
+        )
 
 
 def _from_files(folder: pathlib.Path, needs_test: bool) -> Labelled:
@@ -132,17 +158,17 @@ def _from_files(folder: pathlib.Path, needs_test: bool) -> Labelled:
 
 def _with_labels(path: pathlib.Path) -> LabelledFeatures:
     """The rows of a file whose label is known."""
-    features = known(read_features(path))
-    if not len(features.label):
+    features = read_features(path)
+    is_known = features.label >= 0
+    if not is_known.any():
         raise UserError(f"{path} has no labels, by which embeddings are judged: give it some")
+    if not is_known.all():
+        features = LabelledFeatures(*(part[is_known] for part in features))
+    check_finite(features.h, str(path))
     return features
 
 
-def known(features: LabelledFeatures) -> LabelledFeatures:
-    """The rows whose label is known; all of them where an image has several labels."""
-    if features.label.ndim > 1:
-        return features
-    is_known = features.label >= 0
-    if is_known.all():
-        return features
-    return LabelledFeatures(*(part[is_known] for part in features))
+def known_images(source: Source) -> Source:
+    """The images of a source whose label is known."""
+    is_known = source.labels >= 0
+    return source if is_known.all() else Part(source, np.flatnonzero(is_known))

@@ -11,13 +11,13 @@ from gsg_jax.config import check_evaluation
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation import logistic
 from gsg_jax.evaluation.classifier import ClassifierRun
-from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
+from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, labels_of
 from gsg_jax.evaluation.features import standardize
 from gsg_jax.evaluation.probe import fit_probe
 from gsg_jax.evaluation.scores import Metric, classification_figures, top_k_accuracy
 from gsg_jax.evaluation.splits import split_held_out
-from gsg_jax.jobs.labelled import Labelled, check_labelled, labelled_features, open_test
+from gsg_jax.jobs.labelled import Labelled, labelled_features, open_test, open_train
 from gsg_jax.progress import say
 from gsg_jax.workdir import claim_for_evaluation
 
@@ -190,8 +190,7 @@ def _on_images(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict
             "--config.protocol=images: needs a network and images; set --config.protocol=probe"
         )
     run = read_run(config)
-    train = open_split(run, "train")
-    check_labelled(train)
+    train = open_train(run)
     test = open_test(run, needs_test=True)
     encoder = open_encoder(config, run, train)
     training = ClassifierRun(

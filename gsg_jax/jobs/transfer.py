@@ -11,7 +11,7 @@ from gsg_jax.data.records import is_prepared, open_tfds
 from gsg_jax.data.suite import SETS, TransferSet
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation import logistic
-from gsg_jax.evaluation.encoder import open_encoder, read_run
+from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
 from gsg_jax.evaluation.scores import (
     bootstrap_interval,
     mean_average_precision,
@@ -19,7 +19,7 @@ from gsg_jax.evaluation.scores import (
     top_k_accuracy,
 )
 from gsg_jax.evaluation.splits import check_every_class
-from gsg_jax.jobs.labelled import embed_labelled
+from gsg_jax.jobs.labelled import embed_labelled, known_images
 from gsg_jax.jobs.linear import solve
 from gsg_jax.progress import say
 
@@ -39,35 +39,60 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
     Returns:
       The job's last line: of every set on the machine transfer_<set>_<metric>, its interval and
-      its l2; and the names of the missing ones.
+      its l2; the names of the missing ones; and those that cannot be scored, with the reason (a
+      split that is not there, images with other channels than the run's).
 
     Raises:
-      UserError: where there is no run, no checkpoint, or a set's images have other channels.
+      UserError: where there is no run.
     """
     del workdir
     check_evaluation(config)
-    return {"job": "transfer", **transfer_figures(config)}
+    check_sets(config)
+    return {"job": "transfer", **transfer_figures(config, {})}
 
 
-def transfer_figures(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The figures of transfer_to_suite, for a config that has its groups."""
+def check_sets(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError where a set is asked for that the suite has not."""
     asked = config.transfer.sets
-    if not isinstance(asked, tuple) or not asked or not set(asked) <= set(SETS):
+    if not isinstance(asked, tuple) or not asked or any(name not in tuple(SETS) for name in asked):
         raise UsageError(f"--config.transfer.sets={asked}: take from {', '.join(SETS)}")
+
+
+def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -> dict[str, Any]:
+    """Scores the sets of a config.
+
+    Args:
+      config: reads transfer, lbfgs, eval, and what names the encoder.
+      known: figures of an earlier call, whose sets are not scored again.
+
+    Returns:
+      The figures of transfer_to_suite.
+
+    Raises:
+      UserError: where there is no run, or no checkpoint.
+    """
     run = read_run(config)
+    check_checkpoint(config)
     run.data.crop = "host"  # the images differ in shape
-    figures, missing = {}, []
-    for name in asked:
-        if not is_prepared(SETS[name].tfds, config.transfer.dir):
+    figures, missing, unfit = {}, [], {}
+    for name in config.transfer.sets:
+        of_set = {key: known[key] for key in known if key.startswith(f"transfer_{name}_")}
+        if of_set:
+            figures |= of_set
+        elif not is_prepared(SETS[name].tfds, config.transfer.dir):
             missing.append(name)
-            continue
-        figures |= _score_set(name, SETS[name], config, run)
+        else:
+            try:
+                figures |= _score_set(name, SETS[name], config, run)
+            except UserError as error:  # of one set: the others are scored all the same
+                say(f"warning: {name} cannot be scored: {error}")
+                unfit[name] = str(error)
     if missing:
         say(
             f"not on this machine: {', '.join(missing)} (python -m gsg_jax.data.prepare NAME, then "
             "--config.transfer.dir=DIR)"
         )
-    return {**figures, "transfer_missing": missing}
+    return {**figures, "transfer_missing": missing, "transfer_unfit": unfit}
 
 
 def _score_set(
@@ -83,7 +108,8 @@ def _score_set(
     if not train.class_names:
         raise UserError(f"{of.tfds!r} has no labels: prepare the data set again")
     if not of.is_multi_label:
-        check_every_class(train.labels, train.class_names)
+        splits = {part: known_images(source) for part, source in splits.items()}
+        check_every_class(splits["train"].labels, train.class_names)
     encoder = open_encoder(config, run, train)
     embedded = {
         part: embed_labelled(encoder, source, config.eval.batch_size)

@@ -9,7 +9,6 @@ from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
 from gsg_jax.evaluation.logistic import (
-    TRANSFER_L2S,
     binary_loss,
     fit,
     linear_scores,
@@ -187,9 +186,3 @@ def test_a_sweep_of_multi_label_targets_is_judged_by_average_precision():
     scores = np.stack([model.decision_function(val) for model in models], axis=1)
     figure = mean_average_precision(scores, val_labels)
     assert max(found.figures) == pytest.approx(figure, abs=0.005)
-
-
-def test_the_transfer_protocol_sweeps_45_values_evenly_on_a_log_scale():
-    assert len(TRANSFER_L2S) == 45
-    np.testing.assert_allclose(np.diff(np.log10(TRANSFER_L2S)), 11 / 44)
-    np.testing.assert_allclose((TRANSFER_L2S[0], TRANSFER_L2S[-1]), (1e-6, 1e5))

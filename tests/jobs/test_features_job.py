@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -159,6 +160,8 @@ def test_encoders_to_compare_with_are_the_run_before_its_first_step_and_the_pixe
         (["--config.splits=('train','holdout')"], "'folder' has no split 'holdout'"),
         (["--config.splits=()"], "--config.splits=()"),
         (["--config.splits=(1,)"], "takes names"),
+        (["--config.splits=('train[:50%]','train[50%:]')"], "would give one file's name"),
+        (["--config.splits=('',)"], "would give one file's name"),
         (["--config.encoder=random"], "take one of pretrained, untrained, pixels"),
         (["--config.data.test_split=holdout"], "has no such split"),
         (["--config.data.crop=cut"], "take one of '', device, host"),
@@ -181,6 +184,9 @@ def test_wrong_input_gets_one_line_before_anything_is_written(pretrained, tmp_pa
         ({"h": np.zeros((3, 2)), "label": np.zeros(3)}, "do not fit together"),
         ({"h": np.array([[{}]]), "label": np.zeros(1, int)}, "cannot be read"),
         ({"h": np.zeros((3, 2)), "label": np.full(3, -1)}, "has no labels"),
+        ({"h": np.zeros((3, 0)), "label": np.zeros(3, int)}, "do not fit together"),
+        ({"h": np.zeros((3, 2)), "label": np.full(3, 2**40)}, "labels from 1099511627776"),
+        ({"h": np.array([[1.0], [np.nan]]), "label": np.zeros(2, int)}, "1 of the 2 embeddings"),
         (None, "there is no"),
     ],
 )
@@ -189,6 +195,49 @@ def test_files_of_other_programs_are_read_or_refused_with_what_is_wrong(tmp_path
         np.savez(tmp_path / "train.npz", **arrays)
     status, out, err = call(config("knn"), f"--config.features={tmp_path}")
     assert (status, out) == (1, "") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: x[1:]])
+def test_a_damaged_file_is_refused(whole, pretrained, tmp_path, damage):
+    embed(pretrained, tmp_path)
+    content = (tmp_path / "train.npz").read_bytes()
+    (tmp_path / "train.npz").write_bytes(damage(content))
+    status, out, err = call(config("knn"), f"--config.features={tmp_path}")
+    assert (status, out) == (1, "") and "cannot be read" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_done"),
+    [
+        (lambda x: x[:200], 16),
+        (lambda x: b"", 16),
+        (lambda x: x[:50], 16),
+        (lambda x: x, 999),
+        (lambda x: x, "16"),
+    ],
+)
+def test_damaged_beginnings_are_made_anew(whole, pretrained, tmp_path, rows, num_done):
+    embed(pretrained, tmp_path)
+    record = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(record | {"num_done": num_done}))
+    (tmp_path / "train.npz").unlink()
+    zeros = tmp_path / "zeros.npy"
+    np.save(zeros, np.zeros((40, 4), np.float32))
+    (tmp_path / "train.partial").write_bytes(rows(zeros.read_bytes()))
+    zeros.unlink()
+    _, files = embed(pretrained, tmp_path)
+    np.testing.assert_allclose(files["train"]["h"], whole[1]["train"]["h"], rtol=0, atol=1e-6)
+
+
+def test_embeddings_of_other_images_are_left_alone(pretrained, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    flags = (f"--config.data.dir={folder}",)
+    embed(pretrained, tmp_path / "out", *flags)
+    (folder / "train" / "even" / "000.png").rename(folder / "train" / "uneven" / "000.png")
+    common = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path / 'out'}", *flags)
+    status, out, err = call(config("features"), *common)
+    assert (status, out) == (1, "") and "images_digest" in err and err.count("\n") == 1
 
 
 def test_a_splits_name_is_a_files_name():

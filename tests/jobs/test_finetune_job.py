@@ -55,9 +55,9 @@ def test_the_sweep_takes_the_best_on_held_out_images_and_survives_a_kill(
     last, err = finetune(pretrained, tmp_path, *rates)
     sweep = json.loads((tmp_path / "sweep.json").read_text())
     assert list(sweep) == [
-        f"backbone_{backbone}-head_{head}" for backbone in (0, 0.5) for head in ("1e-06", "2")
+        f"backbone_{backbone}-head_{head}" for backbone in (0.0, 0.5) for head in ("1e-06", "2.0")
     ]
-    chosen = "backbone_{:g}-head_{:g}".format(
+    chosen = "backbone_{}-head_{}".format(
         last["finetune_backbone_learning_rate"], last["finetune_head_learning_rate"]
     )
     assert sweep[chosen] == max(sweep.values()) > min(sweep.values())
@@ -66,10 +66,21 @@ def test_the_sweep_takes_the_best_on_held_out_images_and_survives_a_kill(
     trained = []
     monkeypatch.setattr(job, "_held_out_top1", lambda *args: trained.append(args[-2]) or 2.0)
     (tmp_path / "sweep.json").write_text(json.dumps({k: sweep[k] for k in list(sweep)[:-1]}))
-    (tmp_path / "backbone_0.5-head_2").mkdir()
+    (tmp_path / "backbone_0.5-head_2.0").mkdir()
     again, _ = finetune(pretrained, tmp_path, *rates)
     assert trained == [(0.5, 2.0)]
     assert again["finetune_backbone_learning_rate"] == 0.5
+
+
+def test_labels_that_leave_none_to_choose_by_are_told_before_any_training(
+    pretrained, tmp_path, monkeypatch
+):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    monkeypatch.setattr("gsg_jax.mesh.all_devices", lambda: mesh)
+    flags = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}", "--config.labels=0.01")
+    status, out, err = call(config("finetune"), *flags)
+    assert (status, out) == (1, "") and "2 labels leave one image a class" in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def run_of(pretrained, *flags, num_devices=8, **rates):
@@ -184,7 +195,7 @@ def test_other_networks_and_crops_of_the_host_are_trained_too(images, tmp_path, 
         (["--config.encoder=pixels"], "has no weights"),
         (["--config.optim.name=adam"], "did you mean adamw?"),
         (["--config.optim.head_learning_rates=(0,)"], "each must be from"),
-        (["--config.labels=0.01"], "none can be held out"),
+        (["--config.labels=0.01", "--config.data.batch_size=8"], "cannot be shared by 8 devices"),
         (["--config.views.crop_area=(0.5,2)"], "each must be from"),
     ],
 )
@@ -192,6 +203,7 @@ def test_wrong_input_gets_one_line(pretrained, tmp_path, flags, said):
     common = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}")
     status, out, err = call(config("finetune"), *common, *SMALL, *flags)
     assert status in (1, 2) and out == "" and said in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_evaluation_or_run_is_left_alone(pretrained, tmp_path):

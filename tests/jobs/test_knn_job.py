@@ -92,6 +92,7 @@ def test_baselines_are_those_that_pretraining_has_measured(pretrained, encoder):
         (["--config.eval.knn_k=(3,4.5)"], "takes whole numbers"),
         (["--config.eval.knn_k=()"], "takes one or more numbers"),
         (["--config.data.test_split=tset"], "has no such split"),
+        (["--config.features=somewhere"], "give one of them"),
     ],
 )
 def test_wrong_input_gets_one_line(pretrained, flags, said):
@@ -113,6 +114,20 @@ def test_images_without_labels_and_a_class_without_images_are_refused(pretrained
     np.savez(tmp_path / "given" / "test.npz", **test)
     status, out, err = call(config("knn"), f"--config.features={tmp_path / 'given'}")
     assert (status, out) == (1, "") and "class '1' has no image" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [("model", "backbone", "resnet11"), ("views", "size", "x"), ("model", "width", 0)],
+)
+def test_a_record_that_is_damaged_is_told(pretrained, tmp_path, group, key, value):
+    shutil.copytree(pretrained, tmp_path / "other")
+    record = json.loads((pretrained / "config.json").read_text())
+    record[group][key] = value
+    (tmp_path / "other" / "config.json").write_text(json.dumps(record))
+    status, out, err = call(config("knn"), f"--config.pretrained={tmp_path / 'other'}")
+    assert (status, out) == (1, "") and "config.json is damaged" in err and key in err
+    assert err.count("\n") == 1
 
 
 def test_a_checkpoint_of_another_architecture_is_named(pretrained, tmp_path):

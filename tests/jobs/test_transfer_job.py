@@ -106,11 +106,30 @@ def test_a_machine_without_any_set_says_so_and_does_not_fail(pretrained, tmp_pat
     assert "not on this machine: dtd, pets" in err
 
 
+def test_a_set_that_cannot_be_scored_does_not_take_the_others_with_it(
+    suite, pretrained, monkeypatch
+):
+    without_validation = SETS["cifar10"]._replace(validation="validation")
+    monkeypatch.setitem(SETS, "cifar10", without_validation)
+    status, out, err = call(
+        config("transfer"),
+        f"--config.pretrained={pretrained}",
+        f"--config.transfer.dir={suite}",
+        "--config.transfer.sets=('cifar10','dtd')",
+        *SMALL,
+    )
+    last = figures(out)
+    assert status == 0 and last["transfer_dtd_top1"] > 0.8
+    assert "no split 'validation'" in last["transfer_unfit"]["cifar10"]
+    assert "warning: cifar10 cannot be scored" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--config.transfer.sets=('imagenet',)"], "take from food101"),
         (["--config.transfer.sets=()"], "take from food101"),
+        (["--config.transfer.sets=([1],)"], "take from food101"),
         (["--config.pretrained="], "--config.pretrained is empty"),
         (["--config.pretrained=/nowhere"], "holds no run"),
     ],
