@@ -1,6 +1,7 @@
 """The k-nearest-neighbour classifier: how good are embeddings without training anything?"""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from gsg_jax.similarity import norm, normalize
 BANK_BLOCK = 2**15  # rows of the bank at once, or fewer where they are wide
 SIMILARITIES = 2**23  # at once: 32 MiB stay in a CPU's cache, and need no new pages each time
 BLOCK_NUMBERS = 2**27  # of one array's block: 512 MiB
+SEARCHES_AT_ONCE = 2  # on a CPU a top-k has one thread: another block's product fills the others
 VOTE_BLOCK = 1024  # queries whose votes for all classes are counted at once
 
 
@@ -84,11 +86,18 @@ def blocked_neighbours(
     _check_finite("query", query, query_block)
     none_yet = jnp.full((query_block, k), -jnp.inf), jnp.zeros((query_block, k), jnp.int32)
     best = [none_yet for _ in range(0, len(query), query_block)]
-    for first_row, block in _blocks(bank, bank_block):
-        rows, num_rows = _unit(block), min(bank_block, len(bank) - first_row)
-        for n, (first_query, queries) in enumerate(_blocks(query, query_block)):
-            itself = first_query - first_row if leave_one_out else None
-            best[n] = _merge(best[n], rows, queries, first_row, num_rows, itself, group=group)
+
+    def merge(best, place_and_queries, rows, first_row, num_rows):
+        first_query, queries = place_and_queries
+        itself = first_query - first_row if leave_one_out else None
+        merged = _merge(best, rows, queries, first_row, num_rows, itself, group=group)
+        return jax.block_until_ready(merged)
+
+    with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
+        for first_row, block in _blocks(bank, bank_block):
+            num_rows = min(bank_block, len(bank) - first_row)
+            join = partial(merge, rows=_unit(block), first_row=first_row, num_rows=num_rows)
+            best = list(pool.map(join, best, _blocks(query, query_block)))
     similarity, index = (np.concatenate(parts)[: len(query)] for parts in zip(*best, strict=True))
     return similarity, index
 
