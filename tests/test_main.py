@@ -307,7 +307,8 @@ def test_the_k_nn_job_needs_a_checkpoint(images, tmp_path, finished):
     _, workdir, _ = finished
     shutil.copy(workdir / "config.json", tmp_path)
     before = hashes(tmp_path)
-    status, out, err = call(config("knn"), f"--config.pretrained={tmp_path}")
+    flags = (f"--config.pretrained={tmp_path}", "--config.eval.knn_k=(3,)")
+    status, out, err = call(config("knn"), *flags)
     assert (status, out) == (1, "") and "holds no checkpoint yet" in err.splitlines()[-1]
     assert hashes(tmp_path) == before and not (tmp_path / "checkpoints").exists()
 
