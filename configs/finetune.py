@@ -5,7 +5,7 @@
 Recipes: default, imagenet (not yet run). --config.labels is the share of the labels; the
 learning rates are chosen on a part of these.
 
-Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.2.
+Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
 """
 
 from ml_collections import ConfigDict

@@ -16,5 +16,6 @@ from gsg_jax.evaluation import recipes
 def get_config() -> ConfigDict:
     """Builds the config of the job."""
     config = recipes.evaluation("transfer")
+    recipes.add_lbfgs(config)
     recipes.add_transfer(config)
     return config

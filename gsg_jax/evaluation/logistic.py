@@ -199,7 +199,7 @@ def sweep(
     Returns:
       The best l2, its classifier, and the figures of all.
 
-    Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.3; Chen et al., ICML 2020
+    Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A; Chen et al., ICML 2020
     (arXiv 2002.05709), appendix B.8, which train once more on both sets with the best l2.
     """
     features = jnp.asarray(features, jnp.float32)

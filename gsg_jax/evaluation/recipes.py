@@ -76,7 +76,7 @@ def add_probe(config: ConfigDict) -> None:
 def add_lbfgs(config: ConfigDict) -> None:
     """Adds what logistic regression by L-BFGS reads.
 
-    Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.5: 45 values.
+    Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A: 45 values.
     """
     _add_seed(config)
     config.lbfgs = ConfigDict(
@@ -103,7 +103,7 @@ def add_linear_protocol(config: ConfigDict) -> None:
 def add_finetuning(config: ConfigDict) -> None:
     """Adds fine-tuning of all weights, with a rate for the backbone and one for the linear layer.
 
-    Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.2.
+    Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
     """
     is_paper = config.recipe == "imagenet"
     _add_training(config)
@@ -124,8 +124,6 @@ def add_transfer(config: ConfigDict) -> None:
 
     Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
     """
-    if "lbfgs" not in config:
-        add_lbfgs(config)
     config.transfer = ConfigDict(
         {
             "sets": tuple(SETS),

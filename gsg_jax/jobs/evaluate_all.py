@@ -11,8 +11,9 @@ from gsg_jax.config import as_json, check_evaluation, differences
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation.encoder import open_encoder, read_run
+from gsg_jax.evaluation.feature_files import LabelledFeatures
 from gsg_jax.jobs.features import features_in_file
-from gsg_jax.jobs.finetune import check_tunable, open_labelled_part, tune
+from gsg_jax.jobs.finetune import check_tunable, drawn_part, official_part, tune
 from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.labelled import Labelled, check_bank, check_finite, open_test, open_train
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
@@ -77,9 +78,12 @@ class Evaluation:
         check_bank(config, len(self.train), has_test=True)
         self.encoder = open_encoder(config, self.run_config, self.train)
         self._labelled = None
+        self.labelled_parts = {}
         for share in config.finetune_labels if "finetune" in config.parts else ():
-            part, _ = open_labelled_part(self.run_config, share, config.run.seed)
+            part = official_part(self.run_config, share)
+            part = part or drawn_part(self.train, share, config.run.seed)
             check_tunable(self.encoder, part, config)
+            self.labelled_parts[share] = part
 
     def run(self) -> dict[str, Any]:
         """Runs what is not yet in the file; returns all figures."""
@@ -119,7 +123,7 @@ class Evaluation:
             )
         return self._labelled
 
-    def _features(self, split: str, source: Source):
+    def _features(self, split: str, source: Source) -> LabelledFeatures:
         path = self.workdir / "features" / f"{split}.npz"
         batch_size = self.config.eval.batch_size
         features = features_in_file(path, self.encoder, source, split, batch_size)
@@ -131,12 +135,11 @@ class Evaluation:
 
     def _finetune(self) -> dict[str, Any]:
         figures = {}
-        for share in self.config.finetune_labels:
-            train, test = open_labelled_part(self.run_config, share, self.config.run.seed)
+        for share, train in self.labelled_parts.items():
             prefix = f"finetune_{100 * share:g}pct"
             folder = self.workdir / "finetune" / prefix
             claim_for_evaluation(folder, self.config, self.encoder.digest)
-            figures |= tune(self.encoder, train, test, self.config, folder, prefix)
+            figures |= tune(self.encoder, train, self.test, self.config, folder, prefix)
         return figures
 
     def _found(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:

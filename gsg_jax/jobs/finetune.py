@@ -49,7 +49,9 @@ def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     if config.encoder == "pixels":
         raise UsageError("--config.encoder=pixels: has no weights; take pretrained or untrained")
     run = read_run(config)
-    train, test = open_labelled_part(run, config.labels, config.run.seed)
+    train = official_part(run, config.labels)
+    train = train or drawn_part(open_train(run), config.labels, config.run.seed)
+    test = open_test(run, needs_test=True)
     encoder = open_encoder(config, run, train)
     check_tunable(encoder, train, config)
     claim_for_evaluation(workdir, config, encoder.digest)
@@ -57,34 +59,32 @@ def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     return {"job": "finetune", **encoder.about, "labels": config.labels, **figures}
 
 
-def open_labelled_part(
-    run: ml_collections.ConfigDict, share: float, seed: int
-) -> tuple[Source, Source]:
-    """Opens the training images whose labels may be used, and the test images.
+def official_part(run: ml_collections.ConfigDict, share: float) -> Source | None:
+    """The part of ImageNet's labels that the papers use, where it is meant and prepared.
 
     Args:
       run: of read_run.
       share: of the labels, in (0, 1].
-      seed: of the choice; ImageNet's official parts are taken where they are prepared.
 
     Returns:
-      (train, test).
-
-    Raises:
-      UserError: where there are no labels, no test split, or no image of a class.
+      Its training images, or None.
     """
     part = IMAGENET_PARTS.get(share) if run.data.name == "imagenet2012" else None
-    if part and is_prepared(part, run.data.dir):
-        say(f"takes the labels of {part}")
-        official = run.copy_and_resolve_references()
-        official.data.name = part
-        return open_train(official), open_test(run, needs_test=True)
-    train = open_train(run)
-    test = open_test(run, needs_test=True)
-    if share < 1:
-        train = Part(train, class_balanced(train.labels, share, seed))
-        say(f"takes {len(train):,} labels, as many of every class, by seed {seed}")
-    return train, test
+    if part is None or not is_prepared(part, run.data.dir):
+        return None
+    say(f"takes the labels of {part}")
+    official = run.copy_and_resolve_references()
+    official.data.name = part
+    return open_train(official)
+
+
+def drawn_part(train: Source, share: float, seed: int) -> Source:
+    """Training images whose labels may be used, as many of every class; all where share is 1."""
+    if share == 1:
+        return train
+    part = Part(train, class_balanced(train.labels, share, seed))
+    say(f"takes {len(part):,} labels, as many of every class, by seed {seed}")
+    return part
 
 
 def check_tunable(encoder: Encoder, train: Source, config: ml_collections.ConfigDict) -> None:

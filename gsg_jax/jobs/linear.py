@@ -176,11 +176,16 @@ def solve(
 def told_figures(prefix: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracies of scores with their intervals, said to people as well."""
     figures = classification_figures(prefix, scores, labels)
-    for name, value in figures.items():
-        if not name.endswith("_interval"):
-            low, high = figures[f"{name}_interval"]
-            say(f"{name}: {value:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    tell(figures)
     return figures
+
+
+def tell(figures: dict[str, Any]) -> None:
+    """Says every figure that has an interval, with it."""
+    for name in figures:
+        if f"{name}_interval" in figures:
+            low, high = figures[f"{name}_interval"]
+            say(f"{name}: {figures[name]:.4f} (95 % interval {low:.4f} to {high:.4f})")
 
 
 def _on_images(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

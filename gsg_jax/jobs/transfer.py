@@ -1,7 +1,6 @@
 """The transfer job: the same embeddings, judged on other sets of images."""
 
 import pathlib
-from functools import partial
 from typing import Any
 
 import ml_collections
@@ -16,15 +15,14 @@ from gsg_jax.evaluation.scores import (
     bootstrap_interval,
     mean_average_precision,
     mean_per_class,
-    top_k_accuracy,
 )
 from gsg_jax.evaluation.splits import check_every_class
 from gsg_jax.jobs.labelled import embed_labelled, known_images
-from gsg_jax.jobs.linear import solve
+from gsg_jax.jobs.linear import TOP1, solve, tell
 from gsg_jax.progress import say
 
 METRICS = {
-    "top1": partial(top_k_accuracy, k=1),
+    "top1": TOP1,
     "mean_per_class": mean_per_class,
     "map_11_point": mean_average_precision,
 }
@@ -126,7 +124,8 @@ def _score_set(
         loss=logistic.binary_loss if of.is_multi_label else logistic.softmax_loss,
     )
     labels = embedded["test"].label
-    key, value = f"transfer_{name}_{of.metric}", metric(scores, labels)
-    low, high = bootstrap_interval(metric, scores, labels, num_resamples=200)
-    say(f"{key}: {value:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    return {key: value, f"{key}_interval": [low, high], f"transfer_{name}_l2": l2}
+    interval = bootstrap_interval(metric, scores, labels, num_resamples=200)
+    key = f"transfer_{name}_{of.metric}"
+    figures = {key: metric(scores, labels), f"{key}_interval": list(interval)}
+    tell(figures)
+    return figures | {f"transfer_{name}_l2": l2}
