@@ -172,7 +172,8 @@ class ClassifierRun:
         """Trains to the end.
 
         Args:
-          folder: gets the checkpoints, every half minute and at the end; a stopped training goes on there.
+          folder: gets the checkpoints, every half minute and at the end; a stopped training goes
+            on there.
           what: is trained, for people.
 
         Returns:
