@@ -10,8 +10,11 @@ import numpy as np
 
 from gsg_jax.similarity import norm, normalize
 
-BANK_BLOCK = 2**15  # rows of the bank at once, or fewer where they are wide
-SIMILARITIES = 2**23  # at once: 32 MiB stay in a CPU's cache, and need no new pages each time
+# On a CPU a matrix product is fastest with many queries and a result that stays in its cache: so a
+# block of the bank is a number of tiles, and only the choice of the best looks at all of them.
+BANK_BLOCK = 2**16  # rows of the bank at once, or fewer where they are wide
+TILE = 2**13  # of these, in one matrix product
+QUERY_BLOCK = 512  # queries at once, or fewer where they are wide
 BLOCK_NUMBERS = 2**27  # of one array's block: 512 MiB
 SEARCHES_AT_ONCE = 2  # on a CPU a top-k has one thread: another block's product fills the others
 VOTE_BLOCK = 1024  # queries whose votes for all classes are counted at once
@@ -48,7 +51,8 @@ def neighbours(
         k,
         leave_one_out=leave_one_out,
         bank_block=bank_block,
-        query_block=min(SIMILARITIES // bank_block, most_rows),
+        tile=TILE,
+        query_block=min(QUERY_BLOCK, most_rows),
         group=2 ** max(0, round(np.log2(bank_block / k) / 2)),  # as many groups as candidates
     )
 
@@ -60,6 +64,7 @@ def blocked_neighbours(
     *,
     leave_one_out: bool,
     bank_block: int,
+    tile: int,
     query_block: int,
     group: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +75,8 @@ def blocked_neighbours(
       query: embeddings, [Q, F].
       k: neighbours.
       leave_one_out: the query is the bank, and no row is its own neighbour.
-      bank_block: rows of the bank at once, rounded up to whole groups.
+      bank_block: rows of the bank at once, rounded up to whole groups in every tile.
+      tile: rows of a block, at most, in one matrix product.
       query_block: queries at once.
       group: neighbouring rows of the bank that compete by their best one first.
 
@@ -80,23 +86,25 @@ def blocked_neighbours(
     Raises:
       ValueError: where a row is not finite.
     """
-    bank_block = _even(bank_block, len(bank), group)
+    num_tiles = -(-bank_block // tile)
+    bank_block = _even(bank_block, len(bank), num_tiles * group)
     query_block = _even(query_block, len(query), 1)
     _check_finite("bank", bank, bank_block)
     _check_finite("query", query, query_block)
     none_yet = jnp.full((query_block, k), -jnp.inf), jnp.zeros((query_block, k), jnp.int32)
     best = [none_yet for _ in range(0, len(query), query_block)]
 
-    def merge(best, place_and_queries, rows, first_row, num_rows):
+    def merge(best, place_and_queries, tiles, first_row, num_rows):
         first_query, queries = place_and_queries
         itself = first_query - first_row if leave_one_out else None
-        merged = _merge(best, rows, queries, first_row, num_rows, itself, group=group)
-        return jax.block_until_ready(merged)
+        similarities = [_similarities(queries, rows, group=group) for rows in tiles]
+        return jax.block_until_ready(_merge(best, similarities, first_row, num_rows, itself))
 
     with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
         for first_row, block in _blocks(bank, bank_block):
             num_rows = min(bank_block, len(bank) - first_row)
-            join = partial(merge, rows=_unit(block), first_row=first_row, num_rows=num_rows)
+            tiles = [_unit(rows) for rows in np.split(block, num_tiles)]
+            join = partial(merge, tiles=tiles, first_row=first_row, num_rows=num_rows)
             best = list(pool.map(join, best, _blocks(query, query_block)))
     similarity, index = (np.concatenate(parts)[: len(query)] for parts in zip(*best, strict=True))
     return similarity, index
@@ -136,7 +144,19 @@ def _unit(rows):
 
 
 @partial(jax.jit, static_argnames="group")
-def _merge(best, bank, query, first_row, num_rows, itself, *, group):
+def _similarities(query, bank, *, group):
+    """Cosines of queries [Q, F] and unit rows [N, F], and the highest of every group of rows.
+
+    Returns:
+      (similarity [Q, N / group, group], highest [Q, N / group]).
+    """
+    similarity = jnp.matmul(_unit(query), bank.T, precision=jax.lax.Precision.HIGHEST)
+    similarity = similarity.reshape(len(query), -1, group)
+    return similarity, jnp.max(similarity, axis=2)
+
+
+@jax.jit
+def _merge(best, tiles, first_row, num_rows, itself):
     """Lets a block of the bank compete with the best of the blocks before it.
 
     The k best rows lie in the k groups whose maxima are the highest, so only these groups are
@@ -148,36 +168,43 @@ def _merge(best, bank, query, first_row, num_rows, itself, *, group):
 
     Args:
       best: (similarity, index), each [Q, k].
-      bank: unit rows, [N, F].
-      query: embeddings, [Q, F].
+      tiles: of _similarities, for successive rows of the bank, as many in each.
       first_row: place of the block in the bank.
-      num_rows: how many of the N are no padding.
+      num_rows: how many of the block's rows are no padding.
       itself: row of the block that is the first query, or None.
-      group: rows of a group; divides N.
 
     Returns:
       (similarity, index), each [Q, k].
     """
-    k = best[0].shape[1]
-    similarity = jnp.matmul(_unit(query), bank.T, precision=jax.lax.Precision.HIGHEST)  # [Q, N]
-    similarity = similarity.reshape(len(query), -1, group)  # [Q, N / group, group]
-    highest = jnp.max(similarity, axis=2)  # [Q, N / group]
+    num_queries, k = best[0].shape
+    group = tiles[0][0].shape[2]
+    highest = jnp.concatenate([of_tile for _, of_tile in tiles], axis=1)
     is_padding = group * jnp.arange(highest.shape[1])[None] >= num_rows
     highest = jnp.where(is_padding, -jnp.inf, highest)
     _, groups = jax.lax.top_k(highest, min(k + 2, highest.shape[1]))
     groups = jnp.sort(groups, axis=1)[:, :, None]  # of equal candidates the lowest row first
 
-    similarity = jnp.take_along_axis(similarity, groups, axis=1, mode="promise_in_bounds")
-    similarity = similarity.reshape(len(query), -1)  # [Q, (k + 2) * group]
+    similarity = _of_groups([of_tile for of_tile, _ in tiles], groups).reshape(num_queries, -1)
     row = (group * groups + jnp.arange(group)[None, None]).reshape(similarity.shape)
     is_barred = row >= num_rows
     if itself is not None:
-        is_barred |= row == itself + jnp.arange(len(query))[:, None]
+        is_barred |= row == itself + jnp.arange(num_queries)[:, None]
     similarity = jnp.where(is_barred, -jnp.inf, similarity)
 
     similarity, place = jax.lax.top_k(jnp.concatenate([best[0], similarity], axis=1), k)
     index = jnp.concatenate([best[1], first_row + row], axis=1)
     return similarity, jnp.take_along_axis(index, place, axis=1, mode="promise_in_bounds")
+
+
+def _of_groups(tiles, groups):
+    """Similarities of the groups [Q, G, 1], each from the tile that holds it: [Q, G, group]."""
+    num_groups = tiles[0].shape[1]
+    found = jnp.zeros(())
+    for number, tile in enumerate(tiles):
+        place = jnp.clip(groups - number * num_groups, 0, num_groups - 1)
+        similarity = jnp.take_along_axis(tile, place, axis=1, mode="promise_in_bounds")
+        found = jnp.where(groups // num_groups == number, similarity, found)
+    return found
 
 
 def knn_scores(

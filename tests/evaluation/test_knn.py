@@ -16,9 +16,17 @@ from gsg_jax.evaluation.knn import (
 )
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
-# bank_block, query_block, group: one block of all; blocks and groups that divide nothing; blocks of
-# fewer rows than k; one row at a time.
-SIZES = [(101, 101, 1), (101, 43, 4), (40, 9, 8), (33, 10, 16), (3, 20, 2), (1, 43, 1)]
+# bank_block, tile, query_block, group: one block of all; blocks, tiles and groups that divide
+# nothing; fewer rows than k in a tile and in a block; one row at a time.
+SIZES = [
+    (101, 101, 101, 1),
+    (101, 30, 43, 4),
+    (101, 7, 43, 2),
+    (40, 17, 9, 8),
+    (33, 33, 10, 16),
+    (3, 2, 20, 2),
+    (1, 1, 43, 1),
+]
 
 
 def plain_neighbours(bank, query, k, leave_one_out=False):
@@ -80,9 +88,9 @@ def test_a_query_that_fills_no_whole_block_equals_a_plain_loop(leave_one_out):
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-@pytest.mark.parametrize(("bank_block", "query_block", "group"), SIZES)
+@pytest.mark.parametrize(("bank_block", "tile", "query_block", "group"), SIZES)
 def test_blocks_and_groups_of_any_size_find_the_neighbours_of_a_plain_loop(
-    bank_block, query_block, group, leave_one_out
+    bank_block, tile, query_block, group, leave_one_out
 ):
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(101, 4)) * rng.uniform(0.1, 9, size=(101, 1))
@@ -93,6 +101,7 @@ def test_blocks_and_groups_of_any_size_find_the_neighbours_of_a_plain_loop(
         9,
         leave_one_out=leave_one_out,
         bank_block=bank_block,
+        tile=tile,
         query_block=query_block,
         group=group,
     )
@@ -100,9 +109,9 @@ def test_blocks_and_groups_of_any_size_find_the_neighbours_of_a_plain_loop(
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-@pytest.mark.parametrize(("bank_block", "query_block", "group"), SIZES)
+@pytest.mark.parametrize(("bank_block", "tile", "query_block", "group"), SIZES)
 def test_of_equal_similarities_the_lowest_row_comes_first(
-    bank_block, query_block, group, leave_one_out
+    bank_block, tile, query_block, group, leave_one_out
 ):
     rng = np.random.default_rng(2)
     bank = rng.choice([-1.0, 1.0], size=(101, 4))  # cosines are -1, -1/2, 0, 1/2 or 1, exactly
@@ -113,6 +122,7 @@ def test_of_equal_similarities_the_lowest_row_comes_first(
         9,
         leave_one_out=leave_one_out,
         bank_block=bank_block,
+        tile=tile,
         query_block=query_block,
         group=group,
     )
@@ -125,9 +135,9 @@ def test_of_equal_similarities_the_lowest_row_comes_first(
 def test_padding_is_no_neighbour_where_all_cosines_are_negative(group):
     rng = np.random.default_rng(3)
     bank, query = rng.uniform(0.1, 1, size=(72, 5)), -rng.uniform(0.1, 1, size=(60, 5))
-    for k in (1, 72):  # groups of 2 make blocks of 10, and the last has 2 rows
+    for k in (1, 72):  # tiles of 4 make blocks of 9 to 24, and the last is hardly filled
         found = blocked_neighbours(
-            bank, query, k, leave_one_out=False, bank_block=9, query_block=25, group=group
+            bank, query, k, leave_one_out=False, bank_block=9, tile=4, query_block=25, group=group
         )
         assert_neighbours(found, plain_neighbours(bank, query, k))
 
@@ -137,7 +147,7 @@ def test_neither_padding_nor_the_image_itself_takes_the_place_of_a_group(k):
     noise = np.random.default_rng(10).normal(size=(41, 41))
     bank = np.eye(41) - 1 / 41 + 1e-3 * noise  # a simplex: each looks away from all others
     found = blocked_neighbours(
-        bank, bank, k, leave_one_out=True, bank_block=41, query_block=41, group=4
+        bank, bank, k, leave_one_out=True, bank_block=41, tile=14, query_block=41, group=4
     )
     expected = plain_neighbours(bank, bank, k, leave_one_out=True)
     assert expected[0].max() < 0
@@ -158,7 +168,7 @@ def test_a_memory_map_of_any_float_type_is_as_good_as_an_array(tmp_path, dtype):
     mapped = np.memmap(tmp_path / "rows", dtype, mode="r", shape=(90, 8))
     bank, query = mapped[:60], mapped[60:]
     found = blocked_neighbours(
-        bank, query, 7, leave_one_out=False, bank_block=25, query_block=8, group=4
+        bank, query, 7, leave_one_out=False, bank_block=25, tile=9, query_block=8, group=4
     )
     assert_neighbours(found, plain_neighbours(rows[:60], rows[60:], 7))
     assert_neighbours(neighbours(bank, query, 7), plain_neighbours(rows[:60], rows[60:], 7))
@@ -214,7 +224,7 @@ def test_rows_that_are_not_finite_are_counted_and_no_neighbours(bad):
     rows = np.random.default_rng(9).normal(size=(30, 5)).astype(np.float32)
     broken = rows.copy()
     broken[[2, 17, 29], [0, 4, 1]] = bad
-    sizes = {"leave_one_out": False, "bank_block": 8, "query_block": 7, "group": 2}
+    sizes = {"leave_one_out": False, "bank_block": 8, "tile": 5, "query_block": 7, "group": 2}
     with pytest.raises(ValueError, match="3 of the 30 rows of the bank"):
         blocked_neighbours(broken, rows, 4, **sizes)
     with pytest.raises(ValueError, match="3 of the 30 rows of the query"):
