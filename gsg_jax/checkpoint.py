@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -145,6 +145,27 @@ class Checkpoints:
             self._check_shapes(step, like["params"])
             return reader.restore(self._folder.resolve() / str(step) / "default", args=arguments)
 
+    def shapes(self, step: int, groups: Sequence[str]) -> dict[str, Any]:
+        """What some groups of the state of a step hold.
+
+        Args:
+          step: one that newest_step has named.
+          groups: fields of TrainState.
+
+        Returns:
+          {group: tree of shapes with types}, for restore_part.
+
+        Raises:
+          UserError: where the checkpoint is damaged.
+        """
+        metadata = self._manager.item_metadata(step)
+        if metadata is None:
+            raise UserError(f"{self._folder / str(step)} is damaged: remove it, or restore it")
+        return {
+            group: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata[group])
+            for group in groups
+        }
+
     def close(self) -> None:
         """Waits for what is being saved; raises UserError where that fails."""
         with self._explained():
@@ -200,6 +221,28 @@ class Checkpoints:
                 f"a checkpoint cannot be saved in {self._folder} ({_reason(error)}): mend that, "
                 "and the same command goes on from the newest one"
             ) from error
+
+
+def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    """Reads the weights and statistics of a run's newest checkpoint, of both branches.
+
+    Args:
+      workdir: DIR.
+
+    Returns:
+      (step, {params, batch_stats, target_params, target_batch_stats}), host arrays.
+
+    Raises:
+      UserError: where there is no checkpoint, or it is damaged.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.newest_step()
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
+    groups = ("params", "batch_stats", "target_params", "target_batch_stats")
+    variables = checkpoints.restore_part(step, checkpoints.shapes(step, groups))
+    checkpoints.close()
+    return step, jax.tree.map(np.asarray, variables)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -12,12 +12,22 @@ from gsg_jax.metrics import write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
+# Where an imported checkpoint is told of.
+IMPORTED = "imported"
+# What the first training of an imported checkpoint may change: nothing that its state is made of.
+FREE_AFTER_IMPORT = (
+    *("recipe", "data.", "views.", "run.", "eval.knn", "eval.batch_size", "eval.max_bank"),
+    *("eval.inspect_gradients", "eval.min_"),
+    *("optim.learning_rate", "optim.weight_decay", "optim.warmup_epochs", "optim.cosine_per"),
+)
 # What a run writes besides its record.
 WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json", "tensorboard")
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
+
+    An imported checkpoint that no step has moved takes another schedule and other images.
 
     Args:
       workdir: DIR.
@@ -29,6 +39,8 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     record_path = workdir / "config.json"
     if record_path.exists():
         differing = differences(config, read_config(workdir))
+        if _is_untrained_import(workdir):
+            differing = [said for said in differing if not said.startswith(FREE_AFTER_IMPORT)]
         if differing:
             raise UserError(
                 f"--workdir={workdir} holds a run of another config, which differs in "
@@ -84,6 +96,10 @@ def read_config(workdir: pathlib.Path) -> dict:
     if missing := [group for group in GROUPS if group not in record]:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
     return _with_newer_keys(record)
+
+
+def _is_untrained_import(workdir: pathlib.Path) -> bool:
+    return (workdir / IMPORTED).is_dir() and not (workdir / "metrics.jsonl").exists()
 
 
 def _write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:

@@ -81,7 +81,14 @@ def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       UserError: where there is no run.
     """
-    workdir = pathlib.Path(config.pretrained).expanduser()
+    run = read_record(pathlib.Path(config.pretrained).expanduser())
+    for key in ("name", "dir", "train_split", "test_split", "crop"):
+        run.data[key] = config.data[key] or run.data[key]
+    return run
+
+
+def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a run; raises UserError where there is none, or it is damaged."""
     run = from_record(read_config(workdir))
     try:
         check_pretraining(run)
@@ -89,8 +96,6 @@ def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         raise UserError(
             f"{workdir / 'config.json'} is damaged or of another version ({error}): restore it"
         ) from error
-    for key in ("name", "dir", "train_split", "test_split", "crop"):
-        run.data[key] = config.data[key] or run.data[key]
     return run
 
 

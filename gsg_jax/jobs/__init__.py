@@ -1,11 +1,13 @@
-"""JOBS: what `python -m gsg_jax.main` can do, by the name in `config.job`, one file an evaluation.
+"""JOBS: what `python -m gsg_jax.main` can do, by the name in `config.job`, one file a job.
 
 A job takes its config and the folder it may write to, and returns the figures of its last line.
 """
 
 from gsg_jax.jobs.evaluate_all import run_every_evaluation
+from gsg_jax.jobs.export import export_weights
 from gsg_jax.jobs.features import embed_splits
 from gsg_jax.jobs.finetune import finetune_backbone
+from gsg_jax.jobs.import_torch import import_checkpoint
 from gsg_jax.jobs.knn import classify_by_knn
 from gsg_jax.jobs.linear import classify_linearly
 from gsg_jax.jobs.transfer import transfer_to_suite
@@ -19,4 +21,6 @@ JOBS = {
     "finetune": finetune_backbone,
     "transfer": transfer_to_suite,
     "evaluate_all": run_every_evaluation,
+    "import_torch": import_checkpoint,
+    "export": export_weights,
 }

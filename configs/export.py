@@ -1,0 +1,22 @@
+"""The weights of a run for PyTorch, with a card that says what they are.
+
+    python -m gsg_jax.main --config=configs/export.py --config.pretrained=DIR \
+        --config.output=FILE --config.layout=torchvision
+
+FILE ends in .safetensors or .pth (detectron2: .pkl); FILE.json is its card. With layout timm a
+name without a dot becomes a folder as Hugging Face's hub has it.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Builds the config of the job."""
+    return ConfigDict(
+        {
+            "job": "export",
+            "pretrained": "",  # the --workdir of a run
+            "output": "",
+            "layout": "torchvision",  # or "timm", "reference" (heads too), "detectron2"
+        }
+    )

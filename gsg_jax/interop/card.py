@@ -1,0 +1,192 @@
+"""The card of exported weights: what they are, what they reach, and how they are loaded."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from gsg_jax.interop.files import write_checkpoint
+from gsg_jax.metrics import read_lines, write_atomically
+from gsg_jax.models.vit import VITS
+from gsg_jax.workdir import IMPORTED, read_object
+
+LICENCE = "Apache-2.0"  # of what this project makes; imported weights keep their own
+TIMM_VITS = {"vit_tiny": "vit_tiny", "vit_small": "vit_small", "vit_base": "vit_base"}
+NOT_STOCK = "no library has this size by name: build it by its sizes"
+
+
+def model_card(
+    workdir: pathlib.Path,
+    run: ml_collections.ConfigDict,
+    step: int,
+    layout: str,
+    tensors: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """What people and programs have to know of exported weights.
+
+    Args:
+      workdir: of the run.
+      run: its config.
+      step: of the checkpoint.
+      layout: one of gsg_jax.jobs.export.EXPORTS.
+      tensors: what is exported.
+
+    Returns:
+      A JSON object: method, recipe, epochs, figures, mean and std of the images, licence, and a
+      line of PyTorch that loads the file.
+    """
+    is_imported = (workdir / IMPORTED).is_dir()
+    return {
+        "method": run.method.name,
+        "recipe": run.recipe,
+        "data": run.data.name,
+        "step": step,
+        "epochs": _epochs(workdir, step),
+        "backbone": run.model.backbone,
+        "sizes": _sizes(run.model),
+        "architecture": architecture(run),
+        "image_size": run.views.size,
+        "mean": list(run.views.mean),
+        "std": list(run.views.std),
+        "num_tensors": len(tensors),
+        "figures": _figures(workdir),
+        "licence": "that of the imported weights" if is_imported else LICENCE,
+        "load": _how_to_load(layout, run),
+    }
+
+
+def _sizes(model: ml_collections.ConfigDict) -> dict[str, Any]:
+    is_vit = model.backbone in VITS
+    names = ("patch_size", "pooling", "positions") if is_vit else ("width", "num_stages", "stem")
+    return {name: model[name] for name in names}
+
+
+def architecture(run: ml_collections.ConfigDict) -> str | None:
+    """What timm and torchvision call the backbone; None where they have none of its sizes."""
+    model = run.model
+    if model.backbone in VITS:
+        has_name = model.backbone in TIMM_VITS and model.pooling == "class_token"
+        is_whole = has_name and model.positions == "learned"
+        return f"{model.backbone}_patch{model.patch_size}_{run.views.size}" if is_whole else None
+    is_stock = (model.width, model.num_stages, model.stem) == (64, 4, "imagenet")
+    return model.backbone if is_stock and model.backbone != "resnet10" else None
+
+
+def _how_to_load(layout: str, run: ml_collections.ConfigDict) -> str:
+    name = architecture(run)
+    if layout == "reference":
+        return "load the state dict by its names; heads are nn.Sequential"
+    if layout == "detectron2":
+        return "detectron2: MODEL.WEIGHTS FILE, PIXEL_MEAN and PIXEL_STD as here, times 255, RGB"
+    if name is None:
+        return f"{NOT_STOCK}; then load_state_dict, without a classifier"
+    if layout == "timm":
+        return f"timm.create_model({name!r}, num_classes=0, checkpoint_path=FILE)"
+    return f"model = torchvision.models.{name}(); model.fc = torch.nn.Identity(); then strict=True"
+
+
+def _epochs(workdir: pathlib.Path, step: int) -> float | None:
+    lines = read_lines(workdir / "metrics.jsonl")
+    epochs = [line["epoch"] for line in lines if line.get("step", 0) <= step and "epoch" in line]
+    return epochs[-1] if epochs else None
+
+
+def _figures(workdir: pathlib.Path) -> dict[str, Any]:
+    """The newest k-NN of the run's log, and every evaluation."""
+    lines = read_lines(workdir / "metrics.jsonl")
+    found = [line["knn_top1"] for line in lines if line.get("knn_top1") is not None]
+    figures = {"knn_top1": found[-1]} if found else {}
+    evaluation = workdir / "evaluation.json"
+    return figures | ({"evaluation": read_object(evaluation)} if evaluation.is_file() else {})
+
+
+def write_folder(
+    folder: pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    card: Mapping[str, Any],
+    run: ml_collections.ConfigDict,
+) -> list[pathlib.Path]:
+    """Writes a folder as Hugging Face's hub and timm have it: weights, config and model card.
+
+    Args:
+      folder: to be made.
+      tensors: by timm's names.
+      card: of model_card.
+      run: the run's config.
+
+    Returns:
+      The files: model.safetensors, config.json, README.md.
+    """
+    weights = folder / "model.safetensors"
+    write_checkpoint({k: v for k, v in tensors.items() if not _is_classifier(k)}, weights)
+    size = card["image_size"]
+    settings = {
+        "architecture": card["architecture"] or card["backbone"],
+        "num_classes": 0,
+        "num_features": _num_features(tensors),
+        "pretrained_cfg": {
+            "input_size": [_channels(tensors), size, size],
+            "fixed_input_size": run.model.backbone in VITS,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": card["mean"],
+            "std": card["std"],
+            "num_classes": 0,
+        },
+    }
+    write_atomically(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+    write_atomically(folder / "README.md", _readme(card))
+    return [weights, folder / "config.json", folder / "README.md"]
+
+
+def _is_classifier(name: str) -> bool:
+    return name.startswith(("fc.", "head."))
+
+
+def _num_features(tensors: Mapping[str, np.ndarray]) -> int:
+    if "norm.weight" in tensors:
+        return len(tensors["norm.weight"])
+    last = [name for name in tensors if name.startswith("layer") and ".bn" in name]
+    return len(tensors[last[-1]] if tensors[last[-1]].ndim else tensors[last[-2]])
+
+
+def _channels(tensors: Mapping[str, np.ndarray]) -> int:
+    name = "conv1.weight" if "conv1.weight" in tensors else "patch_embed.proj.weight"
+    return tensors[name].shape[1]
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    """The model card of Hugging Face's hub: a front matter, then the facts."""
+    tag = "apache-2.0" if card["licence"] == LICENCE else "other"
+    figures = card["figures"].get("knn_top1")
+    lines = [
+        "---",
+        "library_name: timm",
+        f"license: {tag}",
+        "pipeline_tag: image-feature-extraction",
+        "---",
+        "",
+        f"# {card['backbone']} by {card['method']}",
+        "",
+        "Pretrained without labels by gsg_jax; the pooled features of the backbone, no classifier.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| method, recipe | {card['method']}, {card['recipe']} |",
+        f"| images | {card['data']}, {card['image_size']} pixels |",
+        f"| steps, epochs | {card['step']}, {_or_unknown(card['epochs'])} |",
+        f"| k-NN top-1 of the run's log | {_or_unknown(figures)} |",
+        f"| mean, std | {card['mean']}, {card['std']} |",
+        f"| licence | {card['licence']} |",
+        "",
+        f"Load: `{card['load']}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _or_unknown(value: Any) -> str:
+    return "not known" if value is None else f"{value:g}"

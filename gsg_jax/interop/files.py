@@ -1,0 +1,157 @@
+"""Checkpoint files of PyTorch and safetensors: only tensors are ever read from them."""
+
+import dataclasses
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from gsg_jax.errors import UserError
+
+PICKLES = (".pth", ".tar", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model")  # keys under which a checkpoint holds its state dict
+PARALLEL = "module."  # what PyTorch's data parallelism puts before every name
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFile:
+    """What a file holds.
+
+    Attributes:
+      tensors: float32 or integer arrays by name, without PARALLEL.
+      wrapper: the key of the state dict, or "" where it is the whole file.
+      is_parallel: whether every name began with PARALLEL.
+    """
+
+    tensors: dict[str, np.ndarray]
+    wrapper: str
+    is_parallel: bool
+
+
+def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
+    """Reads the tensors of a checkpoint.
+
+    Args:
+      path: a .safetensors file, or one of torch.save.
+
+    Returns:
+      The tensors, and how they lay in the file.
+
+    Raises:
+      UserError: where the file is missing, cut short, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give a checkpoint's path")
+    if path.suffix == ".safetensors":
+        tensors, wrapper = _read_safetensors(path), ""
+    elif path.suffix in PICKLES:
+        tensors, wrapper = _read_pickle(path)
+    else:
+        known = ", ".join((".safetensors", *PICKLES))
+        raise UserError(f"{path}: the name ends in {path.suffix!r}; known are {known}")
+    is_parallel = bool(tensors) and all(name.startswith(PARALLEL) for name in tensors)
+    if is_parallel:
+        tensors = {name.removeprefix(PARALLEL): array for name, array in tensors.items()}
+    return CheckpointFile(tensors, wrapper, is_parallel)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
+    return {name: _as_ours(array) for name, array in tensors.items()}
+
+
+def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+    torch = import_torch(f"{path} is a pickle of PyTorch")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error) and "Unsupported" not in str(error):
+            raise _cut_short(path, error) from error
+        raise UserError(
+            f"{path} holds more than tensors, which could run as code, and was not loaded "
+            f"({_culprit(error)}): save its state_dict alone, or as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise _cut_short(path, error) from error
+    wrapper = next((key for key in WRAPPERS if _is_mapping_in(content, key)), "")
+    state_dict = content[wrapper] if wrapper else content
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise UserError(f"{path} holds no state dict: give a file that torch.save made of one")
+    others = [name for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UserError(
+            f"{path}: {others[0]!r} is no tensor; a state dict is looked for at the top, or under "
+            f"{' or '.join(WRAPPERS)}"
+        )
+    return {name: _from_torch(torch, value) for name, value in state_dict.items()}, wrapper
+
+
+def _is_mapping_in(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+
+
+def _from_torch(torch, tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
+
+
+def _as_ours(array: np.ndarray) -> np.ndarray:
+    is_integer = array.dtype.kind in "iub"
+    return array if is_integer else array.astype(np.float32)
+
+
+def _culprit(error: Exception) -> str:
+    """The type that a pickle asks for, from PyTorch's refusal."""
+    words = [word.strip("`'.,") for word in str(error).split() if "." in word.strip("`'.,")]
+    return next(
+        (word for word in words if not word.startswith(("torch.", "http"))), "a Python type"
+    )
+
+
+def _cut_short(path: pathlib.Path, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"{path} is damaged or cut short ({lines[0]}): fetch it again")
+
+
+def import_torch(why: str):
+    """The torch module; raises UserError where it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{why}, which needs PyTorch: pip install -e '.[torch]', or take .safetensors"
+        ) from error
+    return torch
+
+
+def write_checkpoint(
+    tensors: Mapping[str, np.ndarray], path: pathlib.Path, wrapper: str = ""
+) -> None:
+    """Writes a state dict, by one rename.
+
+    Args:
+      tensors: by name.
+      path: a .safetensors file, or a .pth of torch.save.
+      wrapper: key under which a .pth holds the state dict; "" is the whole file.
+
+    Raises:
+      UserError: where a .pth is wanted and PyTorch is not installed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    if path.suffix == ".safetensors":
+        # PyTorch's readers of images' weights look for this line.
+        safetensors.numpy.save_file(dict(tensors), temporary, metadata={"format": "pt"})
+    else:
+        torch = import_torch(f"{path} is a pickle of PyTorch")
+        state_dict = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+        torch.save({wrapper: state_dict} if wrapper else state_dict, temporary)
+    temporary.replace(path)

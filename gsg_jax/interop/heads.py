@@ -1,0 +1,124 @@
+"""Projectors and predictors by PyTorch's names: the numbered layers of an nn.Sequential.
+
+A layer of ours is linear, norm, ReLU there, so that layer l has the numbers 3 l - 3, 3 l - 2 and
+3 l - 1.
+"""
+
+import re
+from typing import NamedTuple
+
+import ml_collections
+
+from gsg_jax.errors import UserError
+from gsg_jax.interop.backbones import Shapes
+from gsg_jax.interop.tensors import Tensor, linear, norm
+
+
+class Head(NamedTuple):
+    """What a head's tensors say of it.
+
+    Attributes:
+      model: what the run's config has to hold.
+      last_bias: name of a bias before a last norm that takes every bias away, or "".
+    """
+
+    model: dict[str, int]
+    last_bias: str = ""
+
+
+def projector_tensors(model: ml_collections.ConfigDict, last_norm: str = "") -> list[Tensor]:
+    """The tensors of a projector; paths begin below "projector".
+
+    Args:
+      model: the config group.
+      last_norm: name of the last norm where it is no layer of the nn.Sequential.
+
+    Returns:
+      One a tensor, in PyTorch's order.
+
+    Raises:
+      UserError: where the layout has no names for it.
+    """
+    check_travels(model)
+    tensors = []
+    for layer in range(1, model.projector_layers + 1):
+        is_last = layer == model.projector_layers
+        tensors += linear(f"{3 * layer - 3}", f"linear{layer}", has_bias=False)
+        name = last_norm if is_last and last_norm else f"{3 * layer - 2}"
+        tensors += norm(name, f"bn{layer}", is_affine=not is_last)
+    return tensors
+
+
+def predictor_tensors(model: ml_collections.ConfigDict) -> list[Tensor]:
+    """The tensors of a predictor; paths begin below "predictor"."""
+    check_travels(model)
+    return [*linear("0", "linear1", has_bias=False), *norm("1", "bn1"), *linear("3", "linear2")]
+
+
+def check_travels(model: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a head has parts that no reference's layout has."""
+    if model.head_norm != "batch" or model.num_prototypes:
+        raise UserError(
+            f"model.head_norm is {model.head_norm!r}, num_prototypes {model.num_prototypes}: the "
+            "reference's layout has no names for such heads; export the backbone alone, by "
+            "--config.layout=torchvision or timm"
+        )
+
+
+def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
+    """What a projector's tensors say of it.
+
+    Args:
+      shapes: by name, without prefix.
+      last_norm: name of the last norm where it is no layer of the nn.Sequential.
+
+    Returns:
+      Its sizes, or None where it is of another kind than ours.
+    """
+    weights = _numbers(shapes, "weight", ndim=2)
+    num_layers = len(weights)
+    if not num_layers or weights != [3 * layer for layer in range(num_layers)]:
+        return None
+    last = 3 * num_layers - 3
+    numbered = [
+        last_norm or f"{number + 1}" if number == last else f"{number + 1}" for number in weights
+    ]
+    expected = {f"{number}.weight" for number in weights}
+    for name in numbered:
+        expected |= {f"{name}.running_mean", f"{name}.running_var"}
+        if name != numbered[-1]:
+            expected |= {f"{name}.weight", f"{name}.bias"}
+    last_bias = f"{last}.bias" if f"{last}.bias" in shapes else ""
+    if _without_counters(shapes) - {last_bias} != expected:
+        return None
+    hidden = {shapes[f"{number}.weight"][0] for number in weights[:-1]}
+    if len(hidden) > 1:
+        return None
+    width = shapes[f"{last}.weight"][0]
+    model = {
+        "projector_layers": num_layers,
+        "projector_hidden_width": hidden.pop() if hidden else width,
+        "projector_width": width,
+    }
+    return Head(model, last_bias)
+
+
+def infer_predictor(shapes: Shapes) -> Head | None:
+    """What a predictor's tensors say of it: its sizes, or None where it is of another kind."""
+    expected = {"0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    expected |= {"3.weight", "3.bias"}
+    if _without_counters(shapes) != expected:
+        return None
+    return Head({"predictor_hidden_width": shapes["0.weight"][0]})
+
+
+def _numbers(shapes: Shapes, kind: str, ndim: int) -> list[int]:
+    return sorted(
+        int(match[1])
+        for name, shape in shapes.items()
+        if (match := re.fullmatch(rf"(\d+)\.{kind}", name)) and len(shape) == ndim
+    )
+
+
+def _without_counters(shapes: Shapes) -> set[str]:
+    return {name for name in shapes if not name.endswith("num_batches_tracked")}

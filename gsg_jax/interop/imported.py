@@ -1,0 +1,81 @@
+"""What of an imported checkpoint has no place in a run, kept beside it for the way back."""
+
+import json
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from gsg_jax.interop.files import CheckpointFile
+from gsg_jax.interop.layouts import Found
+from gsg_jax.interop.tensors import Tensor
+from gsg_jax.metrics import write_atomically
+from gsg_jax.workdir import IMPORTED, read_object
+
+
+def write_imported(
+    workdir: pathlib.Path, file: CheckpointFile, found: Found, placed: Collection[str]
+) -> None:
+    """Writes DIR/imported/: the layout, and the tensors that have no place in the run.
+
+    A projector's running mean is among them where a bias went into it: the sum of what is left and
+    the bias may differ by a rounding.
+
+    Args:
+      workdir: DIR.
+      file: what was read.
+      found: what it holds.
+      placed: names of the tensors that have a place.
+    """
+    folder = workdir / IMPORTED
+    folder.mkdir(parents=True, exist_ok=True)
+    means = set(found.last_biases.values())
+    rest = {name: a for name, a in file.tensors.items() if name not in placed or name in means}
+    safetensors.numpy.save_file(rest, folder / "rest.safetensors")
+    about = {
+        "layout": found.layout,
+        "wrapper": file.wrapper,
+        "is_parallel": file.is_parallel,
+        "params": _branches(found.tensors, placed),
+        "target_params": _branches(found.target_tensors, placed),
+    }
+    write_atomically(folder / "layout.json", json.dumps(about, indent=2) + "\n")
+
+
+def _branches(tensors: list[Tensor], placed: Collection[str]) -> list[str]:
+    return sorted({tensor.path[0] for tensor in tensors if tensor.name in placed})
+
+
+def read_imported(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What write_imported wrote of the layout; None for a run that was not imported."""
+    path = workdir / IMPORTED / "layout.json"
+    return read_object(path) if path.is_file() else None
+
+
+def as_imported(variables: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Of a TrainState's variables those of the branches that were imported."""
+    named = {"params": about["params"], "target_params": about["target_params"]}
+    named |= {"batch_stats": about["params"], "target_batch_stats": about["target_params"]}
+    return {
+        group: {branch: of for branch, of in variables[group].items() if branch in branches}
+        for group, branches in named.items()
+    }
+
+
+def with_rest(
+    tensors: dict[str, np.ndarray], workdir: pathlib.Path, about: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """A state dict with what was kept of the imported one.
+
+    Args:
+      tensors: of the imported branches, which no step has moved, in the layout they came in.
+      workdir: DIR.
+      about: of read_imported.
+
+    Returns:
+      What was imported: BatchNorm's counters and the means before a bias as they were, and the
+      tensors that have no place in the run.
+    """
+    return tensors | safetensors.numpy.load_file(workdir / IMPORTED / "rest.safetensors")

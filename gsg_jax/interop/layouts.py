@@ -1,0 +1,329 @@
+"""LAYOUTS: how whole PyTorch checkpoints name their branches, and what each becomes here."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from gsg_jax.errors import UserError
+from gsg_jax.interop.backbones import Shapes, backbone_tensors, infer_backbone
+from gsg_jax.interop.heads import (
+    infer_predictor,
+    infer_projector,
+    predictor_tensors,
+    projector_tensors,
+)
+from gsg_jax.interop.tensors import KINDS, Tensor
+
+COUNTER = "num_batches_tracked"
+STAGES = {f"layer{stage}": f"{stage + 3}" for stage in range(1, 5)}
+NUMBERED = {"conv1": "0", "bn1": "1", **STAGES}  # of an nn.Sequential of a ResNet's children
+RESNET = r"(conv1|bn1|layer\d\.\d+)\."
+VIT = r"(cls_token$|pos_embed$|(patch_embed|blocks|norm)\.)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a checkpoint names its branches; a branch that it lacks has no prefix (None).
+
+    Attributes:
+      method: what a run of these weights is taken for.
+      backbone: prefix of the online backbone.
+      projector: of the online projector.
+      last_norm: name of the projector's last norm where it stands by itself.
+      predictor: of the predictor.
+      target_backbone: of the EMA target's backbone.
+      target_projector: of the EMA target's projector.
+      names: pattern of the backbone's names, by which the layout is known.
+      is_numbered: whether the backbone is an nn.Sequential of a ResNet's children.
+      others: pattern of tensors that mean nothing here; they are kept for the way back.
+    """
+
+    method: str
+    backbone: str
+    projector: str | None = None
+    last_norm: str = ""
+    predictor: str | None = None
+    target_backbone: str | None = None
+    target_projector: str | None = None
+    names: str = RESNET
+    is_numbered: bool = False
+    others: str = "$^"
+
+
+LAYOUTS = {
+    "torchvision": Layout("simsiam_gsg", "", others=r"fc\.(weight|bias)"),
+    "timm": Layout("simsiam_gsg", "", names=VIT, others=r"(head|fc)\.(weight|bias)"),
+    "simsiam": Layout(
+        "simsiam",
+        "encoder.",
+        projector="encoder.fc.",
+        predictor="predictor.",
+        target_backbone="encoder_momentum.",
+        target_projector="encoder_momentum.fc.",
+    ),
+    "moco": Layout(
+        "moco_v2",
+        "encoder_q.",
+        projector="encoder_q.fc.",
+        target_backbone="encoder_k.",
+        target_projector="encoder_k.fc.",
+        others="queue|queue_ptr",
+    ),
+    "vicreg": Layout("vicreg", "backbone.", projector="projector."),
+    "barlow_twins": Layout("barlow_twins", "backbone.", projector="projector.", last_norm="bn"),
+    "unigrad": Layout(
+        "unigrad",
+        "encoder.",
+        projector="projector.",
+        predictor="predictor.",
+        target_backbone="momentum_encoder.",
+        target_projector="momentum_projector.",
+        names=r"[0-7]\.",
+        is_numbered=True,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a state dict holds.
+
+    Attributes:
+      layout: one of LAYOUTS.
+      tensors: those that have a place here; paths begin with the branch.
+      target_tensors: likewise, of the EMA target.
+      overrides: what the run's config has to hold, {"model": {...}, "views": {...}}.
+      channels: of the images.
+      last_biases: {name of a projector's last bias: name of the running mean it goes into}.
+    """
+
+    layout: str
+    tensors: list[Tensor]
+    target_tensors: list[Tensor]
+    overrides: dict[str, dict]
+    channels: int
+    last_biases: dict[str, str]
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is an EMA target."""
+        return bool(self.target_tensors)
+
+
+def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
+    """Finds out which layout a state dict is of, and where its tensors go.
+
+    Args:
+      shapes: of all tensors, by name.
+      model: a config group, for what the tensors do not tell.
+
+    Returns:
+      What it holds.
+
+    Raises:
+      UserError: where no layout fits, or tensors are missing or unknown; the first are named.
+    """
+    name = nearest_layout(shapes)
+    layout = LAYOUTS[name]
+    backbone = _below(shapes, layout.backbone, layout.is_numbered)
+    first = "patch_embed.proj.weight" if layout.names == VIT else "conv1.weight"
+    if first not in backbone:
+        raise _unfit(name, missing=[layout.backbone + first], unknown=[])
+    overrides = infer_backbone(backbone)
+    model = model.copy_and_resolve_references()
+    model.update(overrides["model"])
+    channels = backbone[first][1]
+
+    tensors, last_biases = {}, {}
+    branches = {"backbone": (layout.backbone, backbone_tensors(model, channels))}
+    targets = {}
+    if _has(shapes, layout.target_backbone, layout.names):
+        targets["backbone"] = (layout.target_backbone, branches["backbone"][1])
+    for branch, heads, of_target in (
+        ("projector", layout.projector, layout.target_projector),
+        ("predictor", layout.predictor, None),
+    ):
+        head = _infer_head(branch, shapes, layout)
+        if head is None:
+            continue
+        overrides["model"].update(head.model)
+        model.update(head.model)
+        as_named = _head_tensors(branch, model, layout)
+        branches[branch] = (heads, as_named)
+        prefixes = [heads]
+        if of_target and "backbone" in targets:
+            targets[branch] = (of_target, as_named)
+            prefixes.append(of_target)
+        if head.last_bias:
+            mean = next(t.name for t in reversed(as_named) if t.name.endswith("running_mean"))
+            last_biases |= {prefix + head.last_bias: prefix + mean for prefix in prefixes}
+
+    tensors = list(_placed(branches, layout))
+    target_tensors = list(_placed(targets, layout))
+    _check_names(name, shapes, [t.name for t in tensors + target_tensors], last_biases)
+    return Found(name, tensors, target_tensors, overrides, channels, last_biases)
+
+
+def nearest_layout(shapes: Shapes) -> str:
+    """The layout that the most names are of.
+
+    Args:
+      shapes: of all tensors, by name.
+
+    Returns:
+      One of LAYOUTS.
+
+    Raises:
+      UserError: where no name is of any.
+    """
+    counts = {
+        name: sum(bool(re.match(re.escape(layout.backbone) + layout.names, key)) for key in shapes)
+        + any(key.startswith(layout.last_norm + ".") for key in shapes if layout.last_norm)
+        for name, layout in LAYOUTS.items()
+    }
+    name = max(counts, key=counts.get)
+    if not counts[name]:
+        raise UserError(
+            f"its tensors ({_first(list(shapes))}) are of no layout that is known: "
+            f"{', '.join(LAYOUTS)}"
+        )
+    return name
+
+
+def to_tensors(
+    layout: str, variables: Mapping[str, Any], run: ml_collections.ConfigDict
+) -> dict[str, np.ndarray]:
+    """A state dict of a layout.
+
+    Args:
+      layout: one of LAYOUTS.
+      variables: {params, batch_stats, target_params, target_batch_stats} of a TrainState; of
+        these, and of their branches, those that the layout has names for.
+      run: its config.
+
+    Returns:
+      Arrays in PyTorch's layout, by name and in PyTorch's order, with BatchNorm's counters (0).
+
+    Raises:
+      UserError: where the layout has no names for the network.
+    """
+    names = LAYOUTS[layout]
+    channels = _channels(run, variables["params"]["backbone"])
+    branches = {"backbone": (names.backbone, backbone_tensors(run.model, channels))}
+    for branch in ("projector", "predictor"):
+        prefix = getattr(names, branch)
+        if prefix is not None and branch in variables["params"]:
+            branches[branch] = (prefix, _head_tensors(branch, run.model, names))
+    written = _written(_placed(branches, names), variables, "")
+    if names.target_backbone is not None and variables.get("target_params"):
+        targets = {"backbone": (names.target_backbone, branches["backbone"][1])}
+        if names.target_projector is not None and "projector" in variables["target_params"]:
+            targets["projector"] = (names.target_projector, branches["projector"][1])
+        written |= _written(_placed(targets, names), variables, "target_")
+    return written
+
+
+def _written(
+    tensors: Iterator[Tensor], variables: Mapping[str, Any], of: str
+) -> dict[str, np.ndarray]:
+    written = {}
+    for tensor in tensors:
+        array = variables[of + tensor.group]
+        for key in tensor.path:
+            array = array[key]
+        written[tensor.name] = np.ascontiguousarray(KINDS[tensor.kind].to_torch(np.asarray(array)))
+        if tensor.name.endswith("running_var"):
+            written[tensor.name.removesuffix("running_var") + COUNTER] = np.zeros((), np.int64)
+    return written
+
+
+def _channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
+    if "patch_embed" in backbone:
+        return backbone["patch_embed"]["kernel"].shape[0] // run.model.patch_size**2
+    return backbone["conv1"]["kernel"].shape[2]
+
+
+def _placed(branches: Mapping[str, tuple[str, list[Tensor]]], layout: Layout) -> Iterator[Tensor]:
+    """The tensors of several branches, with their prefixes and below their branch."""
+    for branch, (prefix, tensors) in branches.items():
+        for tensor in tensors:
+            name = tensor.name
+            if branch == "backbone" and layout.is_numbered:
+                head, _, rest = name.partition(".")
+                tensor = tensor._replace(name=f"{NUMBERED[head]}.{rest}")
+            is_apart = branch == "projector" and name.startswith(f"{layout.last_norm}.")
+            yield tensor.below("" if layout.last_norm and is_apart else prefix, branch)
+
+
+def _below(shapes: Shapes, prefix: str, is_numbered: bool = False) -> dict[str, tuple[int, ...]]:
+    """What lies below a prefix, without it."""
+    below = {key.removeprefix(prefix): s for key, s in shapes.items() if key.startswith(prefix)}
+    if not is_numbered:
+        return below
+    children = {number: child for child, number in NUMBERED.items()}
+    parts = {key: key.partition(".") for key in below}
+    return {
+        f"{children.get(number, number)}.{rest}": below[key]
+        for key, (number, _, rest) in parts.items()
+    }
+
+
+def _has(shapes: Shapes, prefix: str | None, names: str) -> bool:
+    return prefix is not None and any(re.match(re.escape(prefix) + names, key) for key in shapes)
+
+
+def _infer_head(branch: str, shapes: Shapes, layout: Layout):
+    prefix = getattr(layout, branch)
+    if prefix is None:
+        return None
+    head = _below(shapes, prefix)
+    if branch == "predictor":
+        return infer_predictor(head)
+    if layout.last_norm:
+        head |= {key: s for key, s in shapes.items() if key.startswith(f"{layout.last_norm}.")}
+    return infer_projector(head, layout.last_norm)
+
+
+def _head_tensors(branch: str, model: ml_collections.ConfigDict, layout: Layout) -> list[Tensor]:
+    if branch == "predictor":
+        return predictor_tensors(model)
+    return projector_tensors(model, layout.last_norm)
+
+
+def _check_names(
+    name: str, shapes: Shapes, placed: list[str], last_biases: Mapping[str, str]
+) -> None:
+    """Raises UserError where a tensor is missing, or one means nothing in the layout."""
+    layout, known = LAYOUTS[name], {*placed, *last_biases}
+    missing = [key for key in placed if key not in shapes]
+    heads = [layout.projector, layout.predictor, layout.target_projector]
+    prefixes = tuple(prefix for prefix in heads if prefix)
+
+    def is_known(key: str) -> bool:
+        if key in known or re.fullmatch(layout.others, key):
+            return True
+        if key.endswith(COUNTER):
+            return key.removesuffix(COUNTER) + "running_mean" in shapes
+        return key.startswith(prefixes) if prefixes else False  # a head of another kind
+
+    unknown = [key for key in shapes if not is_known(key)]
+    if missing or unknown:
+        raise _unfit(name, missing, unknown)
+
+
+def _unfit(name: str, missing: list[str], unknown: list[str]) -> UserError:
+    said = [f"lacks {_first(missing)}"] if missing else []
+    said += [f"has {_first(unknown)}, unknown there"] if unknown else []
+    return UserError(
+        f"the nearest layout is {name!r}; the file {' and '.join(said)}: give a whole checkpoint "
+        f"of one of {', '.join(LAYOUTS)}"
+    )
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

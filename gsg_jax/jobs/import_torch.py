@@ -1,0 +1,172 @@
+"""The import job: a PyTorch checkpoint becomes a run, to be judged or trained on."""
+
+import pathlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from gsg_jax import mesh as meshes
+from gsg_jax.checkpoint import Checkpoints, state_digest
+from gsg_jax.config import check_pretraining, flat, load_config, resolve
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.experiment import build_experiment
+from gsg_jax.interop.files import read_checkpoint
+from gsg_jax.interop.imported import write_imported
+from gsg_jax.interop.layouts import LAYOUTS, Found, nearest_layout, recognise
+from gsg_jax.interop.tensors import KINDS, Tensor
+from gsg_jax.methods import METHODS
+from gsg_jax.progress import say
+from gsg_jax.train_step import TrainState, init_state
+from gsg_jax.workdir import WRITTEN, claim
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Makes the folder of a run out of a PyTorch checkpoint, at step 0.
+
+    Args:
+      config: of configs/import_torch.py.
+      workdir: of the run; must hold none.
+
+    Returns:
+      The job's last line: layout, method and backbone, how many tensors have a place in the run,
+      how many are only kept for the way back, and which branches begin afresh.
+
+    Raises:
+      UserError: where the file cannot be read, is of no known layout, lacks tensors or has unknown
+        ones, or the folder holds a run; nothing is written then.
+    """
+    if not config.checkpoint:
+        raise UsageError("--config.checkpoint is missing: give a .safetensors or .pth file")
+    if config.method and config.method not in METHODS:
+        raise UsageError(f"--config.method={config.method}: take one of {', '.join(METHODS)}")
+    for name in ("config.json", *WRITTEN):
+        if (workdir / name).exists():
+            raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
+    path = pathlib.Path(config.checkpoint).expanduser()
+    file = read_checkpoint(path)
+    shapes = {name: array.shape for name, array in file.tensors.items()}
+    try:
+        layout = nearest_layout(shapes)
+        method = config.method or LAYOUTS[layout].method
+        run_config = f"{CONFIGS / method}.py:{config.recipe}"
+        run = load_config(run_config)
+        found = recognise(shapes, run.model)
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+    plain = run.copy_and_resolve_references()
+    for group, values in found.overrides.items():
+        run[group].update(values)
+    check_pretraining(run)
+    run = resolve(run)
+
+    state, placed, fresh = _filled(run, found, file.tensors, path)
+    claim(workdir, run)
+    write_imported(workdir, file, found, placed)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, None)
+    for branch in fresh:
+        say(f"{branch}: the checkpoint has none that fits {method}; it begins afresh")
+    flags = [f"--config.{key}={value}" for key, value in _changed(run, plain)]
+    command = f"python -m gsg_jax.main --config={run_config} --workdir={workdir}"
+    say(f"to train on: {' '.join([command, *flags])}")
+    return {
+        "job": "import_torch",
+        "method": method,
+        "layout": found.layout,
+        "backbone": run.model.backbone,
+        "num_tensors": len(placed),
+        "num_kept": len(file.tensors) - len(placed),
+        "fresh": fresh,
+        "state_digest": state_digest(state),
+    }
+
+
+def _filled(
+    run: ml_collections.ConfigDict,
+    found: Found,
+    tensors: Mapping[str, np.ndarray],
+    path: pathlib.Path,
+) -> tuple[TrainState, set[str], list[str]]:
+    """The state of a run that begins with a checkpoint's tensors.
+
+    Returns:
+      (state, names of the tensors that have a place in it, branches that have none).
+    """
+    experiment = build_experiment(run, num_steps=1, steps_per_epoch=1)
+    mesh = meshes.all_devices()
+    init = partial(init_state, experiment, found.channels)
+    _check_shapes(jax.eval_shape(init), found, tensors, path)
+    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    groups = {name: _copied(getattr(state, name)) for name in ("params", "batch_stats")}
+    mine = [t for t in found.tensors if t.path[0] in groups["params"]]
+    placed = _put(groups, mine, tensors, found)
+    if experiment.has_ema_target:
+        of_target = {name: _copied(getattr(state, f"target_{name}")) for name in groups}
+        theirs = found.target_tensors or [t for t in mine if t.path[0] in of_target["params"]]
+        placed |= _put(of_target, theirs, tensors, found)
+        groups |= {f"target_{name}": tree for name, tree in of_target.items()}
+    like = {name: getattr(state, name) for name in groups}
+    whole = meshes.replicated(mesh)
+    groups = jax.tree.map(lambda x, old: jax.device_put(x.astype(old.dtype), whole), groups, like)
+    fresh = sorted(set(state.params) - {tensor.path[0] for tensor in mine})
+    return state.replace(**groups), placed, fresh
+
+
+def _copied(tree: Any) -> Any:
+    """A tree of host arrays, whose dicts may be written to."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def _put(
+    groups: dict[str, Any],
+    places: list[Tensor],
+    tensors: Mapping[str, np.ndarray],
+    found: Found,
+) -> set[str]:
+    """Puts tensors into trees of arrays; returns their names."""
+    biases = {mean: bias for bias, mean in found.last_biases.items()}
+    for tensor in places:
+        array = KINDS[tensor.kind].to_flax(tensors[tensor.name])
+        if tensor.name in biases:  # the norm takes the bias away: so does the mean without it
+            array = array - tensors[biases[tensor.name]]
+        tree = groups[tensor.group]
+        for key in tensor.path[:-1]:
+            tree = tree[key]
+        tree[tensor.path[-1]] = array
+    return {tensor.name for tensor in places}
+
+
+def _check_shapes(
+    like: TrainState, found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path
+) -> None:
+    """Raises UserError where a tensor does not fit the network that the names tell of."""
+    wrong = []
+    for tensor in [*found.tensors, *found.target_tensors]:
+        here = getattr(like, tensor.group)
+        if tensor.path[0] not in here:
+            continue
+        for key in tensor.path:
+            here = here[key]
+        expected = jax.eval_shape(KINDS[tensor.kind].to_torch, here).shape
+        if expected != (shape := tensors[tensor.name].shape):
+            wrong.append(f"{tensor.name} is {shape}, not {expected}")
+    if wrong:
+        more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{path}: {wrong[0]}{more}: the checkpoint is of another network than its names tell "
+            "of; give one of a ResNet or ViT of ours"
+        )
+
+
+def _changed(
+    run: ml_collections.ConfigDict, plain: ml_collections.ConfigDict
+) -> list[tuple[str, Any]]:
+    """The keys of a run whose values are not those of its config file."""
+    before = flat(resolve(plain).to_dict())
+    return [(key, value) for key, value in flat(run.to_dict()).items() if before[key] != value]

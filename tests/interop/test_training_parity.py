@@ -1,0 +1,372 @@
+"""The train step does to the same weights what plain PyTorch modules and torch.optim.SGD do."""
+
+import dataclasses
+import math
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gsg_jax.config import check_pretraining, load_config, resolve
+from gsg_jax.experiment import build_experiment
+from gsg_jax.interop.layouts import to_tensors
+from gsg_jax.train_step import Views, init_state, train_step
+
+NUM_STEPS, NUM_STEPS_PLANNED, STEPS_PER_EPOCH = 3, 8, 2
+NUM_IMAGES, HEIGHT, WIDTH, CHANNELS = 7, 21, 26, 3
+BATCH_NORM = {"eps": 1e-5, "momentum": 0.1}
+FLOOR = 1e-8  # of a norm
+FIELDS = ("params", "batch_stats", "target_params", "target_batch_stats")
+
+
+class Basic(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, **BATCH_NORM)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, **BATCH_NORM)
+        self.downsample = downsample(inputs, width, stride)
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x)).relu()
+        return (self.bn2(self.conv2(y)) + self.downsample(x)).relu()
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, **BATCH_NORM)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, **BATCH_NORM)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width, **BATCH_NORM)
+        self.downsample = downsample(inputs, 4 * width, stride)
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y)).relu()
+        return (self.bn3(self.conv3(y)) + self.downsample(x)).relu()
+
+
+def downsample(inputs, outputs, stride):
+    if inputs == outputs and stride == 1:
+        return nn.Identity()
+    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs, **BATCH_NORM))
+
+
+RESNETS = {
+    "resnet10": (Basic, (1, 1, 1, 1)),
+    "resnet18": (Basic, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class Encoder(nn.Module):
+    """A ResNet that ends in the projector."""
+
+    def __init__(self, model):
+        super().__init__()
+        block, stage_sizes = RESNETS[model.backbone]
+        if model.stem == "imagenet":
+            self.conv1 = nn.Conv2d(CHANNELS, model.width, 7, 2, padding=3, bias=False)
+            self.pool = nn.MaxPool2d(3, 2, padding=1)
+        else:
+            stride = model.stem_stride
+            self.conv1 = nn.Conv2d(CHANNELS, model.width, 3, stride, padding=1, bias=False)
+            self.pool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(model.width, **BATCH_NORM)
+        self.stages, inputs = [], model.width
+        for stage in range(model.num_stages):
+            name, width, blocks = f"layer{stage + 1}", model.width * 2**stage, []
+            for index in range(stage_sizes[stage]):
+                blocks.append(block(inputs, width, 2 if stage > 0 and index == 0 else 1))
+                inputs = width * block.expansion
+            setattr(self, name, nn.Sequential(*blocks))
+            self.stages.append(name)
+        hidden, outputs = model.projector_hidden_width, model.projector_width
+        self.fc = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden, **BATCH_NORM),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.BatchNorm1d(hidden, **BATCH_NORM),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs, bias=False),
+            nn.BatchNorm1d(outputs, affine=False, **BATCH_NORM),
+        )
+
+    def forward(self, images):
+        x = self.pool(self.bn1(self.conv1(images)).relu())
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class Network(nn.Module):
+    """Both branches; a method that shares its weights has no encoder_momentum."""
+
+    def __init__(self, model, has_ema_target):
+        super().__init__()
+        hidden, width = model.predictor_hidden_width, model.projector_width
+        self.encoder = Encoder(model)
+        self.predictor = nn.Sequential(
+            nn.Linear(width, hidden, bias=False),
+            nn.BatchNorm1d(hidden, **BATCH_NORM),
+            nn.ReLU(),
+            nn.Linear(hidden, width),
+        )
+        if has_ema_target:
+            self.encoder_momentum = Encoder(model)
+
+    def forward(self, views):
+        """Projections, predictions and targets, a list over the views each."""
+        z = [self.encoder(view) for view in views]
+        p = [self.predictor(of_view) for of_view in z]
+        if not hasattr(self, "encoder_momentum"):
+            return z, p, [of_view.detach() for of_view in z]
+        with torch.no_grad():
+            return z, p, [self.encoder_momentum(view) for view in views]
+
+
+def minus_cosine(x, y):
+    return -(x / x.norm().clamp(min=FLOOR)) @ (y / y.norm().clamp(min=FLOOR))
+
+
+def asymmetric(p, z):
+    losses = [
+        minus_cosine(p[0][i], z[1][i]) / 2 + minus_cosine(p[1][i], z[0][i]) / 2
+        for i in range(NUM_IMAGES)
+    ]
+    return sum(losses) / NUM_IMAGES
+
+
+def guided(p, z, reference):
+    """An image's views come first; its reference's are the last two, which may be the same two."""
+    losses = []
+    for i, r in enumerate(reference):
+        best = None
+        for a in (0, 1):
+            for b in (0, 1):
+                d = (z[a][i] - z[len(z) - 2 + b][r]).norm()
+                if best is None or d < best[0]:
+                    best = (d, a, b)
+        _, a, b = best
+        of_image = minus_cosine(p[a][i], z[1 - a][i])
+        of_reference = minus_cosine(p[len(p) - 2 + b][r], z[len(z) - 1 - b][r])
+        losses.append(of_image / 2 + of_reference / 2)
+    return sum(losses) / NUM_IMAGES
+
+
+class Case(NamedTuple):
+    method: str
+    pairing: str
+    model: dict
+    optim: dict
+    dtype: str = "float32"
+
+    @property
+    def num_views(self):
+        return 4 if self.pairing == "permutation" else 2
+
+
+SHALLOW = {"backbone": "resnet10", "stem": "small", "num_stages": 2}
+TINY_MAPS = {"backbone": "resnet18", "stem": "small", "stem_stride": 2}
+BOTTLENECK = {"backbone": "resnet50", "stem": "imagenet", "num_stages": 2}
+PAPER = {"cosine_per": "epoch", "constant_predictor_lr": True}
+SMOOTH = {"cosine_per": "step", "constant_predictor_lr": False}
+# A few steps of a deep network on few images magnify float32's rounding a thousandfold, PyTorch's
+# own no less than ours: the deep ones are compared in float64.
+CASES = {
+    "simsiam": Case("simsiam", "", SHALLOW, PAPER),
+    "byol": Case("byol", "", SHALLOW, SMOOTH),
+    "simsiam_gsg": Case("simsiam_gsg", "permutation", SHALLOW, PAPER),
+    "byol_gsg": Case("byol_gsg", "permutation", SHALLOW, PAPER),
+    "simsiam_gsg_in_two_views": Case("simsiam_gsg", "roll", SHALLOW, SMOOTH),
+    "byol_gsg_in_two_views": Case("byol_gsg", "roll", SHALLOW, PAPER),
+    "simsiam_gsg_bottleneck": Case("simsiam_gsg", "permutation", BOTTLENECK, PAPER, "float64"),
+    "byol_gsg_tiny_maps": Case("byol_gsg", "permutation", TINY_MAPS, SMOOTH, "float64"),
+}
+
+
+def config_of(case):
+    """Rate, decay and EMA are so large that three steps show each of them."""
+    config = load_config(f"configs/{case.method}.py")
+    config.method.update({"num_views": case.num_views, "ema_decay": 0.9})
+    if case.pairing:
+        config.method.pairing = case.pairing
+    heads = {"projector_hidden_width": 20, "projector_width": 16, "predictor_hidden_width": 8}
+    config.model.update({"width": 8, **heads, **case.model})
+    config.optim.update({"learning_rate": 1.0, "momentum": 0.9, "weight_decay": 0.1, **case.optim})
+    config.data.batch_size = NUM_IMAGES
+    config.views.size = HEIGHT
+    check_pretraining(config)
+    config.model.dtype = case.dtype  # float64 is for tests alone, and no choice of a config
+    return resolve(config)
+
+
+def drawn_views(case):
+    """A batch a step, [B x V, H, W, C], images first: blocks of 7 pixels and finer noise.
+
+    Noise alone has nearly the same mean in every image: the BatchNorms behind the pooling would
+    magnify rounding.
+    """
+    rng = np.random.default_rng(7)
+    batches = []
+    for _ in range(NUM_STEPS):
+        num_views = NUM_IMAGES * case.num_views
+        blocks = rng.normal(size=(num_views, 3, 4, CHANNELS)).repeat(7, axis=1).repeat(7, axis=2)
+        noise = 0.3 * rng.normal(size=(num_views, HEIGHT, WIDTH, CHANNELS))
+        batches.append((blocks[:, :HEIGHT, :WIDTH] + noise).astype(case.dtype))
+    return batches
+
+
+def unsettled(state, dtype):
+    """No scale is one or zero, no bias zero, and the target is no copy of the online branch."""
+    rng = np.random.default_rng(8)
+
+    def moved(leaf):
+        noise = 0.1 * rng.normal(size=leaf.shape)
+        return np.asarray(leaf * rng.uniform(0.7, 1.3, leaf.shape) + noise, dtype)
+
+    return state.replace(**{field: jax.tree.map(moved, getattr(state, field)) for field in FIELDS})
+
+
+def tensors_of(state, config):
+    variables = {field: jax.device_get(getattr(state, field)) for field in FIELDS}
+    return {
+        name: torch.from_numpy(np.array(array))
+        for name, array in to_tensors("simsiam", variables, config).items()
+    }
+
+
+def our_steps(case, config):
+    """The tensors before and after the steps, and what each step told."""
+    experiment = build_experiment(
+        config, num_steps=NUM_STEPS_PLANNED, steps_per_epoch=STEPS_PER_EPOCH
+    )
+
+    def loss(outputs, memory, key):
+        value, memory, metrics = experiment.loss(outputs, memory, key)
+        told = {"z": outputs.z, "p": outputs.p, "target": outputs.z_target}
+        if case.pairing == "permutation":
+            told["reference"] = jax.random.permutation(key, NUM_IMAGES)
+        return value, memory, metrics | told
+
+    step = jax.jit(partial(train_step, dataclasses.replace(experiment, loss=loss)))
+    state = unsettled(jax.device_get(init_state(experiment, CHANNELS)), case.dtype)
+    state = state.replace(opt_state=experiment.optimizer.init(state.params))
+    before, logs = tensors_of(state, config), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gsg_jax.train_step.draw_views", as_given)
+        if case.dtype == "float64":
+            patch.setattr("gsg_jax.train_step._figures", lambda *_: {})  # they are float32
+        for views in drawn_views(case):
+            state, metrics = step(state, views)
+            logs.append(jax.device_get(metrics))
+    return before, tensors_of(state, config), logs
+
+
+def as_given(experiment, images, key):
+    return Views(whole=images, online=images, local=None, mix=None)
+
+
+def their_rates(optim, step):
+    """Learning rates of the encoder and of the predictor."""
+    peak = optim.learning_rate * NUM_IMAGES / 256
+    past = step if optim.cosine_per == "step" else step // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+    rate = peak * (1 + math.cos(math.pi * past / NUM_STEPS_PLANNED)) / 2
+    return rate, peak if optim.constant_predictor_lr else rate
+
+
+def their_steps(case, config, before, references):
+    """The tensors after the steps, and what each step told."""
+    network = Network(config.model, case.method.startswith("byol"))
+    network.to(getattr(torch, case.dtype))
+    network.load_state_dict(before, strict=True)
+    network.train()
+    optimizer = torch.optim.SGD(
+        [{"params": network.encoder.parameters()}, {"params": network.predictor.parameters()}],
+        lr=0.0,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+    )
+    logs = []
+    for step, (rows, reference) in enumerate(zip(drawn_views(case), references, strict=True)):
+        images = torch.from_numpy(rows).permute(0, 3, 1, 2)
+        z, p, target = network([images[v :: case.num_views] for v in range(case.num_views)])
+        loss = guided(p, target, reference) if case.pairing else asymmetric(p, target)
+        told = {"z": torch.stack(z), "p": torch.stack(p), "target": torch.stack(target)}
+        logs.append({name: x.detach().numpy() for name, x in told.items()} | {"loss": loss.item()})
+
+        for group, rate in zip(
+            optimizer.param_groups, their_rates(config.optim, step), strict=True
+        ):
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if hasattr(network, "encoder_momentum"):
+            follow(network.encoder_momentum, network.encoder, config.method.ema_decay)
+    return network.state_dict(), logs
+
+
+@torch.no_grad()
+def follow(target, online, decay):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        t.copy_(decay * t + (1 - decay) * o)
+
+
+@cache
+def both(name):
+    """Of a case: the tensors before, ours and theirs after the steps, our logs and theirs."""
+    case, config = CASES[name], config_of(CASES[name])
+    with jax.enable_x64(case.dtype == "float64"):
+        before, ours, our_logs = our_steps(case, config)
+    next_image = [*range(1, NUM_IMAGES), 0]
+    references = [log.get("reference", next_image) for log in our_logs]
+    theirs, their_logs = their_steps(case, config, before, references)
+    return before, ours, theirs, our_logs, their_logs
+
+
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if case.dtype == "float64" else name
+    for name, case in CASES.items()
+]
+# How far ours may be from theirs: shares of a norm, but for the loss.
+OF_OUTPUTS = {"float32": 1e-4, "float64": 1e-11}
+OF_TENSORS = {"float32": 1e-3, "float64": 1e-6}  # learning rates are float32
+OF_CHANGES = {"float32": 1e-2, "float64": 1e-5}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_projections_predictions_and_loss_of_a_batch_are_theirs(name):
+    *_, our_logs, their_logs = both(name)
+    ours, theirs, limit = our_logs[0], their_logs[0], OF_OUTPUTS[CASES[name].dtype]
+    for array in ("z", "p", "target"):
+        assert ours[array].shape == theirs[array].shape
+        difference = np.linalg.norm(ours[array] - theirs[array])
+        assert difference < limit * np.linalg.norm(theirs[array]), array
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_and_running_statistics_after_three_steps_are_theirs(name):
+    before, ours, theirs, *_ = both(name)
+    dtype = CASES[name].dtype
+    assert list(ours) == list(theirs)
+    for tensor in (key for key in theirs if not key.endswith("num_batches_tracked")):
+        difference = np.linalg.norm(ours[tensor] - theirs[tensor])
+        change = np.linalg.norm(theirs[tensor] - before[tensor])
+        assert difference < OF_TENSORS[dtype] * np.linalg.norm(theirs[tensor]), tensor
+        assert difference < OF_CHANGES[dtype] * change, tensor
