@@ -5,6 +5,8 @@
 
 FILE ends in .safetensors or .pth (detectron2: .pkl); FILE.json is its card. With layout timm a
 name without a dot becomes a folder as Hugging Face's hub has it.
+
+Source: the layouts are those of torchvision, timm, detectron2 and the papers' own checkpoints.
 """
 
 from ml_collections import ConfigDict

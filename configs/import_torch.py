@@ -6,6 +6,8 @@
 FILE is .safetensors, or .pth, .pth.tar, .pt, .bin of torch.save (pip install -e '.[torch]'), in one
 of the layouts of gsg_jax.interop.layouts.LAYOUTS; which one is seen by its names. RECIPE, one of
 pretraining's, says what the tensors do not tell: images, views, schedule.
+
+Source: the layouts are those of torchvision, timm and the papers' own checkpoints.
 """
 
 from ml_collections import ConfigDict

@@ -103,7 +103,7 @@ def train(network, images, args: argparse.Namespace, device) -> list[dict[str, f
             sum(parts.values()).backward()
             optimizer.step()
             schedule.step()
-            losses.append({name: float(loss) for name, loss in parts.items()})
+            losses.append({name: loss.item() for name, loss in parts.items()})
         print(f"epoch {epoch + 1}: {sum(losses[-1].values()):.4f}", flush=True)
     return losses
 

@@ -149,7 +149,8 @@ def write_checkpoint(
     temporary = path.with_name(f".{path.name}.new")
     if path.suffix == ".safetensors":
         # PyTorch's readers of images' weights look for this line.
-        safetensors.numpy.save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        content = safetensors.numpy.save(dict(tensors), metadata={"format": "pt"})
+        temporary.write_bytes(content)  # save_file would hide the file from others
     else:
         torch = import_torch(f"{path} is a pickle of PyTorch")
         state_dict = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
