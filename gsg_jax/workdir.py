@@ -7,7 +7,7 @@ import ml_collections
 
 from gsg_jax import recipes
 from gsg_jax.config import as_json, differences
-from gsg_jax.errors import UserError
+from gsg_jax.errors import UsageError, UserError
 from gsg_jax.metrics import write_atomically
 
 # The groups of a run's record.
@@ -51,7 +51,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
             "give another --workdir"
         )
-    _write_record(record_path, config)
+    write_record(record_path, config)
 
 
 def claim_for_evaluation(
@@ -74,7 +74,7 @@ def claim_for_evaluation(
             f"{workdir} holds another run or evaluation, which differs in "
             f"{'; '.join(differing[:5])}: give another --workdir"
         )
-    _write_record(path, config)
+    write_record(path, config)
 
 
 def read_config(workdir: pathlib.Path) -> dict:
@@ -98,11 +98,20 @@ def read_config(workdir: pathlib.Path) -> dict:
     return _with_newer_keys(record)
 
 
+def given_path(flag: str, value: str) -> pathlib.Path:
+    """The path that a flag gives, ~ written out; raises UsageError where ~ is nobody's."""
+    try:
+        return pathlib.Path(value).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--config.{flag}={value}: {error} Give its whole path") from error
+
+
 def _is_untrained_import(workdir: pathlib.Path) -> bool:
     return (workdir / IMPORTED).is_dir() and not (workdir / "metrics.jsonl").exists()
 
 
-def _write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes a config.json and makes its folder; raises UserError where it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, as_json(config))

@@ -1,1 +1,1 @@
-"""Weights that travel: PyTorch's checkpoints in and out, tensor by tensor, exactly."""
+"""Weights that travel: PyTorch's checkpoints in and out, float32 tensor by tensor, exactly."""

@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 
 import ml_collections
+import numpy as np
 
 from gsg_jax.errors import UserError
 from gsg_jax.interop.tensors import Tensor, linear, norm
 from gsg_jax.models.resnet import RESNETS, BasicBlock, Bottleneck
-from gsg_jax.models.vit import VITS
+from gsg_jax.models.vit import VITS, sine_cosine_positions
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -79,6 +80,14 @@ def _vit_tensors(model: ml_collections.ConfigDict, channels: int) -> list[Tensor
         tensors += linear(f"{there}.mlp.fc1", here, "mlp1")
         tensors += linear(f"{there}.mlp.fc2", here, "mlp2")
     return tensors + norm("norm", "norm", has_statistics=False)
+
+
+def fixed_positions(run: ml_collections.ConfigDict) -> np.ndarray:
+    """The fixed positions of a ViT as timm's table has them, [1, T or 1 + T, D]."""
+    side = run.views.size // run.model.patch_size
+    table = np.asarray(sine_cosine_positions((side, side), VITS[run.model.backbone][0]))
+    num_extra = int(run.model.pooling == "class_token")
+    return np.pad(table, ((num_extra, 0), (0, 0)))[None]
 
 
 def infer_backbone(shapes: Shapes) -> dict[str, dict]:

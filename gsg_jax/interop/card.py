@@ -69,8 +69,7 @@ def architecture(run: ml_collections.ConfigDict) -> str | None:
     model = run.model
     if model.backbone in VITS:
         has_name = model.backbone in TIMM_VITS and model.pooling == "class_token"
-        is_whole = has_name and model.positions == "learned"
-        return f"{model.backbone}_patch{model.patch_size}_{run.views.size}" if is_whole else None
+        return f"{model.backbone}_patch{model.patch_size}_{run.views.size}" if has_name else None
     is_stock = (model.width, model.num_stages, model.stem) == (64, 4, "imagenet")
     return model.backbone if is_stock and model.backbone != "resnet10" else None
 
@@ -121,10 +120,10 @@ def write_folder(
       The files: model.safetensors, config.json, README.md.
     """
     weights = folder / "model.safetensors"
-    write_checkpoint({k: v for k, v in tensors.items() if not _is_classifier(k)}, weights)
+    write_checkpoint(tensors, weights)
     size = card["image_size"]
     settings = {
-        "architecture": card["architecture"] or card["backbone"],
+        "architecture": card["architecture"],
         "num_classes": 0,
         "num_features": _num_features(tensors),
         "pretrained_cfg": {
@@ -140,10 +139,6 @@ def write_folder(
     write_atomically(folder / "config.json", json.dumps(settings, indent=2) + "\n")
     write_atomically(folder / "README.md", _readme(card))
     return [weights, folder / "config.json", folder / "README.md"]
-
-
-def _is_classifier(name: str) -> bool:
-    return name.startswith(("fc.", "head."))
 
 
 def _num_features(tensors: Mapping[str, np.ndarray]) -> int:

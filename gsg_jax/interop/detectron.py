@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gsg_jax.interop.files import write_bytes
 from gsg_jax.interop.layouts import COUNTER
 
 
@@ -29,9 +30,7 @@ def detectron_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 def write_detectron(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes a .pkl file as detectron2's checkpointer reads it."""
     content = {"model": dict(tensors), "__author__": "gsg_jax", "matching_heuristics": True}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        pickle.dump(content, file)
+    write_bytes(pickle.dumps(content), path)
 
 
 def detectron_name(name: str) -> str:

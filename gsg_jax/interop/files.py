@@ -1,8 +1,11 @@
 """Checkpoint files of PyTorch and safetensors: only tensors are ever read from them."""
 
+import contextlib
 import dataclasses
+import io
 import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +49,8 @@ def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
       UserError: where the file is missing, cut short, or holds anything but tensors.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give a checkpoint's path")
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"{path}: {what}; give a checkpoint's path")
     if path.suffix == ".safetensors":
         tensors, wrapper = _read_safetensors(path), ""
     elif path.suffix in PICKLES:
@@ -63,7 +67,7 @@ def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
     return {name: _as_ours(array) for name, array in tensors.items()}
 
@@ -85,35 +89,43 @@ def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     state_dict = content[wrapper] if wrapper else content
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise UserError(f"{path} holds no state dict: give a file that torch.save made of one")
-    others = [name for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    others = [
+        name
+        for name, value in state_dict.items()
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+    ]
     if others:
         raise UserError(
-            f"{path}: {others[0]!r} is no tensor; a state dict is looked for at the top, or under "
-            f"{' or '.join(WRAPPERS)}"
+            f"{path}: {others[0]!r} is no tensor with a name; a state dict is looked for at the "
+            f"top, or under {' or '.join(WRAPPERS)}"
         )
-    return {name: _from_torch(torch, value) for name, value in state_dict.items()}, wrapper
+    try:
+        return {name: _from_torch(value) for name, value in state_dict.items()}, wrapper
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} holds tensors that are not dense ({first}): save dense ones"
+        ) from (error)
 
 
 def _is_mapping_in(content: Any, key: str) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
 
 
-def _from_torch(torch, tensor) -> np.ndarray:
+def _from_torch(tensor) -> np.ndarray:
     tensor = tensor.detach()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
 
 
 def _as_ours(array: np.ndarray) -> np.ndarray:
-    is_integer = array.dtype.kind in "iub"
-    return array if is_integer else array.astype(np.float32)
+    is_whole = array.dtype.kind in "iubc"
+    return array if is_whole else array.astype(np.float32)
 
 
 def _culprit(error: Exception) -> str:
     """The type that a pickle asks for, from PyTorch's refusal."""
-    words = [word.strip("`'.,") for word in str(error).split() if "." in word.strip("`'.,")]
-    return next(
-        (word for word in words if not word.startswith(("torch.", "http"))), "a Python type"
-    )
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return found[1] if found else "a Python type"
 
 
 def _cut_short(path: pathlib.Path, error: Exception) -> UserError:
@@ -145,14 +157,28 @@ def write_checkpoint(
     Raises:
       UserError: where a .pth is wanted and PyTorch is not installed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
     if path.suffix == ".safetensors":
         # PyTorch's readers of images' weights look for this line.
         content = safetensors.numpy.save(dict(tensors), metadata={"format": "pt"})
-        temporary.write_bytes(content)  # save_file would hide the file from others
     else:
         torch = import_torch(f"{path} is a pickle of PyTorch")
         state_dict = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-        torch.save({wrapper: state_dict} if wrapper else state_dict, temporary)
-    temporary.replace(path)
+        buffer = io.BytesIO()
+        torch.save({wrapper: state_dict} if wrapper else state_dict, buffer)
+        content = buffer.getvalue()
+    write_bytes(content, path)
+
+
+def write_bytes(content: bytes, path: pathlib.Path) -> None:
+    """Writes a file by one rename; raises UserError where it cannot, and leaves nothing then."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room, or give another name"
+        ) from error

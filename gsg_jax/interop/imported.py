@@ -6,13 +6,17 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
+from gsg_jax.errors import UserError
 from gsg_jax.interop.files import CheckpointFile
 from gsg_jax.interop.layouts import Found
 from gsg_jax.interop.tensors import Tensor
 from gsg_jax.metrics import write_atomically
 from gsg_jax.workdir import IMPORTED, read_object
+
+KEYS = ("layout", "wrapper", "is_parallel", "params", "target_params")
 
 
 def write_imported(
@@ -50,8 +54,20 @@ def _branches(tensors: list[Tensor], placed: Collection[str]) -> list[str]:
 
 def read_imported(workdir: pathlib.Path) -> dict[str, Any] | None:
     """What write_imported wrote of the layout; None for a run that was not imported."""
-    path = workdir / IMPORTED / "layout.json"
-    return read_object(path) if path.is_file() else None
+    folder = workdir / IMPORTED
+    if not folder.is_dir():
+        return None
+    try:
+        about = read_object(folder / "layout.json")
+    except FileNotFoundError as error:
+        raise _damaged(folder, "layout.json is missing") from error
+    if missing := [key for key in KEYS if key not in about]:
+        raise _damaged(folder, f"layout.json has no {missing[0]}")
+    return about
+
+
+def _damaged(folder: pathlib.Path, why: str) -> UserError:
+    return UserError(f"{folder} is damaged ({why}): import the checkpoint again, or restore it")
 
 
 def as_imported(variables: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
@@ -78,4 +94,8 @@ def with_rest(
       What was imported: BatchNorm's counters and the means before a bias as they were, and the
       tensors that have no place in the run.
     """
-    return tensors | safetensors.numpy.load_file(workdir / IMPORTED / "rest.safetensors")
+    folder = workdir / IMPORTED
+    try:
+        return tensors | safetensors.numpy.load_file(folder / "rest.safetensors")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _damaged(folder, f"rest.safetensors: {error}") from error

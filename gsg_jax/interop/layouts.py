@@ -133,6 +133,11 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     first = "patch_embed.proj.weight" if layout.names == VIT else "conv1.weight"
     if first not in backbone:
         raise _unfit(name, missing=[layout.backbone + first], unknown=[])
+    if len(backbone[first]) != 4 or backbone[first][1] not in (1, 3):
+        raise UserError(
+            f"{layout.backbone}{first} is {backbone[first]}: it must be [out, channels, height, "
+            "width], of images with 1 or 3 channels"
+        )
     overrides = infer_backbone(backbone)
     model = model.copy_and_resolve_references()
     model.update(overrides["model"])
@@ -148,7 +153,7 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
         ("predictor", layout.predictor, None),
     ):
         head = _infer_head(branch, shapes, layout)
-        if head is None:
+        if head is None or model.head_norm != "batch" or model.num_prototypes:
             continue
         overrides["model"].update(head.model)
         model.update(head.model)
@@ -188,8 +193,8 @@ def nearest_layout(shapes: Shapes) -> str:
     name = max(counts, key=counts.get)
     if not counts[name]:
         raise UserError(
-            f"its tensors ({_first(list(shapes))}) are of no layout that is known: "
-            f"{', '.join(LAYOUTS)}"
+            f"its {len(shapes)} tensors ({_first(list(shapes))}) are of no layout that is known: "
+            f"give a checkpoint of one of {', '.join(LAYOUTS)}"
         )
     return name
 
@@ -326,4 +331,5 @@ def _unfit(name: str, missing: list[str], unknown: list[str]) -> UserError:
 
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    shown = [name if len(name) < 80 else f"{name[:76]} ..." for name in names[:3]]
+    return ", ".join(shown) + more

@@ -9,6 +9,7 @@ import ml_collections
 from gsg_jax.checkpoint import read_variables
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.evaluation.encoder import read_record
+from gsg_jax.interop.backbones import fixed_positions
 from gsg_jax.interop.card import model_card, write_folder
 from gsg_jax.interop.detectron import detectron_tensors, write_detectron
 from gsg_jax.interop.files import PARALLEL, write_checkpoint
@@ -17,6 +18,7 @@ from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.metrics import write_atomically
 from gsg_jax.models.vit import VITS
 from gsg_jax.progress import say
+from gsg_jax.workdir import given_path
 
 EXPORTS = ("torchvision", "timm", "reference", "detectron2")
 SUFFIXES = {"detectron2": (".pkl",)}
@@ -37,13 +39,13 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     """
     del workdir
     output = _checked_output(config)
-    folder = pathlib.Path(config.pretrained).expanduser()
+    folder = given_path("pretrained", config.pretrained)
     run = read_record(folder)
     layout = _checked_layout(config.layout, run, folder)
     step, variables = read_variables(folder)
     about = read_imported(folder)
-    is_untouched = step == 0 and about is not None and about["layout"] == layout
-    if is_untouched:
+    is_untouched = step == 0 and about is not None
+    if is_untouched and config.layout == "reference":
         tensors = to_tensors(layout, as_imported(variables, about), run)
         tensors = with_rest(tensors, folder, about)
     else:
@@ -53,15 +55,22 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         wrapper = about["wrapper"] if about else "state_dict"
         if about and about["is_parallel"]:
             tensors = {PARALLEL + name: array for name, array in tensors.items()}
+    if layout == "timm" and config.layout == "timm" and run.model.positions == "fixed":
+        tensors = {"pos_embed": fixed_positions(run)} | tensors
     if config.layout == "detectron2":
         tensors = detectron_tensors(tensors)
     card = model_card(folder, run, step, config.layout, tensors)
+    if not output.suffix and card["architecture"] is None:
+        raise UserError(
+            f"--config.output={config.output}: timm has no {run.model.backbone} of these sizes, so "
+            "that no folder of its could be loaded; give a file"
+        )
     if output.suffix:
         if config.layout == "detectron2":
             write_detectron(tensors, output)
         else:
             write_checkpoint(tensors, output, wrapper)
-        card_path = output.with_name(output.name + ".json")
+        card_path = _card_path(output)
         write_atomically(card_path, json.dumps(card, indent=2) + "\n")
         files = [str(output), str(card_path)]
     else:
@@ -84,7 +93,7 @@ def _checked_output(config: ml_collections.ConfigDict) -> pathlib.Path:
         raise UsageError("--config.output is missing: give a file to write, or a folder")
     if not config.pretrained:
         raise UsageError("--config.pretrained is missing: give the --workdir of a run")
-    output = pathlib.Path(config.output).expanduser()
+    output = given_path("output", config.output)
     suffixes = SUFFIXES.get(config.layout, (".safetensors", ".pth"))
     is_folder = not output.suffix and config.layout == "timm"
     if output.suffix not in suffixes and not is_folder:
@@ -93,9 +102,16 @@ def _checked_output(config: ml_collections.ConfigDict) -> pathlib.Path:
             f"--config.output={config.output}: {config.layout} is written to "
             f"{' or '.join(suffixes)}{folder}"
         )
-    if output.exists():
-        raise UsageError(f"--config.output={config.output}: is there already; give another name")
+    for path in (output, _card_path(output)):
+        if path.exists():
+            raise UsageError(
+                f"--config.output={config.output}: {path} is there already; give another"
+            )
     return output
+
+
+def _card_path(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(output.name + ".json")
 
 
 def _checked_layout(name: str, run: ml_collections.ConfigDict, folder: pathlib.Path) -> str:

@@ -1,6 +1,8 @@
 """The import job: a PyTorch checkpoint becomes a run, to be judged or trained on."""
 
 import pathlib
+import shlex
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +23,7 @@ from gsg_jax.interop.tensors import KINDS, Tensor
 from gsg_jax.methods import METHODS
 from gsg_jax.progress import say
 from gsg_jax.train_step import TrainState, init_state
-from gsg_jax.workdir import WRITTEN, claim
+from gsg_jax.workdir import IMPORTED, WRITTEN, given_path, write_record
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -45,10 +47,10 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         raise UsageError("--config.checkpoint is missing: give a .safetensors or .pth file")
     if config.method and config.method not in METHODS:
         raise UsageError(f"--config.method={config.method}: take one of {', '.join(METHODS)}")
-    for name in ("config.json", *WRITTEN):
+    for name in ("config.json", IMPORTED, *WRITTEN):
         if (workdir / name).exists():
             raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
-    path = pathlib.Path(config.checkpoint).expanduser()
+    path = given_path("checkpoint", config.checkpoint)
     file = read_checkpoint(path)
     shapes = {name: array.shape for name, array in file.tensors.items()}
     try:
@@ -66,15 +68,22 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     run = resolve(run)
 
     state, placed, fresh = _filled(run, found, file.tensors, path)
-    claim(workdir, run)
-    write_imported(workdir, file, found, placed)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, None)
+    try:
+        write_imported(workdir, file, found, placed)
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save(state, None)
+        write_record(workdir / "config.json", run)  # last: without it the folder is no run
+    except BaseException:
+        for name in (IMPORTED, "checkpoints"):
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        raise
     for branch in fresh:
         say(f"{branch}: the checkpoint has none that fits {method}; it begins afresh")
     flags = [f"--config.{key}={value}" for key, value in _changed(run, plain)]
-    command = f"python -m gsg_jax.main --config={run_config} --workdir={workdir}"
-    say(f"to train on: {' '.join([command, *flags])}")
+    if run.data.name == "folder" and not run.data.dir:
+        flags.append("--config.data.dir=PATH")
+    command = ["python", "-m", "gsg_jax.main", f"--config={run_config}", f"--workdir={workdir}"]
+    say(f"to train on: {shlex.join([*command, *flags])}")
     return {
         "job": "import_torch",
         "method": method,
@@ -147,6 +156,7 @@ def _check_shapes(
 ) -> None:
     """Raises UserError where a tensor does not fit the network that the names tell of."""
     wrong = []
+    _check_values(found, tensors, path)
     for tensor in [*found.tensors, *found.target_tensors]:
         here = getattr(like, tensor.group)
         if tensor.path[0] not in here:
@@ -162,6 +172,19 @@ def _check_shapes(
             f"{path}: {wrong[0]}{more}: the checkpoint is of another network than its names tell "
             "of; give one of a ResNet or ViT of ours"
         )
+
+
+def _check_values(found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    """Raises UserError where a weight is no finite float."""
+    for tensor in [*found.tensors, *found.target_tensors]:
+        array = tensors[tensor.name]
+        if array.dtype != np.float32:
+            raise UserError(f"{path}: {tensor.name} is {array.dtype}: give floats")
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{path}: {tensor.name} holds NaN or inf, or is beyond float32: give a checkpoint "
+                "from before the training diverged"
+            )
 
 
 def _changed(

@@ -6,6 +6,7 @@ import pickle
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -75,8 +76,12 @@ def test_exported_resnets_are_loaded_by_both_libraries(resnet, layout, tmp_path)
     assert line["files"] == [str(path), f"{path}.json"]
     assert (card["architecture"], card["mean"]) == (name, [0.485, 0.456, 0.406])
     images = np.random.default_rng(2).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    loaded = timm.create_model(name, num_classes=1000, checkpoint_path=str(path)).eval()
-    network.fc = loaded.fc
+    loaded = timm.create_model(name, num_classes=0, checkpoint_path=str(path)).eval()
+    network.fc = torch.nn.Identity()
+    same = RESNETS[name]()
+    same.fc = torch.nn.Identity()
+    same.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    assert torch.equal(same.conv1.weight, network.conv1.weight)
     assert deviation(their_features(loaded, images), their_features(network, images)) < 1e-6
 
 

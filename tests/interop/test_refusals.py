@@ -1,6 +1,7 @@
 """What is no checkpoint of ours is refused in one line that names it, and nothing is written."""
 
 import collections
+import shutil
 
 import pytest
 import torch
@@ -81,14 +82,47 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_loaded(tensors, tmp_path):
     content = {"state_dict": tensors, "args": collections.Counter("abc"), "opener": open}
     err = refused(tmp_path, content=content)
     assert "holds more than tensors" in err and "was not loaded" in err
+    assert "collections.Counter" in err or "builtins" in err or "open" in err
 
 
 def test_what_is_no_state_dict_is_refused(tmp_path):
     assert "holds no state dict" in refused(tmp_path, content=[torch.zeros(2)])
-    assert "'epoch' is no tensor" in refused(tmp_path, content={"epoch": 3})
+    assert "'epoch' is no tensor with a name" in refused(tmp_path, content={"epoch": 3})
     assert "no such file" in refused(tmp_path, name="absent.pth")
     (tmp_path / "weights.onnx").touch()
     assert "known are .safetensors" in refused(tmp_path, name="weights.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("encoder.bn1.weight", torch.full((64,), float("nan")), "holds NaN or inf"),
+        ("encoder.bn1.bias", torch.full((64,), 1e300, dtype=torch.float64), "beyond float32"),
+        ("encoder.bn1.bias", torch.ones(64, dtype=torch.int64), "is int64"),
+        ("encoder.bn1.bias", torch.ones(64, dtype=torch.complex64), "is complex64"),
+        ("encoder.bn1.bias", torch.ones(64).to_sparse(), "not dense"),
+        ("encoder.conv1.weight", torch.ones(64), "[out, channels, height, width]"),
+        ("encoder.conv1.weight", torch.ones(64, 4, 7, 7), "1 or 3 channels"),
+        (7, torch.ones(64), "no tensor with a name"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_are_named(tensors, name, tensor, said, tmp_path):
+    err = refused(tmp_path, content=tensors | {name: tensor})
+    assert said in err and (str(name) in err or said == "not dense")
+
+
+def test_a_full_disk_leaves_nothing_and_the_same_command_goes_on(tensors, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: full)
+        torch.save(tensors, tmp_path / "checkpoint.pth")
+        file = f"--config.checkpoint={tmp_path / 'checkpoint.pth'}"
+        flags = [config("import_torch", "folder"), file, f"--workdir={tmp_path / 'run'}"]
+        status, _, err = call(*flags)
+        assert status == 1 and "make room" in err
+        assert list((tmp_path / "run").iterdir()) == []
+    status, _, err = call(*flags)
+    assert status == 0, err
 
 
 def test_a_method_that_there_is_not_is_refused(tensors, tmp_path):

@@ -81,8 +81,13 @@ def test_timms_vit_comes_back_bit_equal(num_classes, tmp_path):
     line = to_run(tensors, tmp_path, wrapper="", prefix="")
     assert (line["layout"], line["backbone"]) == ("timm", "vit_tiny")
     assert line["num_kept"] == (2 if num_classes else 0)
-    path, _ = to_file(tmp_path, "back.pth", "timm")
+    path, _ = to_file(tmp_path, "back.pth", "reference")
     assert_same(torch.load(path, weights_only=True), tensors)
+    path, _ = to_file(tmp_path, "timm.pth", "timm")
+    loaded = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=64, checkpoint_path=str(path)
+    )
+    assert torch.equal(loaded.pos_embed, tensors["pos_embed"])
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,7 @@ def test_safetensors_hold_what_a_pickle_holds(tmp_path):
         flags = [f"--config.checkpoint={tmp_path / 'weights.safetensors'}"]
         status, out, err = call(config("import_torch"), *flags, f"--workdir={tmp_path / 'run'}")
     assert status == 0, err
-    path, _ = to_file(tmp_path, "back.safetensors", "torchvision")
+    path, _ = to_file(tmp_path, "back.safetensors", "reference")
     back = safetensors.numpy.load_file(path)
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[name], array) for name, array in tensors.items())
