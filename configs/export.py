@@ -3,8 +3,8 @@
     python -m gsg_jax.main --config=configs/export.py --config.pretrained=DIR \
         --config.output=FILE --config.layout=torchvision
 
-FILE ends in .safetensors or .pth (detectron2: .pkl); FILE.json is its card. With layout timm a
-name without a dot becomes a folder as Hugging Face's hub has it.
+FILE ends in .safetensors or .pth (detectron2: .pkl, onnx: .onnx); FILE.json is its card. With
+layout timm a name without a dot becomes a folder as Hugging Face's hub has it.
 
 Source: the layouts are those of torchvision, timm, detectron2 and the papers' own checkpoints.
 """
@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
             "job": "export",
             "pretrained": "",  # the --workdir of a run
             "output": "",
-            "layout": "torchvision",  # or "timm", "reference" (heads too), "detectron2"
+            "layout": "torchvision",  # or "timm", "reference" (heads too), "detectron2", "onnx"
         }
     )

@@ -80,6 +80,8 @@ def _how_to_load(layout: str, run: ml_collections.ConfigDict) -> str:
         return "load the state dict by its names; heads are nn.Sequential"
     if layout == "detectron2":
         return "detectron2: MODEL.WEIGHTS FILE, PIXEL_MEAN and PIXEL_STD as here, times 255, RGB"
+    if layout == "onnx":
+        return "onnxruntime.InferenceSession(FILE).run(None, {'images': normalised N x C x H x W})"
     if name is None:
         return f"{NOT_STOCK}; then load_state_dict, without a classifier"
     if layout == "timm":

@@ -108,11 +108,6 @@ class Found:
     channels: int
     last_biases: dict[str, str]
 
-    @property
-    def has_target(self) -> bool:
-        """Whether there is an EMA target."""
-        return bool(self.target_tensors)
-
 
 def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     """Finds out which layout a state dict is of, and where its tensors go.
@@ -143,29 +138,25 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     model.update(overrides["model"])
     channels = backbone[first][1]
 
-    tensors, last_biases = {}, {}
+    last_biases = {}
     branches = {"backbone": (layout.backbone, backbone_tensors(model, channels))}
     targets = {}
     if _has(shapes, layout.target_backbone, layout.names):
         targets["backbone"] = (layout.target_backbone, branches["backbone"][1])
-    for branch, heads, of_target in (
-        ("projector", layout.projector, layout.target_projector),
-        ("predictor", layout.predictor, None),
-    ):
+    for branch in ("projector", "predictor"):
         head = _infer_head(branch, shapes, layout)
         if head is None or model.head_norm != "batch" or model.num_prototypes:
-            continue
+            continue  # the run's own head begins afresh
         overrides["model"].update(head.model)
         model.update(head.model)
-        as_named = _head_tensors(branch, model, layout)
-        branches[branch] = (heads, as_named)
-        prefixes = [heads]
-        if of_target and "backbone" in targets:
-            targets[branch] = (of_target, as_named)
-            prefixes.append(of_target)
+        head_tensors = _head_tensors(branch, model, layout)
+        branches[branch] = (getattr(layout, branch), head_tensors)
+        if branch == "projector" and layout.target_projector and targets:
+            targets[branch] = (layout.target_projector, head_tensors)
         if head.last_bias:
-            mean = next(t.name for t in reversed(as_named) if t.name.endswith("running_mean"))
-            last_biases |= {prefix + head.last_bias: prefix + mean for prefix in prefixes}
+            mean = [t.name for t in head_tensors if t.name.endswith("running_mean")][-1]
+            for prefix, _ in (of[branch] for of in (branches, targets) if branch in of):
+                last_biases[prefix + head.last_bias] = (layout.last_norm and mean) or prefix + mean
 
     tensors = list(_placed(branches, layout))
     target_tensors = list(_placed(targets, layout))

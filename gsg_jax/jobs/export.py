@@ -15,13 +15,14 @@ from gsg_jax.interop.detectron import detectron_tensors, write_detectron
 from gsg_jax.interop.files import PARALLEL, write_checkpoint
 from gsg_jax.interop.imported import as_imported, read_imported, with_rest
 from gsg_jax.interop.layouts import to_tensors
+from gsg_jax.interop.onnx_graph import write_onnx
 from gsg_jax.metrics import write_atomically
 from gsg_jax.models.vit import VITS
 from gsg_jax.progress import say
 from gsg_jax.workdir import given_path
 
-EXPORTS = ("torchvision", "timm", "reference", "detectron2")
-SUFFIXES = {"detectron2": (".pkl",)}
+EXPORTS = ("torchvision", "timm", "reference", "detectron2", "onnx")
+SUFFIXES = {"detectron2": (".pkl",), "onnx": (".onnx",)}
 
 
 def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         wrapper = about["wrapper"] if about else "state_dict"
         if about and about["is_parallel"]:
             tensors = {PARALLEL + name: array for name, array in tensors.items()}
-    if layout == "timm" and config.layout == "timm" and run.model.positions == "fixed":
+    if layout == "timm" and config.layout != "reference" and run.model.positions == "fixed":
         tensors = {"pos_embed": fixed_positions(run)} | tensors
     if config.layout == "detectron2":
         tensors = detectron_tensors(tensors)
@@ -68,6 +69,8 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     if output.suffix:
         if config.layout == "detectron2":
             write_detectron(tensors, output)
+        elif config.layout == "onnx":
+            write_onnx(tensors, run, output)
         else:
             write_checkpoint(tensors, output, wrapper)
         card_path = _card_path(output)
@@ -126,9 +129,9 @@ def _checked_layout(name: str, run: ml_collections.ConfigDict, folder: pathlib.P
                 "--config.layout=timm"
             )
         return layout
-    if is_vit and name != "timm":
+    if is_vit and name not in ("timm", "onnx"):
         raise UserError(f"{run.model.backbone}: {name} has no such ViT; take --config.layout=timm")
-    if name != "timm" and run.model.num_stages != 4:
+    if name not in ("timm", "onnx") and run.model.num_stages != 4:
         raise UserError(
             f"model.num_stages is {run.model.num_stages}: {name}'s ResNets have 4 stages; take "
             "--config.layout=reference"

@@ -1,9 +1,10 @@
 """The import job: a PyTorch checkpoint becomes a run, to be judged or trained on."""
 
+import contextlib
 import pathlib
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -68,22 +69,15 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     run = resolve(run)
 
     state, placed, fresh = _filled(run, found, file.tensors, path)
-    try:
+    with _whole_or_nothing(workdir):
         write_imported(workdir, file, found, placed)
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(state, None)
         write_record(workdir / "config.json", run)  # last: without it the folder is no run
-    except BaseException:
-        for name in (IMPORTED, "checkpoints"):
-            shutil.rmtree(workdir / name, ignore_errors=True)
-        raise
     for branch in fresh:
         say(f"{branch}: the checkpoint has none that fits {method}; it begins afresh")
-    flags = [f"--config.{key}={value}" for key, value in _changed(run, plain)]
-    if run.data.name == "folder" and not run.data.dir:
-        flags.append("--config.data.dir=PATH")
     command = ["python", "-m", "gsg_jax.main", f"--config={run_config}", f"--workdir={workdir}"]
-    say(f"to train on: {shlex.join([*command, *flags])}")
+    say(f"to train on: {shlex.join([*command, *_flags(run, plain)])}")
     return {
         "job": "import_torch",
         "method": method,
@@ -94,6 +88,17 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         "fresh": fresh,
         "state_digest": state_digest(state),
     }
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(workdir: pathlib.Path) -> Iterator[None]:
+    """Takes back what was written where not all of it could be."""
+    try:
+        yield
+    except BaseException:
+        for name in (IMPORTED, "checkpoints"):
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        raise
 
 
 def _filled(
@@ -187,9 +192,9 @@ def _check_values(found: Found, tensors: Mapping[str, np.ndarray], path: pathlib
             )
 
 
-def _changed(
-    run: ml_collections.ConfigDict, plain: ml_collections.ConfigDict
-) -> list[tuple[str, Any]]:
-    """The keys of a run whose values are not those of its config file."""
-    before = flat(resolve(plain).to_dict())
-    return [(key, value) for key, value in flat(run.to_dict()).items() if before[key] != value]
+def _flags(run: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -> list[str]:
+    """What a config file needs besides to give the config of a run."""
+    before, after = (flat(config.to_dict()) for config in (resolve(plain), run))
+    flags = [f"--config.{key}={after[key]}" for key in after if before[key] != after[key]]
+    needs_folder = run.data.name == "folder" and not run.data.dir
+    return [*flags, "--config.data.dir=PATH"] if needs_folder else flags

@@ -5,6 +5,7 @@ import pickle
 
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.torch
 import timm
@@ -83,6 +84,18 @@ def test_exported_resnets_are_loaded_by_both_libraries(resnet, layout, tmp_path)
     same.load_state_dict(safetensors.torch.load_file(path), strict=True)
     assert torch.equal(same.conv1.weight, network.conv1.weight)
     assert deviation(their_features(loaded, images), their_features(network, images)) < 1e-6
+
+
+@pytest.mark.slow
+def test_the_job_writes_onnx_too(resnet):
+    _, network, folder = resnet
+    path, line = to_file(folder, "weights.onnx", "onnx")
+    assert line["layout"] == "onnx"
+    images = np.random.default_rng(4).normal(size=(2, 97, 64, 3)).astype(np.float32)
+    session = onnxruntime.InferenceSession(path)
+    (found,) = session.run(None, {"images": images.transpose(0, 3, 1, 2).copy()})
+    network.fc = torch.nn.Identity()
+    assert deviation(found, their_features(network, images)) < 1e-4
 
 
 @pytest.mark.slow
