@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--min-size", type=int, default=800, help="of an image's shorter side")
+    parser.add_argument("--boxes", type=int, default=512, help="proposals trained on, an image")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("detector.pt"))
     args = parser.parse_args(arguments)
     if args.masks and args.dataset == "voc":
@@ -73,8 +74,14 @@ def build_detector(args: argparse.Namespace, num_classes: int) -> FasterRCNN:
     body = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     backbone.body.load_state_dict(body, strict=True)
     build = MaskRCNN if args.masks else FasterRCNN
-    scale = {"image_mean": card["mean"], "image_std": card["std"], "min_size": args.min_size}
-    return build(backbone, num_classes + 1, **scale)  # class 0 is the background
+    return build(
+        backbone,
+        num_classes + 1,  # class 0 is the background
+        image_mean=card["mean"],
+        image_std=card["std"],
+        min_size=args.min_size,
+        box_batch_size_per_image=args.boxes,
+    )
 
 
 def train(network, images, args: argparse.Namespace, device) -> list[dict[str, float]]:

@@ -56,7 +56,7 @@ def script():
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--masks"]])
 def test_two_steps_on_generated_boxes_move_every_layer(script, weights, operators, flags, tmp_path):
-    size = ["--min-size=128", "--epochs=1", "--batch-size=2"]
+    size = ["--min-size=128", "--epochs=1", "--batch-size=2", "--boxes=16"]
     output = tmp_path / "detector.pt"
     command = [f"--weights={weights}", "--dataset=generated", f"--output={output}", *size, *flags]
     losses = script.main(command)["last_losses"]
