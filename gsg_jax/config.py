@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.errors import UsageError
-from gsg_jax.methods import METHODS, PREDICTORS, TARGETS, Method
+from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Method
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS
 from gsg_jax.models.siamese import BACKBONES, output_width
@@ -26,6 +26,7 @@ CHOICES = {
     "method.target": ("auto", *TARGETS),
     "method.predictor": ("auto", *PREDICTORS),
     "method.ema_schedule": EMA_SCHEDULES,
+    "method.sources": SOURCES,
     "model.backbone": BACKBONES,
     "model.stem": STEMS,
     "model.norm": BACKBONE_NORMS,
@@ -389,6 +390,7 @@ def _check_together(config: ConfigDict) -> None:
             )
     target = row.target if method.target == "auto" else method.target
     _check_extras(config, target, row)
+    _check_sources(config, target, row)
     if row.check:
         options = {option: method[option] for option in row.options}
         try:
@@ -397,6 +399,7 @@ def _check_together(config: ConfigDict) -> None:
                 batch_size=config.data.batch_size,
                 target=target,
                 stop_gradient=method.stop_gradient,
+                sources=method.sources,
                 has_local_views=config.views.num_local > 0,
                 has_cutmix=config.views.cutmix_probability > 0,
                 num_prototypes=config.model.num_prototypes,
@@ -451,6 +454,24 @@ def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
         raise UsageError(
             "--config.method.stop_gradient=False: with CutMix an online target is a pass of its "
             "own without gradient; leave it True, or set --config.views.cutmix_probability=0"
+        )
+
+
+def _check_sources(config: ConfigDict, target: str, row: Method) -> None:
+    """Checks that the method has sources to select."""
+    method = config.method
+    if method.sources == "all":
+        return
+    if row.select is None:
+        able = [name for name, other in METHODS.items() if other.select]
+        raise UsageError(
+            f"--config.method.sources={method.sources}: every view is a source of {method.name}; "
+            f"set --config.method.sources=all, or take {', '.join(able)}"
+        )
+    if target == "online" and not method.stop_gradient:
+        raise UsageError(
+            "--config.method.stop_gradient=False: the targets of selected sources are a pass of "
+            "its own without gradient; leave it True, or set --config.method.sources=all"
         )
 
 

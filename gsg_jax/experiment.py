@@ -4,9 +4,11 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from gsg_jax import mesh as meshes
+from gsg_jax.backend import compiler_options
 from gsg_jax.config import view_recipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.sources import Source
@@ -114,12 +116,15 @@ def build_experiment(
     """
     method, row = config.method, METHODS[config.method.name]
     options = {option: method[option] for option in row.options}
-    online, target = build_siamese(
-        config.model, predictor=method.predictor, num_views=method.num_views
-    )
-    local, _ = build_siamese(
-        config.model, predictor=method.predictor, num_views=config.views.num_local
-    )
+    build = partial(build_siamese, config.model, predictor=method.predictor)
+    online, target = build(num_views=method.num_views)
+    select, num_sources = None, method.num_views
+    if method.sources == "selected":
+        select = partial(row.select, **options)
+        z = jnp.zeros((method.num_views, config.data.batch_size, 1))
+        num_sources = len(jax.eval_shape(select, z, jax.random.key(0)))
+        online, _ = build(num_views=num_sources)
+    local, _ = build(num_views=config.views.num_local)
     frozen = frozen_params(config.model)
     has_probe = config.eval.online_linear and num_classes > 0
     return Experiment(
@@ -142,6 +147,8 @@ def build_experiment(
         probe=nn.Dense(num_classes) if has_probe else None,
         views=view_recipe(config.views),
         num_views=method.num_views,
+        num_sources=num_sources,
+        select=select,
         seed=config.run.seed,
         figures_every_steps=config.run.log_every_steps,
         inspects_gradients=config.eval.inspect_gradients,
@@ -156,4 +163,5 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
         in_shardings=(whole, split, split) if experiment.probe else (whole, split),
         out_shardings=(whole, whole),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )

@@ -56,6 +56,9 @@ def _imagenet() -> ConfigDict:
             "ema_decay": 0.99,  # read where the target is an EMA
             "ema_schedule": "constant",  # or "cosine": rises from ema_decay to 1
             "stop_gradient": True,  # False: the gradient reaches an online target; it collapses
+            # Of guided stop-gradient: what the online branch runs on, "all" views as the paper, or
+            # the "selected" ones, which the loss has as sources.
+            "sources": "all",
         }
     )
     config.model = ConfigDict(

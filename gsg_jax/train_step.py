@@ -1,6 +1,7 @@
 """The train state and the train step: the algorithm box of every method."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,6 +65,8 @@ class Experiment:
       frozen: paths of the parameters that no step moves.
       views: how a view is drawn.
       num_views: global views an image, G.
+      num_sources: how many of them the online branch runs on, S: G, or those that are selected.
+      select: (z_target, key) -> the selected views [S, B], or None.
       seed: of all randomness.
       figures_every_steps: how often the collapse figures are computed; NaN in between.
       inspects_gradients: whether the gradient's parts are among these figures.
@@ -80,8 +83,10 @@ class Experiment:
     optimizer: optax.GradientTransformation
     views: ViewRecipe
     num_views: int
+    num_sources: int
     seed: int
     figures_every_steps: int
+    select: Callable[..., jax.Array] | None = None
     inspects_gradients: bool = False
     frozen: tuple[tuple[str, ...], ...] = ()
     probe: nn.Dense | None = None
@@ -90,6 +95,11 @@ class Experiment:
     def has_ema_target(self) -> bool:
         """Whether the target branch has weights of its own."""
         return self.target_branch != "online"
+
+    @property
+    def has_target_pass(self) -> bool:
+        """Whether targets come from a pass of their own, before the online branch's."""
+        return self.has_ema_target or self.select is not None
 
 
 class Views(NamedTuple):
@@ -100,12 +110,15 @@ class Views(NamedTuple):
       online: the same as the online branch gets them: with patches, where there is CutMix.
       local: local views, [B x L, local_size, local_size, C], or None.
       mix: what CutMix has done, or None.
+      sources: which views the online branch gets, [S, B], where those are selected: `online` then
+        has these alone.
     """
 
     whole: jax.Array
     online: jax.Array
     local: jax.Array | None
     mix: Mix | None
+    sources: jax.Array | None = None
 
 
 def init_state(experiment: Experiment, channels: int) -> TrainState:
@@ -119,7 +132,7 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
       The state before the first step.
     """
     size = experiment.views.size
-    images = jnp.zeros((2 * experiment.num_views, size, size, channels))
+    images = jnp.zeros((2 * experiment.num_sources, size, size, channels))
     key = jax.random.key(experiment.seed)
     variables = experiment.online.init(key, images, train=True)
     params = variables["params"]
@@ -147,7 +160,7 @@ def train_step(
     images: jax.Array | tuple[jax.Array, jax.Array],
     labels: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step: views -> outputs -> loss -> gradient -> update -> EMA -> state.
+    """One step: views -> targets -> outputs -> loss -> gradient -> update -> EMA -> state.
 
     Pure, and knows no devices: under `jit` on global arrays its means span them all.
 
@@ -167,11 +180,13 @@ def train_step(
     view_key, loss_key = jax.random.split(key)
     drop_path_key = jax.random.fold_in(key, DROP_PATH_STREAM)
     views = draw_views(experiment, images, view_key)
-    z_ema, target_batch_stats = _target_pass(experiment, state, views.whole)
+    z_target, target_batch_stats = _target_pass(experiment, state, views.whole)
+    if experiment.select:
+        views = only_sources(views, experiment.select(z_target, loss_key))
 
     def loss_fn(params):
         outputs, batch_stats = _online_pass(
-            experiment, params, state.batch_stats, views, z_ema, drop_path_key
+            experiment, params, state.batch_stats, views, z_target, drop_path_key
         )
         loss, memory, metrics = experiment.loss(outputs, state.memory, loss_key)
         return loss, (batch_stats, memory, metrics, outputs)
@@ -220,6 +235,23 @@ def draw_views(
     return Views(whole, online, local, mix)
 
 
+def only_sources(views: Views, sources: jax.Array) -> Views:
+    """Leaves the online branch the selected views alone.
+
+    Args:
+      views: as drawn; `online` has G views of each of the B images.
+      sources: indices into the G views, [S, B].
+
+    Returns:
+      The same views; `online` has S of every image, [B x S, size, size, C].
+    """
+    batch_size, shape = sources.shape[1], views.online.shape[1:]
+    of_image = views.online.reshape(batch_size, -1, *shape)  # [B, G, size, size, C]
+    index = sources.T.reshape(batch_size, -1, *(1,) * len(shape))
+    selected = jnp.take_along_axis(of_image, index, axis=1)
+    return views._replace(online=selected.reshape(-1, *shape), sources=sources)
+
+
 def update_ema(
     target_params: Any, params: Any, decay: float, frozen: tuple[tuple[str, ...], ...] = ()
 ) -> Any:
@@ -243,25 +275,32 @@ def update_ema(
 
 
 def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
-    """Target projections [G, B, D] without gradient, or None where the target is online."""
-    if not experiment.has_ema_target:
+    """Target projections [G, B, D] without gradient, or None where the online pass has them too."""
+    if not experiment.has_target_pass:
         return None, {}
-    variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
+    if experiment.has_ema_target:
+        params, batch_stats = state.target_params, state.target_batch_stats
+    else:
+        params, batch_stats = _of_target(state.params), _of_target(state.batch_stats)
+    variables = {"params": params, "batch_stats": batch_stats}
     (_, z, _), batch_stats = _run(experiment.target, views, experiment.num_views, variables)
-    return z, batch_stats
+    # An online target's running statistics are the online pass's to update.
+    return z, batch_stats if experiment.has_ema_target else {}
 
 
-def _online_pass(experiment: Experiment, params, batch_stats, views: Views, z_ema, drop_path_key):
+def _online_pass(
+    experiment: Experiment, params, batch_stats, views: Views, z_target, drop_path_key
+):
     """Outputs of the online branch, views first, and its new running statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
-    num_views, num_local = experiment.num_views, experiment.views.num_local
+    num_sources, num_local = experiment.num_sources, experiment.views.num_local
     outputs, batch_stats = _run(
-        experiment.online, views.online, num_views, variables, drop_path_key
+        experiment.online, views.online, num_sources, variables, drop_path_key
     )
     z_whole = outputs[1]
     if views.mix is not None:
         whole = {group: _of_target(tree) for group, tree in variables.items()}
-        (_, z_whole, _), _ = _run(experiment.target, views.whole, num_views, whole)
+        (_, z_whole, _), _ = _run(experiment.target, views.whole, experiment.num_views, whole)
         z_whole = jax.lax.stop_gradient(z_whole)
     if views.local is not None:
         # The running statistics stay those of global views: evaluation's images are like them.
@@ -269,14 +308,17 @@ def _online_pass(experiment: Experiment, params, batch_stats, views: Views, z_em
         of_local, _ = _run(experiment.local, views.local, num_local, variables, local_key)
         outputs = [jnp.concatenate(pair) for pair in zip(outputs, of_local, strict=True)]
     h, z, p = outputs
-    return _with_targets(experiment, h, z, p, z_whole, z_ema, views.mix), batch_stats
+    outputs = Outputs(h=h, z=z, p=p, z_target=z_target, mix=views.mix, sources=views.sources)
+    return _with_targets(experiment, outputs, z_whole), batch_stats
 
 
-def _with_targets(experiment: Experiment, h, z, p, z_whole, z_ema, mix) -> Outputs:
+def _with_targets(experiment: Experiment, outputs: Outputs, z_whole: jax.Array) -> Outputs:
     """The outputs, with positives and negatives from the branch that the config names."""
-    z_target = z_whole if z_ema is None else z_ema
-    z_negative = z_whole if experiment.target_branch == "ema_positive" else None
-    return Outputs(h=h, z=z, p=p, z_target=z_target, z_negative=z_negative, mix=mix)
+    if not experiment.has_target_pass:
+        outputs = outputs._replace(z_target=z_whole)
+    if experiment.target_branch == "ema_positive":
+        outputs = outputs._replace(z_negative=z_whole)
+    return outputs
 
 
 def _run(branch: Siamese, images: jax.Array, num_views: int, variables, drop_path_key=None):
@@ -319,7 +361,7 @@ def _probe_gradient(
     experiment: Experiment, state: TrainState, h: jax.Array, labels: jax.Array
 ) -> tuple[Any, Metrics]:
     """Gradient and figures of the online probe, on the embeddings [V, B, F] of global views."""
-    h = jax.lax.stop_gradient(h[: experiment.num_views]).astype(jnp.float32)
+    h = jax.lax.stop_gradient(h[: experiment.num_sources]).astype(jnp.float32)
     labels = jnp.broadcast_to(labels[None, :], h.shape[:2])  # [G, B]
     is_known = labels >= 0
     num_known = jnp.maximum(jnp.sum(is_known), 1)
@@ -341,7 +383,7 @@ def _figures(
 ) -> Metrics:
     """The figures of a step before whose update the state stood."""
     outputs = jax.lax.stop_gradient(outputs)
-    z = outputs.z[: experiment.num_views]
+    z = outputs.z[: experiment.num_sources]
 
     def compute():
         figures = {
@@ -370,13 +412,12 @@ def _outputs_of_projections(
     experiment: Experiment, state: TrainState, outputs: Outputs, z: jax.Array
 ) -> Outputs:
     """The step's outputs as a function of the online projections [V, B, D]."""
-    num_views = experiment.num_views
-    p = _predict(experiment.online, state, z[:num_views])
-    if z.shape[0] > num_views:
-        p = jnp.concatenate([p, _predict(experiment.local, state, z[num_views:])])
-    z_whole = z[:num_views] if outputs.mix is None else outputs.negatives
-    z_ema = outputs.z_target if experiment.has_ema_target else None
-    return _with_targets(experiment, outputs.h, z, p, z_whole, z_ema, outputs.mix)
+    num_sources = experiment.num_sources
+    p = _predict(experiment.online, state, z[:num_sources])
+    if z.shape[0] > num_sources:
+        p = jnp.concatenate([p, _predict(experiment.local, state, z[num_sources:])])
+    z_whole = z[:num_sources] if outputs.mix is None else outputs.negatives
+    return _with_targets(experiment, outputs._replace(z=z, p=p), z_whole)
 
 
 def _predict(branch: Siamese, state: TrainState, z: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 
 TARGETS = ("online", "ema", "ema_positive")
 PREDICTORS = ("mlp", "none")
+SOURCES = ("all", "selected")
 # What a loss may be defined for besides whole views against one target branch.
 EXTRAS = ("local_views", "cutmix", "ema_positive")
 
@@ -36,6 +37,8 @@ class Outputs(NamedTuple):
       z_negative: what negatives are made of, [G, B, D], where that is not `z_target`: online
         projections, where the target is "ema_positive".
       mix: what CutMix has done, or None.
+      sources: which global views the online branch has seen, [S, B], where those were selected: S
+        of them then stand in h, z and p where otherwise all G do.
     """
 
     h: jax.Array
@@ -44,6 +47,7 @@ class Outputs(NamedTuple):
     z_target: jax.Array
     z_negative: jax.Array | None = None
     mix: Mix | None = None
+    sources: jax.Array | None = None
 
     @property
     def negatives(self) -> jax.Array:
@@ -81,6 +85,8 @@ class Method:
       extras: for which of EXTRAS the loss is defined.
       own_values: (width=D, **options) -> {option: value} of the options whose 0 in a config stands
         for the method's own value.
+      select: (z_target, key, **options) -> the views [S, B] that the online branch needs, and no
+        others; None where it needs all.
     """
 
     loss: LossFn
@@ -92,3 +98,4 @@ class Method:
     stop_gradient: bool = True
     extras: tuple[str, ...] = ()
     own_values: Callable[..., dict[str, float]] | None = None
+    select: Callable[..., jax.Array] | None = None

@@ -1,5 +1,7 @@
 """Guided stop-gradient: of two images' views the closest are sources, their siblings targets."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,22 @@ from gsg_jax.similarity import attraction, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
+# Of how many views an image each pairing makes a source, where that is the same for every image.
+SOURCES_OF_PAIRING = {"permutation": 2, "halves": 1}
+
+
+class Pairs(NamedTuple):
+    """Who was compared with whom, and which views were closest.
+
+    Attributes:
+      image, reference: indices into the batch, [P] each; P is B, or B / 2 for "halves".
+      a, b: the closest view of the image and of the reference, 0 or 1, [P] each.
+    """
+
+    image: jax.Array
+    reference: jax.Array
+    a: jax.Array
+    b: jax.Array
 
 
 def guided_loss(
@@ -32,9 +50,10 @@ def guided_loss(
     its partner's sibling view of the same number besides its own; the distances are of whole views.
 
     Args:
-      outputs: online predictions p [V, B, D] and target projections z_target [G, B, D]. With
-        G = 4, views 0, 1 are an image's and views 2, 3 its reference's; with G = 2 the reference
-        image shows the same two views that it shows as an image. Local views stand after these.
+      outputs: online predictions p [V, B, D], or of the selected sources alone, and target
+        projections z_target [G, B, D]. With G = 4, views 0, 1 are an image's and views 2, 3 its
+        reference's; with G = 2 the reference image shows the same two views that it shows as an
+        image. Local views stand after these.
       memory: unused, returned as it came.
       key: draws the reference images of pairing "permutation".
       pairing: who is whose reference. "permutation": a random permutation of the batch, fixed
@@ -62,16 +81,11 @@ def guided_loss(
     chex.assert_equal_shape([p[0], z[0]])
     check_pairing(pairing, num_views=num_global, batch_size=z.shape[1])
 
-    image, reference = draw_pairs(z_stopped, key, pairing)  # [P], [P]
-    distances = distance(z_stopped[:2, image][:, None], z_stopped[-2:, reference][None])
-    closest = jnp.argmin(distances.reshape(4, -1), axis=0)  # [P], an index into PAIRS
-    a, b = closest // 2, closest % 2  # [P], the view of the image, of the reference
-
-    p_i, p_r = p[:2, image], p[num_global - 2 : num_global, reference]  # [2, P, D]
-    p_i, p_r = _view(p_i, a), _view(p_r, b)  # [P, D]
+    image, reference, a, b = pairs = closest_pairs(z_stopped, key, pairing)
+    p_i, p_r = _sources(outputs, pairs)  # [P, D]
     t_i = _target(z[:2], image, 1 - a, outputs.mix)  # [P, D]
     t_r = _target(z[-2:], reference, 1 - b, outputs.mix)
-    local = p[num_global:]  # [L, B, D]
+    local = p[num_global if outputs.sources is None else len(outputs.sources) :]  # [L, B, D]
 
     def similarity(alike):
         of_image = _with_local(alike(p_i, t_i), alike(local[:, image], t_i[None]))
@@ -79,8 +93,55 @@ def guided_loss(
         return jnp.mean(0.5 * of_image + 0.5 * of_reference)
 
     loss = -similarity(_cosine_to_unit)
-    metrics = {f"closest_{pair}": jnp.mean(closest == n) for n, pair in enumerate(PAIRS)}
+    metrics = {f"closest_{pair}": jnp.mean(2 * a + b == n) for n, pair in enumerate(PAIRS)}
     return loss, memory, {"attraction": -similarity(attraction), **metrics}
+
+
+def closest_pairs(z: jax.Array, key: jax.Array, pairing: str) -> Pairs:
+    """Draws the reference images, and finds the closest of each pair's four view pairs.
+
+    Args:
+      z: target projections without gradient, [G, B, D].
+      key: draws the reference images of pairing "permutation".
+      pairing: one of VIEWS_OF_PAIRING.
+
+    Returns:
+      The pairs; ties go to the first of 11, 12, 21, 22.
+
+    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1.
+    """
+    image, reference = draw_pairs(z, key, pairing)  # [P], [P]
+    distances = distance(z[:2, image][:, None], z[-2:, reference][None])  # [2, 2, P]
+    closest = jnp.argmin(distances.reshape(4, -1), axis=0)  # [P], an index into PAIRS
+    return Pairs(image, reference, closest // 2, closest % 2)
+
+
+def source_views(z: jax.Array, key: jax.Array, *, pairing: str) -> jax.Array:
+    """Says which views of every image are sources: all that the online branch has to see.
+
+    Args:
+      z: target projections without gradient, [G, B, D].
+      key: the loss's.
+      pairing: one of SOURCES_OF_PAIRING.
+
+    Returns:
+      Indices into the G views, [S, B], in their order: of the four views two ("permutation": one as
+      an image, one as a reference), of the two views one ("halves").
+    """
+    num_views, batch_size = z.shape[:2]
+    image, reference, a, b = closest_pairs(z, key, pairing)
+    views = jnp.zeros((SOURCES_OF_PAIRING[pairing], batch_size), jnp.int32)
+    return views.at[0, image].set(a).at[-1, reference].set(num_views - 2 + b)
+
+
+def _sources(outputs: Outputs, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+    """Predictions [P, D] of the images' and of the references' closest views."""
+    p, num_global = outputs.p, outputs.z_target.shape[0]
+    image, reference, a, b = pairs
+    if outputs.sources is not None:
+        return p[0, image], p[len(outputs.sources) - 1, reference]
+    of_reference = p[num_global - 2 : num_global, reference]
+    return _view(p[:2, image], a), _view(of_reference, b)
 
 
 def _target(z: jax.Array, image: jax.Array, view: jax.Array, mix: Mix | None) -> jax.Array:
@@ -102,13 +163,16 @@ def _cosine_to_unit(p: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.sum(normalize(p) * targets, axis=-1)
 
 
-def check_pairing(pairing: str, *, num_views: int, batch_size: int, **choices) -> None:
-    """Checks that a pairing fits the number of views and the batch.
+def check_pairing(
+    pairing: str, *, num_views: int, batch_size: int, sources: str = "all", **choices
+) -> None:
+    """Checks that a pairing fits the number of views, the batch and the choice of sources.
 
     Args:
       pairing: one of VIEWS_OF_PAIRING.
       num_views: global views an image, G.
       batch_size: images a batch, B.
+      sources: "all" or "selected".
       choices: the method's others, which fit any pairing.
 
     Raises:
@@ -124,6 +188,12 @@ def check_pairing(pairing: str, *, num_views: int, batch_size: int, **choices) -
             f"method.pairing={pairing} takes {VIEWS_OF_PAIRING[pairing]} views an image, "
             f"method.num_views is {num_views}: set "
             f"--config.method.num_views={VIEWS_OF_PAIRING[pairing]}"
+        )
+    if sources == "selected" and pairing not in SOURCES_OF_PAIRING:
+        raise ValueError(
+            f"method.sources=selected: with method.pairing={pairing} an image may be a source by "
+            'both its views; set --config.method.pairing="halves" (2 views an image) or '
+            '"permutation" (4), or --config.method.sources=all'
         )
     if pairing == "halves" and batch_size % 2:
         raise ValueError(

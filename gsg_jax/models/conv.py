@@ -1,7 +1,10 @@
-"""Convolutions: one that stays fast on tiny maps, and one of standardised kernels."""
+"""Convolutions: one that stays fast on a CPU, and one of standardised kernels."""
 
 import jax
 import jax.numpy as jnp
+
+from gsg_jax.backend import is_one_cpu
+from gsg_jax.models.cpu_conv import convolve_on_cpu
 
 STANDARDIZE_EPSILON = 1e-5
 
@@ -12,7 +15,9 @@ def convolve(
     """Convolves as `jax.lax.conv_general_dilated` does, tiny maps by one matrix product.
 
     XLA's convolution on a CPU is up to a hundred times slower than it should be on maps smaller
-    than their kernel, which the last stage of a ResNet has at 28 pixels.
+    than their kernel, which the last stage of a ResNet has at 28 pixels; and its gradient of a
+    kernel is slow on all others. TPUs, GPUs, and several devices that only seem to be CPUs, run
+    XLA's.
 
     Args:
       x: [N, H, W, C].
@@ -27,6 +32,9 @@ def convolve(
     """
     (height, width), (h, w) = x.shape[1:3], kernel.shape[:2]
     if height >= h and width >= w:
+        if is_one_cpu():
+            fixed = tuple(strides), tuple(map(tuple, padding))
+            return convolve_on_cpu(x, kernel, *fixed, options["precision"])
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     bottom, right = x.shape[1] - h + 1, x.shape[2] - w + 1  # where the last window may begin

@@ -5,11 +5,15 @@ LayerNorm normalise every image by itself: they have no running statistics, and 
 training and in evaluation mode.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from gsg_jax.backend import is_one_cpu
 
 
 class BatchNorm(nn.Module):
@@ -59,21 +63,13 @@ class BatchNorm(nn.Module):
             return (x * multiplier.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
 
         views = x.reshape(-1, self.num_views, *x.shape[1:])  # [B, V, ..., C]
-        views = views.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = (0, *range(2, views.ndim - 1))
-        mean = jnp.mean(views, axis=axes)  # [V, C]
-        per_view = (1, self.num_views, *(1,) * (views.ndim - 3), channels)
-        centred = views - mean.reshape(per_view)
-        var = jnp.mean(jnp.square(centred), axis=axes)  # [V, C]
+        y, mean, var = normalize_views(views, scale, bias, self.epsilon)
 
         if not self.is_initializing():
             count = views.size // (self.num_views * channels)
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = self._updated(running_mean.value, mean)
             running_var.value = self._updated(running_var.value, unbiased)
-
-        multiplier = jax.lax.rsqrt(var + self.epsilon) * scale[None]  # [V, C]
-        y = centred * multiplier.reshape(per_view) + bias.reshape((1,) * (views.ndim - 1) + (-1,))
         return y.astype(self.dtype).reshape(x.shape)
 
     def _updated(self, running: jax.Array, batch: jax.Array) -> jax.Array:
@@ -81,6 +77,87 @@ class BatchNorm(nn.Module):
         for view in batch:
             running = (1 - self.momentum) * running + self.momentum * view
         return jax.lax.stop_gradient(running)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalize_views(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises every view by its own statistics, and says what these are.
+
+    Its gradient is written out, in two sums over the images and pixels:
+
+        dx = scale / sqrt(var + epsilon) (dy - mean of dy - x_hat mean of (dy x_hat)),
+
+    x_hat being the normalised x. Only x is kept for it, in its own type.
+
+    Args:
+      x: [B, V, ..., C].
+      scale: [C].
+      bias: [C].
+      epsilon: added to the variance.
+
+    Returns:
+      (y, mean, var): y like x, float32 or wider; mean and biased variance [V, C], which carry no
+      gradient.
+
+    Source: Ioffe & Szegedy, ICML 2015 (arXiv 1502.03167), section 3.
+    """
+    return _normalized(x, scale, bias, epsilon)[0]
+
+
+def _normalized(x, scale, bias, epsilon):
+    count = x.size // (x.shape[1] * x.shape[-1])
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = _sum_of_views(wide) / count  # [V, C]
+    centred = wide - _like_views(mean, x)
+    var = _sum_of_views(jnp.square(centred)) / count
+    reciprocal = jax.lax.rsqrt(var + epsilon)
+    y = centred * _like_views(reciprocal * scale[None], x) + _like_views(bias[None], x)
+    return (y, mean, var), (x, scale, mean, reciprocal)
+
+
+def _gradient_of_normalized(epsilon, residuals, gradients):
+    del epsilon
+    dy, *_ = gradients
+    x, scale, mean, reciprocal = residuals
+    count = x.size // (x.shape[1] * x.shape[-1])
+    x_hat = (x.astype(dy.dtype) - _like_views(mean, x)) * _like_views(reciprocal, x)
+    dy_sum, dy_x_sum = _sum_of_views(dy), _sum_of_views(dy * x_hat)  # [V, C] each
+    rest = dy - _like_views(dy_sum / count, x) - x_hat * _like_views(dy_x_sum / count, x)
+    dx = rest * _like_views(reciprocal * scale[None], x)
+    # View by view: XLA would merge a sum of sums into another pass over the whole array.
+    return dx.astype(x.dtype), sum(dy_x_sum), sum(dy_sum)
+
+
+normalize_views.defvjp(_normalized, _gradient_of_normalized)
+
+
+def _like_views(statistic: jax.Array, x: jax.Array) -> jax.Array:
+    """[V, C] or [1, C] to [1, V, 1..., C], as x [B, V, ..., C] has its axes."""
+    return statistic.reshape(1, -1, *(1,) * (x.ndim - 3), statistic.shape[-1])
+
+
+def _sum_of_views(x: jax.Array) -> jax.Array:
+    """Sums [B, V, ..., C] over images and pixels to [V, C]."""
+    num_pixels = math.prod(x.shape[2:-1])
+    if is_one_cpu() and num_pixels > 1:
+        return _sum_in_stages(x, num_pixels)
+    return jnp.sum(x, axis=(0, *range(2, x.ndim - 1)))
+
+
+def _sum_in_stages(x: jax.Array, num_pixels: int) -> jax.Array:
+    """The same sum, a few pixels at a time, then per view of an image, then over the images.
+
+    XLA's sum over the outer axes of a large array walks a CPU's memory in strides, and cannot have
+    what it sums computed on the way; these can.
+    """
+    num_images, num_views, *_, columns, channels = x.shape
+    few = next((n for n in (8, 7, 4, 5, 9) if num_pixels % n == 0 and n != columns), 1)
+    if num_pixels > 64 and few > 1:
+        x = jnp.sum(x.reshape(-1, few, channels), axis=1)
+    x = jnp.sum(x.reshape(num_images * num_views, -1, channels), axis=1)
+    return jnp.sum(x.reshape(num_images, num_views, channels), axis=0)
 
 
 class GroupNorm(nn.Module):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gsg_jax.models.conv import convolve, convolve_standardized
 from gsg_jax.models.norm import BatchNorm, Norm
+from gsg_jax.models.relu import relu
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -28,10 +29,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, width]."""
         y = self.conv(self.width, (3, 3), self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.width, (3, 3), 1, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale, name="bn2")(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y.shape, train))
+        return relu(y + _shortcut(self, x, y.shape, train))
 
 
 class Bottleneck(nn.Module):
@@ -49,12 +50,12 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, 4 x width]."""
         y = self.conv(self.width, (1, 1), 1, padding=0, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.width, (3, 3), self.stride, padding=1, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = relu(self.norm(name="bn2")(y, train=train))
         y = self.conv(self.width * self.expansion, (1, 1), 1, padding=0, name="conv3")(y)
         y = self.norm(scale_init=self.last_scale, name="bn3")(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y.shape, train))
+        return relu(y + _shortcut(self, x, y.shape, train))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: tuple, train: bool) -> jax.Array:
@@ -105,7 +106,7 @@ class ResNet(nn.Module):
             x = conv(self.width, (7, 7), 2, padding=3, name="conv1")(x)
         else:
             x = conv(self.width, (3, 3), self.stem_stride, padding=1, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x, train=train))
+        x = relu(self.norm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 

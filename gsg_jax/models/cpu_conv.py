@@ -1,0 +1,149 @@
+"""Convolution on one CPU: XLA's own forward, and a gradient that is made of matrix products.
+
+XLA turns the gradient of a kernel into a convolution whose window is the whole map and whose
+channels are the images. For that it transposes both of its operands, and computes the activations
+that it transposes anew, through every layer that it can fuse: half of a ResNet's backward pass. The
+same sums are one matrix product, image block by image block, of operands that lie as they are:
+
+    dk[r, c, i, o] = sum over n, y, x of  x_padded[n, y + r, x + c, i] dy[n, y, x, o].
+
+docs/performance.md has the figures.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+# Elements of the larger operand in one block: with its shifts it stays in a core's share of cache.
+BLOCK_ELEMENTS = 2**18
+SMALL_MAP = 64  # pixels up to which XLA's transposes cost less than the shifts
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+Pair = tuple[int, int]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve_on_cpu(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """Convolves as `jax.lax.conv_general_dilated` does; on a CPU its gradient is faster.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [h, w, C, F], no larger than the padded map.
+      strides: along the height and the width.
+      padding: zeros before and after, for the height and the width; hashable.
+      precision: of the products.
+
+    Returns:
+      [N, (H + padding - h) // stride + 1, likewise the width, F].
+    """
+    return _convolve(x, kernel, strides, padding, precision)
+
+
+def _convolve(x, kernel, strides, padding, precision):
+    if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
+        seen = x[:, :: strides[0], :: strides[1]]
+        return jnp.matmul(seen, kernel[0, 0], precision=precision)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=DIMENSIONS, precision=precision
+    )
+
+
+def _forward(x, kernel, strides, padding, precision):
+    return _convolve(x, kernel, strides, padding, precision), (x, kernel)
+
+
+def _backward(strides, padding, precision, residuals, dy):
+    x, kernel = residuals
+    of_x = partial(_convolve, kernel=kernel, strides=strides, padding=padding, precision=precision)
+    (dx,) = jax.linear_transpose(of_x, x)(dy)
+    if x.shape[1] * x.shape[2] <= SMALL_MAP:
+        of_kernel = lambda k: _convolve(x, k, strides, padding, precision)  # noqa: E731
+        return dx, *jax.linear_transpose(of_kernel, kernel)(dy)
+    return dx, kernel_gradient(x, dy, kernel.shape[:2], strides, padding, precision)
+
+
+convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def kernel_gradient(
+    x: jax.Array,
+    dy: jax.Array,
+    size: Pair,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """The gradient of a convolution by its kernel.
+
+    Args:
+      x: what was convolved, [N, H, W, C].
+      dy: gradient by the result, [N, rows, columns, F].
+      size: of the kernel, (h, w).
+      strides: along the height and the width.
+      padding: zeros before and after, for the height and the width.
+      precision: of the products.
+
+    Returns:
+      [h, w, C, F], of the type of x; summed in float32 or wider.
+    """
+    of_block = _in_one_product if strides == (1, 1) else _row_by_row
+    of_block = partial(of_block, size=size, strides=strides, padding=padding, precision=precision)
+    length = _block_length(x.shape[0], max(x[0].size, dy[0].size))
+
+    def add_block(total, start):
+        rows = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
+        return total + of_block(rows(x), rows(dy)), None
+
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.zeros((*size, x.shape[-1], dy.shape[-1]), wide)
+    total, _ = jax.lax.scan(add_block, total, jnp.arange(0, x.shape[0], length))
+    return total.astype(x.dtype)
+
+
+def _block_length(num_images: int, elements_per_image: int) -> int:
+    """Images a block: as many as fit, and as divide the batch."""
+    most = max(BLOCK_ELEMENTS // elements_per_image, 1)
+    return max(length for length in range(1, most + 1) if num_images % length == 0)
+
+
+def _in_one_product(x, dy, *, size, strides, padding, precision):
+    """Column shifts of x times row shifts of dy: every pair of shifts is one tap of the kernel."""
+    del strides
+    (h, w), height, columns = size, x.shape[1], dy.shape[2]
+    (before, after), of_columns = padding
+    x = jnp.pad(x, ((0, 0), (0, 0), of_columns, (0, 0)))
+    x_shifts = jnp.concatenate([x[:, :, c : c + columns] for c in range(w)], axis=-1)
+    # Row y of dy meets row y + r - before of x.
+    dy = jnp.pad(dy, ((0, 0), (h - 1 - before, h - 1 - after), (0, 0), (0, 0)))
+    dy_shifts = [dy[:, h - 1 - r : h - 1 - r + height] for r in range(h)]
+    product = _sum_of_outer(x_shifts, jnp.concatenate(dy_shifts, axis=-1), precision)
+    return product.reshape(w, -1, h, dy.shape[-1]).transpose(2, 0, 1, 3)
+
+
+def _row_by_row(x, dy, *, size, strides, padding, precision):
+    """Column shifts of x, cut into the rows that a row of the kernel meets, times dy."""
+    (h, w), (rows, columns) = size, dy.shape[1:3]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    last = (columns - 1) * strides[1] + 1
+    x_shifts = [x[:, :, c : c + last : strides[1]] for c in range(w)]
+    x_shifts = jnp.concatenate(x_shifts, axis=-1)
+    last = (rows - 1) * strides[0] + 1
+    products = [
+        _sum_of_outer(x_shifts[:, r : r + last : strides[0]], dy, precision) for r in range(h)
+    ]
+    return jnp.stack(products).reshape(h, w, x.shape[-1], dy.shape[-1])
+
+
+def _sum_of_outer(a: jax.Array, b: jax.Array, precision) -> jax.Array:
+    """Sum over all but the last axis of the outer products: [..., I], [..., O] to [I, O]."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    over_rows = (((0,), (0,)), ((), ()))
+    return jax.lax.dot_general(a, b, over_rows, precision=precision, preferred_element_type=wide)
