@@ -3,10 +3,10 @@
     python benchmarks/sources.py [--recipe=default] [--seeds=0,1,2] [--methods=byol_gsg]
         [--pairing=halves] [--workdir=runs/sources]
 
-Each run lies in WORKDIR/RECIPE-PAIRING/METHOD-SOURCES-SEED; one that is there already goes on, or is
-read. The last line is one JSON object: the difference of the means, in points, and the ratio of the
-steps' rates in these runs, selected over all. Runs that something else disturbed say little about
-time: versus_torch.py times both in turns.
+Each run lies in WORKDIR/RECIPE-PAIRING/METHOD-SOURCES-SEED; one that is there already goes on, or
+is read. The last line is one JSON object: the difference of the means, in points, and the ratio of
+the steps' rates in these runs, selected over all. Runs that something else disturbed say little
+about time: versus_torch.py times both in turns.
 """
 
 import argparse

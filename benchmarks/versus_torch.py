@@ -11,8 +11,8 @@ PyTorch's is written in torch_step.py: "reference" is the papers' definition in 
 a pass of its own; "channels_last" the same with that layout; "tuned" adds bfloat16 and
 torch.compile, and ours then takes bfloat16 as well.
 
-The last line holds, by method, mode and sources, the ratio of the medians, PyTorch's time over ours:
-our views or images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
+The last line holds, by method, mode and sources, the ratio of the medians, PyTorch's time over
+ours: our views or images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
 """
 
 import argparse

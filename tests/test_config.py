@@ -308,3 +308,18 @@ def test_a_config_equals_its_own_record_and_differs_by_name():
     assert len(said) == 2
     assert any(text.startswith("run.seed (none there, 0 here)") for text in said)
     assert any(text.startswith("views.crop_area ([0.5, 1.0] there") for text in said)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "said"),
+    [
+        ("byol", {}, "every view is a source of byol; set --config.method.sources=all, or take"),
+        ("simsiam_gsg", {"stop_gradient": False}, "leave it True"),
+        ("byol_gsg", {"pairing": "roll", "num_views": 2}, "may be a source by both its views"),
+    ],
+)
+def test_sources_that_cannot_be_selected_are_refused_with_the_mend(method, changes, said):
+    config = load_config(f"configs/{method}.py:cifar10")
+    config.method.update({"sources": "selected", **changes})
+    with pytest.raises(UsageError, match=said):
+        check_pretraining(config)

@@ -1,11 +1,15 @@
 """What every method's step must do: the common suite over METHODS."""
 
+import collections
 import dataclasses
 import functools
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh
 
@@ -430,3 +434,95 @@ def test_frozen_weights_are_not_moved_by_rounding():
     moved = update_ema(tree, tree, 0.99, (("backbone", "patch_embed"),))["backbone"]
     assert moved["patch_embed"]["w"].tobytes() == weights.tobytes()
     assert np.asarray(moved["patch_embedding"]["w"]).tobytes() != weights.tobytes()  # what it saves
+
+
+# Networks in which no image's output depends on another image's.
+NO_BATCHNORM = {"norm": "group", "norm_groups": 4, "head_norm": "layer"}
+
+
+def selecting(method, sources, pairing, **model):
+    config = small_config(
+        method, pairing=pairing, num_views=4 if pairing == "permutation" else 2, sources=sources
+    )
+    config.model.update(model)
+    check_pretraining(config)
+    return build_experiment(config, num_steps=20, steps_per_epoch=5)
+
+
+@pytest.mark.parametrize("pairing", ["permutation", "halves"])
+@pytest.mark.parametrize("method", ["byol_gsg", "simsiam_gsg"])
+def test_without_batchnorm_selected_sources_have_the_gradient_of_all(method, pairing):
+    found = {}
+    for sources in ("all", "selected"):
+        experiment = selecting(method, sources, pairing, **NO_BATCHNORM)
+        kept = dataclasses.replace(experiment, optimizer=optax.sgd(1.0))  # the update is -gradient
+        states, logs = run(kept, 1, 1)
+        found[sources] = states[1].params, states[1].target_params, logs[0]
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0].params, states[1].params)
+        assert max(jax.tree.leaves(moved)) > 1e-3
+    (params, target, log), (expected, expected_target, expected_log) = (
+        found["selected"],
+        found["all"],
+    )
+    chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(target, expected_target, rtol=1e-5, atol=1e-6)
+    for name in ("loss", "grad_norm", "closest_11", "closest_12", "closest_21", "closest_22"):
+        np.testing.assert_allclose(log[name], expected_log[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("pairing", "num_sources"), [("permutation", 2), ("halves", 1)])
+def test_the_online_branch_runs_on_the_selected_views_alone(pairing, num_sources):
+    sizes = {}
+    for sources in ("all", "selected"):
+        experiment = selecting("byol_gsg", sources, pairing)
+        step = functools.partial(train_step, experiment)
+        text = str(jax.make_jaxpr(step)(init_state(experiment, 1), images()))
+        rows = re.findall(r"f32\[(\d+),6,6,8\] = conv_general_dilated", text)
+        sizes[sources] = collections.Counter(int(count) for count in rows)
+    # Three convolutions forward in each branch, two of them back to their inputs in the online one.
+    num_rows = 16 * experiment.num_views
+    assert sizes["all"] == {num_rows: 8}
+    assert sizes["selected"] == {num_rows: 3, 16 * num_sources: 5}
+
+
+@pytest.mark.parametrize("method", ["byol_gsg", "simsiam_gsg"])
+def test_a_step_on_selected_sources_on_eight_devices_equals_one_device(method):
+    experiment = selecting(method, "selected", "halves")
+    (_, *states), logs = run(experiment, 8, 3)
+    (_, *expected_states), expected_logs = run(experiment, 1, 3)
+    chex.assert_trees_all_close(logs, expected_logs, rtol=2e-3, atol=2e-4)
+    chex.assert_trees_all_close(states[0].params, expected_states[0].params, rtol=1e-3, atol=1e-4)
+
+
+def test_an_online_targets_running_statistics_are_of_the_selected_views():
+    experiment = selecting("simsiam_gsg", "selected", "permutation")
+    states, _ = run(experiment, 1, 1)
+    # Two sources an image: two updates of weight 0.1 each, of variances that are not the initial 1.
+    before = jax.tree.leaves(states[0].batch_stats["projector"]["bn3"])
+    after = jax.tree.leaves(states[1].batch_stats["projector"]["bn3"])
+    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not states[1].target_batch_stats
+
+
+def test_selected_sources_go_with_local_views_a_probe_and_the_gradients_figures():
+    config = small_config("byol_gsg", pairing="halves", num_views=2, sources="selected")
+    config.views.update({"num_local": 2, "local_size": 12})
+    config.eval.update({"inspect_gradients": True, "online_linear": True})
+    check_pretraining(config)
+    experiment = build_experiment(config, num_steps=20, steps_per_epoch=5, num_classes=10)
+    step = jax.jit(functools.partial(train_step, experiment))
+    _, metrics = step(init_state(experiment, 1), images(), jnp.arange(16) % 10)
+    assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
+    assert 0 <= metrics["online_linear_top1"] <= 1
+
+
+@pytest.mark.slow
+def test_selected_sources_go_with_patches_of_other_images():
+    config = small_config("simsiam_gsg", pairing="halves", num_views=2, sources="selected")
+    config.views.cutmix_probability = 1.0
+    check_pretraining(config)
+    experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+    _, metrics = jax.jit(functools.partial(train_step, experiment))(
+        init_state(experiment, 1), images()
+    )
+    assert all(np.isfinite(value) for value in jax.device_get(metrics).values())

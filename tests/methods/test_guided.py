@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gsg_jax.methods.base import Mix, Outputs
-from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss
+from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss, source_views
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 VECTORS = ["gsg_random", "gsg_near_collapse", "gsg_ties", "gsg_zeros"]
@@ -212,3 +212,32 @@ def test_a_pairing_that_does_not_fit_says_what_would(pairing, num_views, batch_s
 def test_shapes_that_differ_raise():
     with pytest.raises(AssertionError):
         guided_loss(as_outputs(jnp.ones((4, 6, 3)), jnp.ones((4, 6, 5))), {}, jax.random.key(0))
+
+
+@pytest.mark.parametrize(("pairing", "num_views"), [("permutation", 4), ("halves", 2)])
+def test_source_views_are_those_that_get_gradient_and_give_the_same_loss(pairing, num_views):
+    rng = np.random.default_rng(9)
+    p = jnp.asarray(rng.normal(size=(num_views, 10, 6)), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(num_views, 10, 6)), jnp.float32)
+    key = jax.random.key(2)
+
+    def loss_of(p):
+        return guided_loss(as_outputs(p, z), {}, key, pairing=pairing)[0]
+
+    loss, grads = jax.value_and_grad(loss_of)(p)
+    touched = np.abs(np.asarray(grads)).sum(axis=-1) > 0  # [V, B]
+    sources = np.asarray(source_views(z, key, pairing=pairing))  # [S, B]
+    expected = [np.flatnonzero(touched[:, image]) for image in range(10)]
+    np.testing.assert_array_equal(sources.T, expected)
+
+    selected = p[sources, np.arange(10)]
+    outputs = as_outputs(selected, z)._replace(sources=jnp.asarray(sources))
+    of_selected, _, metrics = guided_loss(outputs, {}, key, pairing=pairing)
+    np.testing.assert_allclose(of_selected, loss, rtol=1e-6)
+    np.testing.assert_allclose(sum(metrics[f"closest_{pair}"] for pair in PAIRS), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pairing", ["roll", "nearest"])
+def test_sources_cannot_be_selected_where_an_image_may_have_two(pairing):
+    with pytest.raises(ValueError, match='set --config.method.pairing="halves"'):
+        check_pairing(pairing, num_views=2, batch_size=8, sources="selected")
