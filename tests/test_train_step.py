@@ -132,7 +132,12 @@ def test_one_step_on_eight_devices_equals_one_device(method):
     experiment = small_experiment(method)
     (_, one), (one_log,) = run(experiment, 1, 1)
     (_, eight), (eight_log,) = run(experiment, 8, 1)
-    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+
+    def close(found, expected):
+        # Of the largest entry: one step of VICReg's moves parameters by several units.
+        limit = 1e-5 * max(1, np.max(np.abs(expected), initial=0))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
+
     jax.tree.map(close, eight.params, one.params)
     jax.tree.map(close, eight.target_params, one.target_params)
     jax.tree.map(close, eight.batch_stats, one.batch_stats)
