@@ -61,8 +61,11 @@ def _forward(x, kernel, strides, padding, precision):
 
 def _backward(strides, padding, precision, residuals, dy):
     x, kernel = residuals
-    of_x = partial(_convolve, kernel=kernel, strides=strides, padding=padding, precision=precision)
-    (dx,) = jax.linear_transpose(of_x, x)(dy)
+    if strides != (1, 1) and kernel.shape[:2] != (1, 1):
+        dx = input_gradient(dy, kernel, x.shape[1:3], strides, padding, precision)
+    else:
+        of_x = lambda x: _convolve(x, kernel, strides, padding, precision)  # noqa: E731
+        (dx,) = jax.linear_transpose(of_x, x)(dy)
     if x.shape[1] * x.shape[2] <= SMALL_MAP:
         of_kernel = lambda k: _convolve(x, k, strides, padding, precision)  # noqa: E731
         return dx, *jax.linear_transpose(of_kernel, kernel)(dy)
@@ -70,6 +73,49 @@ def _backward(strides, padding, precision, residuals, dy):
 
 
 convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def input_gradient(
+    dy: jax.Array,
+    kernel: jax.Array,
+    height_width: Pair,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """The gradient of a strided convolution by its input, phase by phase.
+
+    A row of the input whose number leaves the remainder a, divided by the stride, meets the rows a,
+    a + stride, a + 2 strides, ... of the kernel and no others; likewise its columns. XLA's would
+    convolve dy, filled up with zeros, with the whole kernel.
+
+    Args:
+      dy: gradient by the result, [N, rows, columns, F].
+      kernel: [h, w, C, F].
+      height_width: of the input, H and W.
+      strides: along the height and the width.
+      padding: zeros before and after, for the height and the width.
+      precision: of the products.
+
+    Returns:
+      [N, H, W, C], of the type of dy.
+    """
+    (down, across), ((top, bottom), (left, right)) = strides, padding
+    (height, width), (num_images, rows, columns, _) = height_width, dy.shape
+    tall = -(-(height + top + bottom) // down)  # rows of a phase
+    wide = -(-(width + left + right) // across)
+
+    def phase(a, b):
+        taps = kernel[a::down, b::across]
+        if not taps.size:
+            return jnp.zeros((num_images, tall, wide, kernel.shape[2]), dy.dtype)
+        ends = (taps.shape[0] - 1, tall - rows), (taps.shape[1] - 1, wide - columns)
+        back = taps[::-1, ::-1].swapaxes(2, 3)
+        return _convolve(dy, back, (1, 1), ends, precision)
+
+    phases = jnp.stack([jnp.stack([phase(a, b) for b in range(across)], 3) for a in range(down)], 2)
+    padded = phases.reshape(num_images, tall * down, wide * across, -1)
+    return padded[:, top : top + height, left : left + width]
 
 
 def kernel_gradient(
