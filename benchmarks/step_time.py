@@ -3,9 +3,10 @@
     python benchmarks/step_time.py [--recipe=default] [--steps=20] [--methods=simsiam,byol_gsg]
 
 Every method runs in a process of its own, so that the peak memory is its own. A line holds the
-method, views and images per second, milliseconds a step (median), compile seconds, peak memory in
-MiB (the device's where it tells, otherwise the process's), and the device. Compare lines of one
-run with one another; a rate by itself says as much about the machine as about the code.
+method, views and images per second, milliseconds a step (median), those of making its views alone
+and their share of the step's, compile seconds, peak memory in MiB (the device's where it tells,
+otherwise the process's), and the device. Compare lines of one run with one another; a rate by
+itself says as much about the machine as about the code.
 """
 
 import argparse
@@ -22,10 +23,11 @@ import jax
 import numpy as np
 
 from gsg_jax import mesh as meshes
+from gsg_jax.backend import compiler_options
 from gsg_jax.config import check_pretraining, load_config, resolve
 from gsg_jax.experiment import build_experiment, jit_step
 from gsg_jax.methods import METHODS
-from gsg_jax.train_step import init_state
+from gsg_jax.train_step import Experiment, draw_views, init_state
 
 
 def main() -> None:
@@ -84,6 +86,8 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
         if n >= 3:
             seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
+    peak = peak_memory_mb()
+    views_seconds = time_views(experiment, mesh, batch, num_steps)
     return {
         "method": method,
         "recipe": recipe,
@@ -92,19 +96,44 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
         "views_per_second": round(config.data.batch_size * config.method.num_views / median, 1),
         "images_per_second": round(config.data.batch_size / median, 1),
         "step_ms": round(1e3 * median, 2),
+        "views_ms": round(1e3 * views_seconds, 2),
+        "views_share": round(views_seconds / median, 3),
         "compile_seconds": round(compile_seconds, 1),
-        "peak_memory_mb": round(peak_memory_mb()),
+        "peak_memory_mb": round(peak),
         "device": f"{len(mesh.devices)} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
     }
 
 
-def random_images(config, channels: int) -> np.ndarray:
-    """A batch as the loader would give it."""
-    rng = np.random.default_rng(0)
+def time_views(
+    experiment: Experiment, mesh: jax.sharding.Mesh, batch: jax.Array, num_steps: int
+) -> float:
+    """Median seconds of making a step's views and nothing else, after three times untimed."""
+    draw = jax.jit(
+        functools.partial(draw_views, experiment),
+        in_shardings=(meshes.by_image(mesh), meshes.replicated(mesh)),
+        compiler_options=compiler_options(),
+    )
+    seconds = []
+    for key in jax.random.split(jax.random.key(0), 3 + num_steps):
+        key = jax.block_until_ready(jax.device_put(key, meshes.replicated(mesh)))
+        start = time.perf_counter()
+        jax.block_until_ready(draw(batch, key))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[3:])
+
+
+def image_shape(config, channels: int) -> tuple[int, ...]:
+    """Shape of a batch as the loader would give it, over all hosts."""
     size, batch_size = config.views.size, config.data.batch_size
     crops = (config.method.num_views,) if config.data.crop == "host" else ()
-    return rng.integers(0, 256, (batch_size, *crops, size, size, channels), dtype=np.uint8)
+    return batch_size, *crops, size, size, channels
+
+
+def random_images(config, channels: int) -> np.ndarray:
+    """A batch of noise, uint8."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, image_shape(config, channels), dtype=np.uint8)
 
 
 def peak_memory_mb() -> float:
