@@ -1,0 +1,77 @@
+"""The benchmarks: each says what it does, and the counted ones count right."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+# Those that other ones import or start.
+PARTS = {"torch_step.py", "torch_input.py"}
+SCRIPTS = sorted({path.name for path in BENCHMARKS.glob("*.py")} - PARTS)
+
+
+@pytest.fixture
+def growth(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import growth
+
+    return growth
+
+
+def run(name: str, *flags: str) -> str:
+    """Standard output of a benchmark."""
+    command = [sys.executable, BENCHMARKS / name, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_says_what_it_does(name):
+    summary = (BENCHMARKS / name).read_text().splitlines()[0].strip('"')
+    told = " ".join(run(name, "--help").split())
+    assert told.startswith(f"usage: {name}") and summary in told
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("  %a.1 = f32[4,8]{1,0} all-reduce(%x), channel_id=1", {"all-reduce": 128}),
+        ("  ROOT %a = (f32[], bf16[3]{0}, pred[2]) all-reduce(%x)", {"all-reduce": 4 + 6 + 2}),
+        ("  %a = ((f32[2]{0}), (f32[4]{0})) all-gather-start(%x)", {}),
+        ("  %a = f32[4]{0:T(8)S(1)} all-gather-done(%a)", {"all-gather": 16}),
+        ("  %a = (f32[1]{0}, /*index=1*/f32[1]{0}) all-to-all(%x, %y)", {"all-to-all": 8}),
+        ("  %a = f32[4]{0} fusion(%all-reduce.1), calls=%all-gather", {}),
+    ],
+)
+def test_a_collective_counts_once_by_its_result(growth, line, expected):
+    assert growth.collective_bytes(line) == expected
+
+
+def test_a_product_in_a_loop_is_noticed(growth):
+    inside = 'f32[2] dot(%x, %y), metadata={op_name="jit(f)/while/body/dot_general"}'
+    outside = 'f32[2] dot(%x, %y), metadata={op_name="jit(f)/dot_general"}'
+    assert growth.products_in_loops(f"%a = {inside}\n%b = {outside}") == 1
+
+
+def test_one_axis_varies_at_a_time(growth):
+    points = growth.points_of({"batch": [8, 16], "devices": [2, 1, 4]})
+    assert [tuple(point.values()) for point in points] == [(8, 2), (16, 2), (8, 1), (8, 4)]
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_work_and_exchange_the_gradient():
+    flags = ("--recipe=default", "--batch=8", "--views=2", "--width=4", "--devices=2,1")
+    told = json.loads(run("growth.py", "--method=simsiam", *flags).splitlines()[-1])
+    two, one = told["results"]
+    gradient = 4 * two["parameters"]
+    assert gradient <= two["collective_bytes"] < 2 * gradient
+    assert two["collective_bytes"] == sum(two["collective_bytes_by_kind"].values())
+    assert one["collective_bytes"] == 0
+    assert 0.5 * one["flops"] <= two["flops"] < 0.7 * one["flops"]
+    assert two["products_in_loops"] == one["products_in_loops"] == 0
