@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-fast lint format bench compare results clean
+.PHONY: help setup quickstart test test-fast lint format bench bench-all compare results clean
 help: ## says what the verbs are
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -26,6 +26,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -q -e '.[dev]' >&2
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -q -e '.[bench]' >&2
+	@touch $@
+
 quickstart: setup ## pretrains simsiam_gsg on the embedded images (runs/quickstart)
 	@$(BIN)/python -m gsg_jax.main --config=configs/simsiam_gsg.py --workdir=$(QUICKSTART_DIR)
 
@@ -45,6 +49,9 @@ format: $(VENV)/.dev ## mends style and format
 
 bench: setup ## times the step of every method
 	@$(BIN)/python benchmarks/step_time.py
+
+bench-all: $(VENV)/.bench ## runs every benchmark of speed and cost and prints one table
+	@$(BIN)/python benchmarks/run_all.py
 
 compare: setup ## pretrains briefly with every method and prints one table (runs/compare)
 	@$(BIN)/python benchmarks/compare.py

@@ -22,6 +22,14 @@ def growth(monkeypatch):
     return growth
 
 
+@pytest.fixture
+def run_all(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import run_all
+
+    return run_all
+
+
 def run(name: str, *flags: str) -> str:
     """Standard output of a benchmark."""
     command = [sys.executable, BENCHMARKS / name, *flags]
@@ -75,3 +83,14 @@ def test_two_devices_share_the_work_and_exchange_the_gradient():
     assert one["collective_bytes"] == 0
     assert 0.5 * one["flops"] <= two["flops"] < 0.7 * one["flops"]
     assert two["products_in_loops"] == one["products_in_loops"] == 0
+
+
+def test_the_table_takes_every_number_but_those_that_name_a_line(run_all):
+    line = {"method": "byol", "k": 20, "seconds": 0.5, "by_kind": {"k": 3}, "device": "cpu"}
+    assert run_all.numbers(line) == {"seconds": 0.5, "by_kind.k": 3}
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_fails_is_named(run_all):
+    with pytest.raises(run_all.Failed, match="step_time.py ended with 2"):
+        run_all.run("step_time.py", ["--methods=none"])
