@@ -18,6 +18,11 @@ def is_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
+def loops_are_slow() -> bool:
+    """Whether short loops are better written out: within one a CPU convolves on one thread."""
+    return jax.default_backend() == "cpu"
+
+
 @cache
 def compiler_options() -> dict[str, str]:
     """The options that `jax.jit` is to compile large programs with; none but on a CPU.

@@ -74,6 +74,7 @@ RANGES = {
     "optim.weight_decay": (0, 1e3),
     "optim.trust_coefficient": (0, 1e3),
     "optim.warmup_epochs": (0, 1e6),
+    "optim.num_microbatches": (1, 1e6),
     "data.batch_size": (2, 1e7),
     "data.memory_limit_mb": (0, 1e9),
     "data.num_threads": (1, 1024),
@@ -408,6 +409,7 @@ def _check_together(config: ConfigDict) -> None:
         except ValueError as error:
             raise UsageError(str(error)) from error
     _check_backbone(config.model, config.views)
+    _check_microbatches(config)
     if config.eval.online_linear and config.views.cutmix_probability:
         raise UsageError(
             f"--config.eval.online_linear=True: cannot be had together with CutMix "
@@ -472,6 +474,18 @@ def _check_sources(config: ConfigDict, target: str, row: Method) -> None:
         raise UsageError(
             "--config.method.stop_gradient=False: the targets of selected sources are a pass of "
             "its own without gradient; leave it True, or set --config.method.sources=all"
+        )
+
+
+def _check_microbatches(config: ConfigDict) -> None:
+    """Checks that a batch can be cut into microbatches of two images or more."""
+    number, batch_size = config.optim.num_microbatches, config.data.batch_size
+    if number > 1 and (batch_size % number or batch_size < 2 * number):
+        fitting = [n for n in range(1, batch_size // 2 + 1) if batch_size % n == 0]
+        nearest = min(fitting, key=lambda n: abs(n - number))
+        raise UsageError(
+            f"--config.optim.num_microbatches={number}: must divide data.batch_size, {batch_size}, "
+            f"into parts of two images or more; set --config.optim.num_microbatches={nearest}"
         )
 
 

@@ -152,6 +152,7 @@ def build_experiment(
         seed=config.run.seed,
         figures_every_steps=config.run.log_every_steps,
         inspects_gradients=config.eval.inspect_gradients,
+        num_microbatches=config.optim.num_microbatches,
     )
 
 

@@ -89,6 +89,7 @@ def _imagenet() -> ConfigDict:
             "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
             "bn_epsilon": 1e-5,  # of GroupNorm and the heads' LayerNorm too
             "dtype": "float32",  # of the activations; "bfloat16" on TPUs and recent GPUs
+            "recompute": False,  # True: the backward pass computes the blocks' activations anew
         }
     )
     config.optim = ConfigDict(
@@ -102,6 +103,7 @@ def _imagenet() -> ConfigDict:
             "warmup_epochs": 0.0,
             "cosine_per": "epoch",  # or "step"
             "constant_predictor_lr": True,
+            "num_microbatches": 1,  # parts that the backbone takes a batch in, to save memory
         }
     )
     config.data = ConfigDict(

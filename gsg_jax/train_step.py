@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gsg_jax.branches import images_first, run_branch, running_statistics, views_first
 from gsg_jax.data.augment import ViewRecipe, cutmix, make_local_views, make_views
 from gsg_jax.evaluation.collapse import effective_rank, projection_std
 from gsg_jax.evaluation.gradients import GRADIENT_FIGURES, gradient_figures
@@ -70,6 +71,7 @@ class Experiment:
       seed: of all randomness.
       figures_every_steps: how often the collapse figures are computed; NaN in between.
       inspects_gradients: whether the gradient's parts are among these figures.
+      num_microbatches: parts that the backbone takes a batch in.
       probe: linear classifier trained beside, on embeddings without gradient, or None.
     """
 
@@ -88,6 +90,7 @@ class Experiment:
     figures_every_steps: int
     select: Callable[..., jax.Array] | None = None
     inspects_gradients: bool = False
+    num_microbatches: int = 1
     frozen: tuple[tuple[str, ...], ...] = ()
     probe: nn.Dense | None = None
 
@@ -138,7 +141,7 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
     params = variables["params"]
     if experiment.probe:
         params = params | {"probe": _init_probe(experiment, images, variables, key)}
-    batch_stats = _running_statistics(variables, params)
+    batch_stats = running_statistics(variables, params)
     target_params, target_batch_stats = {}, {}
     if experiment.has_ema_target:
         target_params = jax.tree.map(jnp.copy, _of_target(params))
@@ -283,7 +286,13 @@ def _target_pass(experiment: Experiment, state: TrainState, views: jax.Array):
     else:
         params, batch_stats = _of_target(state.params), _of_target(state.batch_stats)
     variables = {"params": params, "batch_stats": batch_stats}
-    (_, z, _), batch_stats = _run(experiment.target, views, experiment.num_views, variables)
+    (_, z, _), batch_stats = run_branch(
+        experiment.target,
+        views,
+        experiment.num_views,
+        variables,
+        num_microbatches=experiment.num_microbatches,
+    )
     # An online target's running statistics are the online pass's to update.
     return z, batch_stats if experiment.has_ema_target else {}
 
@@ -294,18 +303,19 @@ def _online_pass(
     """Outputs of the online branch, views first, and its new running statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
     num_sources, num_local = experiment.num_sources, experiment.views.num_local
-    outputs, batch_stats = _run(
+    run = partial(run_branch, num_microbatches=experiment.num_microbatches)
+    outputs, batch_stats = run(
         experiment.online, views.online, num_sources, variables, drop_path_key
     )
     z_whole = outputs[1]
     if views.mix is not None:
         whole = {group: _of_target(tree) for group, tree in variables.items()}
-        (_, z_whole, _), _ = _run(experiment.target, views.whole, experiment.num_views, whole)
+        (_, z_whole, _), _ = run(experiment.target, views.whole, experiment.num_views, whole)
         z_whole = jax.lax.stop_gradient(z_whole)
     if views.local is not None:
         # The running statistics stay those of global views: evaluation's images are like them.
         local_key = jax.random.fold_in(drop_path_key, LOCAL_STREAM)
-        of_local, _ = _run(experiment.local, views.local, num_local, variables, local_key)
+        of_local, _ = run(experiment.local, views.local, num_local, variables, local_key)
         outputs = [jnp.concatenate(pair) for pair in zip(outputs, of_local, strict=True)]
     h, z, p = outputs
     outputs = Outputs(h=h, z=z, p=p, z_target=z_target, mix=views.mix, sources=views.sources)
@@ -319,31 +329,6 @@ def _with_targets(experiment: Experiment, outputs: Outputs, z_whole: jax.Array) 
     if experiment.target_branch == "ema_positive":
         outputs = outputs._replace(z_negative=z_whole)
     return outputs
-
-
-def _run(branch: Siamese, images: jax.Array, num_views: int, variables, drop_path_key=None):
-    """What a branch makes of views, (h, z, p) [V, B, ...], and its running statistics."""
-    rngs = None if drop_path_key is None else {"drop_path": drop_path_key}
-    outputs, updates = branch.apply(
-        variables, images, train=True, mutable=["batch_stats"], rngs=rngs
-    )
-    batch_stats = _running_statistics(updates, variables["params"])
-    return tuple(_views_first(x, num_views) for x in outputs), batch_stats
-
-
-def _running_statistics(variables: Any, params: Any) -> Any:
-    """Those of every group of the branch; Flax leaves out a group that has no BatchNorm."""
-    return {group: variables.get("batch_stats", {}).get(group, {}) for group in params}
-
-
-def _views_first(x: jax.Array, num_views: int) -> jax.Array:
-    """[B x V, D], images first, to [V, B, D]."""
-    return x.reshape(-1, num_views, x.shape[-1]).swapaxes(0, 1)
-
-
-def _images_first(x: jax.Array) -> jax.Array:
-    """[V, B, D] to [B x V, D], images first."""
-    return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
 
 
 def _of_target(tree: Any) -> Any:
@@ -428,5 +413,5 @@ def _predict(branch: Siamese, state: TrainState, z: jax.Array) -> jax.Array:
         "params": state.params["predictor"],
         "batch_stats": state.batch_stats["predictor"],
     }
-    p, _ = branch.predictor.apply(variables, _images_first(z), train=True, mutable=["batch_stats"])
-    return _views_first(p, z.shape[0])
+    p, _ = branch.predictor.apply(variables, images_first(z), train=True, mutable=["batch_stats"])
+    return views_first(p, z.shape[0])

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gsg_jax.models.blocks import run_block
 from gsg_jax.models.conv import convolve, convolve_standardized
 from gsg_jax.models.norm import BatchNorm, Norm
 from gsg_jax.models.relu import relu
@@ -79,6 +80,8 @@ class ResNet(nn.Module):
       norm: makes a BatchNorm, which carries the number of views, or a GroupNorm, whose groups
         divide the width.
       weight_standardization: whether every kernel is standardised before it convolves.
+      recompute: whether the backward pass computes each block's activations anew from its input,
+        which alone is kept.
       dtype: of the activations; parameters and statistics are float32.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385); zero-initialised last BatchNorm scale of each
@@ -94,6 +97,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = True
     norm: Norm = BatchNorm
     weight_standardization: bool = False
+    recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -117,7 +121,7 @@ class ResNet(nn.Module):
                 block = self.block(
                     self.width * 2**stage, stride, conv, self.norm, last_scale, name=name
                 )
-                x = block(x, train=train)
+                x = run_block(block, x, train, recompute=self.recompute)
 
         return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
 

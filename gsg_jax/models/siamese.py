@@ -42,9 +42,13 @@ class Siamese(nn.Module):
           (h, z, p): embeddings [N, F], projections [N, D], predictions [N, D].
         """
         h = self.backbone(images, train=train)
+        return h, *self.heads(h, train=train)
+
+    def heads(self, h: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Projections and predictions, [N, D] each, of embeddings [N, F]."""
         z = self.projector(h, train=train)
         p = z if self.predictor is None else self.predictor(z, train=train)
-        return h, z, p
+        return z, p
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Embeddings [N, F] of images [N, H, W, C], in evaluation mode."""
@@ -106,6 +110,7 @@ def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> R
             positions=model.positions,
             freeze_patches=model.freeze_patches,
             drop_path=model.drop_path,
+            recompute=model.recompute,
             dtype=dtype,
         )
     block, stage_sizes = RESNETS[model.backbone]
@@ -118,6 +123,7 @@ def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> R
         zero_init_residual=model.zero_init_residual,
         norm=_norm(model, model.norm, num_views),
         weight_standardization=model.weight_standardization,
+        recompute=model.recompute,
         dtype=dtype,
     )
 

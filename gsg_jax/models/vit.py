@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gsg_jax.models.blocks import run_block
+
 MLP_RATIO = 4
 NORM_EPSILON = 1e-6
 WAVELENGTH = 10_000  # the longest of the fixed positions is 2 pi times this, in patches
@@ -30,6 +32,8 @@ class ViT(nn.Module):
         leave them out too: see gsg_jax.models.siamese.frozen_params.
       drop_path: share of the samples that skip a branch of the last block in training mode, in
         [0, 1); rises linearly from 0 at the first block. Reads the "drop_path" stream of keys.
+      recompute: whether the backward pass computes each block's activations anew from its input,
+        which alone is kept.
       dtype: of the activations; parameters, norms' statistics and softmax are float32 or wider.
 
     Source: Dosovitskiy et al., ICLR 2021 (arXiv 2010.11929). Frozen patches, fixed positions and
@@ -45,6 +49,7 @@ class ViT(nn.Module):
     positions: str = "fixed"
     freeze_patches: bool = False
     drop_path: float = 0.0
+    recompute: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -70,7 +75,7 @@ class ViT(nn.Module):
         for index in range(self.depth):
             drop_path = self.drop_path * index / max(self.depth - 1, 1)
             block = Block(self.num_heads, drop_path, self.dtype, name=f"block{index}")
-            x = block(x, train=train)
+            x = run_block(block, x, train, recompute=self.recompute)
         x = _layer_norm(self.dtype, "norm")(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return x[:, 0] if has_class_token else jnp.mean(x, axis=1)
