@@ -1,5 +1,6 @@
 """Worker processes: the same batches as threads, clear errors, and none that stays behind."""
 
+import contextlib
 import io
 import itertools
 import multiprocessing
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data import handover, loader
+from gsg_jax.data import handover
 from gsg_jax.data.folders import FolderSource
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.part import Part
@@ -23,6 +24,7 @@ from gsg_jax.data.records import RecordSource
 from gsg_jax.data.sources import ArraySource
 from gsg_jax.data.workers import Processes, Threads
 from gsg_jax.errors import UserError
+from tests.runs import ROOT, start, tiny, write_images
 
 CROPS = {"num_views": 2, "crop_size": 24}
 
@@ -253,17 +255,33 @@ if __name__ == "__main__":
 """
 
 
-def start(folder, what):
+@contextlib.contextmanager
+def started(folder, what):
+    """The script, which has its first batch, and the ids of its workers."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
     program = subprocess.Popen(
         [sys.executable, "-W", "error", script, what],
-        env=os.environ | {"PYTHONPATH": str(Path(loader.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    pids = [int(pid) for pid in program.stdout.readline().split()]
-    assert len(pids) == 2, program.communicate(timeout=60)
-    return program, pids
+    pids = []
+    with ended(program, pids):
+        pids += [int(pid) for pid in program.stdout.readline().split()]
+        assert len(pids) == 2, program.communicate(timeout=60)
+        yield program, pids
+
+
+@contextlib.contextmanager
+def ended(program, pids):
+    """Leaves nothing behind of a test that fails."""
+    try:
+        yield
+    finally:
+        program.kill()
+        program.communicate(timeout=10)
+        for pid in filter(is_running, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 def wait_for_end(pids, seconds):
@@ -271,6 +289,10 @@ def wait_for_end(pids, seconds):
     while any(map(is_running, pids)):
         assert time.monotonic() < end, "a worker stays"
         time.sleep(0.05)
+
+
+def command_line(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def is_running(pid):
@@ -283,16 +305,38 @@ def is_running(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_worker_outlives_a_program_that_is_killed(tmp_path):
-    program, pids = start(tmp_path, "go on")
-    time.sleep(1)  # each is at an image that takes it a minute
-    program.kill()
-    wait_for_end(pids, 5)
-    program.communicate(timeout=10)
+    with started(tmp_path, "go on") as (program, pids):
+        time.sleep(1)  # each is at an image that takes it a minute
+        program.kill()
+        wait_for_end(pids, 5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_script_that_stops_in_the_middle_exits_at_once_with_its_workers(tmp_path):
-    program, pids = start(tmp_path, "stop")
-    _, told = program.communicate(timeout=10)
-    assert program.returncode == 0 and told == ""
-    wait_for_end(pids, 1)
+    with started(tmp_path, "stop") as (program, pids):
+        _, told = program.communicate(timeout=30)
+        assert program.returncode == 0 and told == ""
+        wait_for_end(pids, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_workers_of_a_run_load_no_jax_and_end_with_it(tmp_path):
+    images = write_images(tmp_path / "images")
+    flags = ["--config.data.num_processes=2", "--config.data.crop=host"]
+    flags += ["--config.data.memory_limit_mb=0", "--config.run.num_steps=100000"]
+    flags += ["--config.run.log_every_steps=1", "--config.eval.knn_every_epochs=0"]
+    program, pids = start(*tiny("simsiam", images, tmp_path / "run", *flags)), []
+    with ended(program, pids):
+        lines = tmp_path / "run" / "metrics.jsonl"
+        while not lines.exists() or len(lines.read_bytes().splitlines()) < 3:
+            assert program.poll() is None, program.communicate()
+            time.sleep(0.1)
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        pids += [int(pid) for pid in children if "spawn_main" in command_line(pid)]
+        assert len(pids) == 2
+        for pid in pids:
+            loaded = Path(f"/proc/{pid}/maps").read_text()
+            assert "numpy" in loaded and "jaxlib" not in loaded
+        program.kill()
+        wait_for_end(pids, 5)
