@@ -78,6 +78,7 @@ RANGES = {
     "data.batch_size": (2, 1e7),
     "data.memory_limit_mb": (0, 1e9),
     "data.num_threads": (1, 1024),
+    "data.num_processes": (0, 1024),
     "data.prefetch": (1, 1024),
     "views.size": (1, 4096),
     "views.flip_probability": (0, 1),

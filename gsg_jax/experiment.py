@@ -40,6 +40,7 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
         num_threads=config.data.num_threads,
+        num_processes=config.data.num_processes,
         prefetch=config.data.prefetch,
         with_labels=config.eval.online_linear,
         **crops,

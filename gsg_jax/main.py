@@ -144,6 +144,8 @@ def _drop_late_errors(unraisable) -> None:
 
 
 if __name__ == "__main__":
+    # By these a worker process finds the program to import; it would take it seconds and 300 MiB.
+    __spec__ = __file__ = None
     logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback of every error that it raises
     sys.unraisablehook = _drop_late_errors
     status = main(sys.argv)

@@ -116,6 +116,7 @@ def _imagenet() -> ConfigDict:
             "crop": "host",  # "host" cuts the crops while decoding, "device" inside the step
             "memory_limit_mb": 1024,  # sets of one shape up to this size are decoded once
             "num_threads": 16,
+            "num_processes": 0,  # 0 = decode in the threads; else in so many processes instead
             "prefetch": 4,  # batches
         }
     )

@@ -12,6 +12,8 @@ from gsg_jax.metrics import write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
+# What may change while a run goes on: how quickly batches are made, not what is in them.
+FREE = ("data.num_threads", "data.num_processes", "data.prefetch")
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"
 # What the first training of an imported checkpoint may change: nothing that its state is made of.
@@ -27,7 +29,8 @@ WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json",
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
-    An imported checkpoint that no step has moved takes another schedule and other images.
+    What makes the batches may differ; the record then says what makes them now. An imported
+    checkpoint that no step has moved takes another schedule and other images.
 
     Args:
       workdir: DIR.
@@ -39,6 +42,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     record_path = workdir / "config.json"
     if record_path.exists():
         differing = differences(config, read_config(workdir))
+        differing = [said for said in differing if not said.startswith(FREE)]
         if _is_untrained_import(workdir):
             differing = [said for said in differing if not said.startswith(FREE_AFTER_IMPORT)]
         if differing:

@@ -42,6 +42,15 @@ def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(
     assert str(tmp_path) in message and "another --workdir" in message
 
 
+def test_a_run_goes_on_with_other_threads_and_processes_and_its_record_says_so(tmp_path):
+    config = small_config("byol")
+    workdirs.claim(tmp_path, config)
+    config.data.update({"num_threads": 3, "num_processes": 4, "prefetch": 5})
+    workdirs.claim(tmp_path, config)
+    recorded = workdirs.read_config(tmp_path)["data"]
+    assert [recorded[key.partition(".")[2]] for key in workdirs.FREE] == [3, 4, 5]
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"run": {"seed": 0}', "[]", "3", "null", "\x00" * 9])
 def test_a_damaged_record_is_refused_and_left_as_it_is(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
@@ -93,12 +102,13 @@ def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):
         ("model", "patch_size"),
         ("views", "local_size"),
         ("method", "ema_schedule"),
+        ("data", "num_processes"),
     ):
         del record[group][key]
     (tmp_path / "config.json").write_text(json.dumps(record))
     read = from_record(workdirs.read_config(tmp_path))
     assert (read.model.patch_size, read.views.local_size) == (16, 16)
-    assert read.method.ema_schedule == "constant"
+    assert read.method.ema_schedule == "constant" and read.data.num_processes == 0
     workdirs.claim(tmp_path, config)  # the same run, which goes on
     config.views.local_size = 8
     assert "views.local_size" in refusal(tmp_path, config)

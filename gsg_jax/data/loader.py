@@ -1,19 +1,22 @@
 """Batches of images from a source: shuffled without end for training, in order for evaluation."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import grain
 import numpy as np
 
 from gsg_jax.data.base import ArraySource, Source, num_decode_threads
-from gsg_jax.data.crops import ASPECT, centre_cut, random_crops
+from gsg_jax.data.crops import ASPECT, centre_cut
+from gsg_jax.data.part import Part
+from gsg_jax.data.reader import Reader
+from gsg_jax.data.workers import Processes, Threads, Workers
 from gsg_jax.errors import UserError
 
-# Streams of randomness that one seed is split into.
-_SHUFFLE, _CROP = 0, 1
-# Batches made at the same time, so that decoding threads have work at the end of each.
+# The stream of a seed's randomness that the order is drawn from; the crops' is another.
+_SHUFFLE_STREAM = 0
+# Batches made at the same time, so that whoever decodes has work at the end of each.
 _BATCH_THREADS = 2
 _NO_END = 2**62
 
@@ -23,8 +26,8 @@ class TrainLoader:
 
     Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
     out. A batch is a function of (source, seed, batch_size, step) and, where crops are cut on the
-    host, of their number, size, area and aspect: not of threads, nor of where the stream began.
-    The shares of num_hosts hosts, in order, are the batch of one host.
+    host, of their number, size, area and aspect: not of threads or processes, nor of where the
+    stream began. The shares of num_hosts hosts, in order, are the batch of one host.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class TrainLoader:
         host_index: int = 0,
         num_hosts: int = 1,
         num_threads: int = 2,
+        num_processes: int = 0,
         prefetch: int = 2,
         with_labels: bool = False,
     ) -> None:
@@ -62,6 +66,8 @@ class TrainLoader:
           host_index: this host, in [0, num_hosts).
           num_hosts: hosts that share each batch.
           num_threads: threads that decode and crop, 1 or more.
+          num_processes: processes that do it in their place, where there is anything to decode or
+            to crop; 0 for the threads.
           prefetch: batches to make ahead; 0 makes each when it is asked for.
           with_labels: batches have their labels too; for a source that has some.
 
@@ -77,6 +83,8 @@ class TrainLoader:
             raise UserError(f"run.seed is {seed}: it must be 0 or more")
         if num_threads < 1:
             raise UserError(f"data.num_threads is {num_threads}: it must be 1 or more")
+        if num_processes < 0:
+            raise UserError(f"data.num_processes is {num_processes}: it must be 0 or more")
         if prefetch < 0:
             raise UserError(f"data.prefetch is {prefetch}: it must be 0 or more")
         if crop_size is None and source.image_shape is None:
@@ -87,12 +95,20 @@ class TrainLoader:
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
-        self._num_views, self._crop_size = num_views, crop_size
-        self._crop_area, self._crop_aspect = crop_area, crop_aspect
-        self._num_local, self._local_size, self._local_area = num_local, local_size, local_area
+        self._reader = Reader(
+            source,
+            seed,
+            num_views=num_views,
+            crop_size=crop_size,
+            crop_area=crop_area,
+            crop_aspect=crop_aspect,
+            num_local=num_local,
+            local_size=local_size,
+            local_area=local_area,
+        )
         self._first_place = host_index * (batch_size // num_hosts)
         self._last_place = self._first_place + batch_size // num_hosts
-        self._num_threads = num_threads
+        self._num_threads, self._num_processes = num_threads, num_processes
         self._prefetch = prefetch
         self._labels = source.labels if with_labels else None
         # Two, since batches are made ahead over the end of an epoch.
@@ -123,8 +139,8 @@ class TrainLoader:
         return self._generate(first_step)
 
     def _generate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode")
-        batches = iter(self._batches(pool))
+        workers = self._workers()
+        batches = iter(self._batches(workers))
         # A step is all there is to the position, so checkpoints need not know Grain's state.
         batches.set_state({"next_index": first_step})
         try:
@@ -132,12 +148,17 @@ class TrainLoader:
                 yield next(batches)
         finally:
             batches.close()
-            pool.shutdown(wait=False, cancel_futures=True)
+            workers.close()
 
-    def _batches(self, pool: ThreadPoolExecutor) -> grain.IterDataset:
+    def _workers(self) -> Workers:
+        if self._num_processes and (self._reader.crop_size or _decodes(self._source)):
+            return Processes(self._reader, self._num_processes)
+        return Threads(self._reader, self._num_threads)
+
+    def _batches(self, workers: Workers) -> grain.IterDataset:
         return (
             grain.MapDataset.range(_NO_END)
-            .map(lambda step: self._batch(pool, step))
+            .map(lambda step: self._batch(workers, step))
             .to_iter_dataset(
                 grain.ReadOptions(
                     num_threads=min(_BATCH_THREADS, self._prefetch),
@@ -149,10 +170,10 @@ class TrainLoader:
     def _permutation(self, epoch: int) -> np.ndarray:
         # Grain's own shuffle and batch cost 17 microseconds an image, and make epoch 1 of a seed
         # epoch 0 of the next.
-        seeds = np.random.SeedSequence(self._seed, spawn_key=(_SHUFFLE, epoch))
+        seeds = np.random.SeedSequence(self._seed, spawn_key=(_SHUFFLE_STREAM, epoch))
         return np.random.Generator(np.random.PCG64(seeds)).permutation(len(self._source))
 
-    def _batch(self, pool: ThreadPoolExecutor, step: int) -> dict[str, np.ndarray]:
+    def _batch(self, workers: Workers, step: int) -> dict[str, np.ndarray]:
         """Returns this host's share of one step, [B / num_hosts, ...] each."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self._batch_size
@@ -160,35 +181,10 @@ class TrainLoader:
         places = range(self._first_place, self._last_place)
         chosen = order[places.start : places.stop]
         labels = {} if self._labels is None else {"label": self._labels[chosen]}
-        if self._crop_size is None and isinstance(self._source, ArraySource):
+        if self._reader.crop_size is None and isinstance(self._source, ArraySource):
             return {"image": self._source.images[chosen], **labels}
-        read = self._crops if self._crop_size is not None else self._whole
-        calls = [(read, step, place, int(order[place])) for place in places]
-        return _gather(pool, self._num_threads, calls) | labels
-
-    def _whole(self, step: int, place: int, i: int) -> dict[str, np.ndarray]:
-        del step, place
-        pixels = self._source.image(i)
-        if pixels.shape != self._source.image_shape:
-            raise UserError(
-                f"image {i} of {self._source.name!r} is {pixels.shape} where others are "
-                f'{self._source.image_shape}: set data.crop="host"'
-            )
-        return {"image": pixels}
-
-    def _crops(self, step: int, place: int, i: int) -> dict[str, np.ndarray]:
-        seeds = np.random.SeedSequence(self._seed, spawn_key=(_CROP, step, place))
-        rng = np.random.Generator(np.random.PCG64(seeds))
-        pixels = self._source.image(i)
-        kinds = {"image": (self._num_views, self._crop_size, self._crop_area)}
-        if self._num_local:
-            kinds["local"] = (self._num_local, self._local_size, self._local_area)
-        return {
-            name: random_crops(
-                pixels, rng, num_views=count, size=size, area=area, aspect=self._crop_aspect
-            )
-            for name, (count, size, area) in kinds.items()
-        }
+        calls = [(step, place, int(order[place])) for place in places]
+        return _stack(workers.read(calls), len(calls)) | labels
 
 
 def eval_batches(
@@ -273,20 +269,19 @@ def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
         )
 
 
-def _gather(
-    pool: ThreadPoolExecutor,
-    num_threads: int,
-    calls: list[tuple[Callable[..., dict[str, np.ndarray]], ...]],
-) -> dict[str, np.ndarray]:
-    """Returns the results of calls (function, *arguments), stacked by name in their order."""
+def _decodes(source: Source) -> bool:
+    """Tells whether reading an image of a source is work."""
+    while isinstance(source, Part):
+        source = source.source
+    return not isinstance(source, ArraySource)
+
+
+def _stack(images: Iterator[dict[str, np.ndarray]], num_images: int) -> dict[str, np.ndarray]:
+    """Returns what images are read as, stacked by name in their order."""
     stacked = {}
-    # In blocks: a program that ends waits for what is queued, and cannot queue more.
-    block = 4 * num_threads
-    for start in range(0, len(calls), block):
-        futures = [pool.submit(*call) for call in calls[start : start + block]]
-        for k, future in enumerate(futures, start):
-            for name, pixels in future.result().items():
-                if name not in stacked:
-                    stacked[name] = np.empty((len(calls), *pixels.shape), np.uint8)
-                stacked[name][k] = pixels
+    for k, image in enumerate(images):
+        for name, pixels in image.items():
+            if name not in stacked:
+                stacked[name] = np.empty((num_images, *pixels.shape), np.uint8)
+            stacked[name][k] = pixels
     return stacked

@@ -1,6 +1,7 @@
 """TFDS data sets, read from ArrayRecord without TensorFlow."""
 
 import difflib
+import operator
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ class RecordSource:
         image_shape: tuple[int, int, int] | None,
         class_names: tuple[str, ...],
         channels: int,
-        label_of: Callable[[dict[str, Any]], int | np.ndarray] = lambda record: record["label"],
+        label_of: Callable[[dict[str, Any]], int | np.ndarray] = operator.itemgetter("label"),
     ) -> None:
         self.name = name
         self.class_names = class_names
@@ -50,6 +51,15 @@ class RecordSource:
         self._channels = channels
         self._label_of = label_of
         self._labels: list[int | np.ndarray | None] = [None] * len(records)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of a copy in another process, which reads its labels anew.
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_labels")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._labels = [None] * len(self._records)
         self._lock = threading.Lock()
 
     @property

@@ -150,6 +150,7 @@ class ClassifierRun:
             host_index=jax.process_index(),
             num_hosts=jax.process_count(),
             num_threads=run.data.num_threads,
+            num_processes=run.data.num_processes,
             prefetch=run.data.prefetch,
             with_labels=True,
             **crops,

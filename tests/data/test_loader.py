@@ -13,6 +13,7 @@ from PIL import Image
 
 from gsg_jax.data import crops, loader
 from gsg_jax.data.loader import TrainLoader, eval_batches
+from gsg_jax.data.reader import CROP_STREAM
 from gsg_jax.data.sources import ArraySource
 from gsg_jax.errors import UserError
 
@@ -141,11 +142,11 @@ def test_local_crops_come_beside_the_global_ones_and_leave_them_as_they_are():
     np.testing.assert_array_equal(batch["image"], without["image"])
     assert batch["local"].shape == (3, 3, 6, 6, 3) and batch["local"].dtype == np.uint8
     order = np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence(4, spawn_key=(loader._SHUFFLE, 2)))
+        np.random.PCG64(np.random.SeedSequence(4, spawn_key=(loader._SHUFFLE_STREAM, 2)))
     ).permutation(7)
     for place, i in enumerate(order[3:6]):  # step 5 is the second of epoch 2
         pixels = Photos(7).image(int(i))
-        seeds = np.random.SeedSequence(4, spawn_key=(loader._CROP, 5, place))
+        seeds = np.random.SeedSequence(4, spawn_key=(CROP_STREAM, 5, place))
         rng = np.random.Generator(np.random.PCG64(seeds))
         for _ in range(2):
             crops.draw_box(rng, *pixels.shape[:2], (0.2, 1.0))
@@ -158,12 +159,12 @@ def test_a_crop_is_pillows_crop_and_bilinear_resize_of_the_drawn_box(channels):
     train = TrainLoader(Photos(4, channels), batch_size=4, seed=2, num_views=2, crop_size=16)
     batch = take(train.iterate(7), 1)[0]
     # Step 7 is epoch 7 of one batch; the plain way follows.
-    shuffle = np.random.SeedSequence(2, spawn_key=(loader._SHUFFLE, 7))
+    shuffle = np.random.SeedSequence(2, spawn_key=(loader._SHUFFLE_STREAM, 7))
     order = np.random.Generator(np.random.PCG64(shuffle)).permutation(4)
     for place, i in enumerate(order):
         pixels = Photos(4, channels).image(int(i))
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-        seeds = np.random.SeedSequence(2, spawn_key=(loader._CROP, 7, place))
+        seeds = np.random.SeedSequence(2, spawn_key=(CROP_STREAM, 7, place))
         rng = np.random.Generator(np.random.PCG64(seeds))
         for view in range(2):
             box = crops.draw_box(rng, *pixels.shape[:2], (0.2, 1.0))
@@ -224,6 +225,7 @@ def test_images_without_an_array_form_the_same_batches():
         (numbered(7), {"batch_size": 4, "num_hosts": 3}, "multiple of 3"),
         (numbered(7), {"batch_size": 4, "seed": -1}, "seed is -1"),
         (numbered(7), {"batch_size": 4, "num_threads": 0}, "num_threads is 0"),
+        (numbered(7), {"batch_size": 4, "num_processes": -1}, "num_processes is -1"),
         (numbered(7), {"batch_size": 4, "prefetch": -1}, "prefetch is -1"),
         (Photos(7), {"batch_size": 4}, 'data.crop="host"'),
     ],
@@ -296,6 +298,7 @@ def test_a_script_that_stops_in_the_middle_exits_at_once(keep):
 import sys, time
 import numpy as np
 from gsg_jax.data.loader import TrainLoader, eval_batches
+from gsg_jax.data.reader import CROP_STREAM
 class Slow:
     name, labels, class_names, image_shape = "slow", None, (), None
     def __len__(self):

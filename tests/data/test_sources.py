@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import shutil
 import struct
 import zlib
@@ -377,6 +378,16 @@ def test_tfds_photographs_of_differing_sizes_are_read_one_by_one(tfds_dir):
     assert source.class_names == ("cat", "dog")
     assert source.labels.dtype == np.int32
     assert source.labels.tolist() == [0, 1] * 10
+
+
+def test_a_copy_of_tfds_photographs_in_another_process_reads_the_same(tfds_dir):
+    source = open_tfds(tfds_dir, "photos")
+    source.image(3)  # its files are open
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 20 and copy.class_names == source.class_names
+    for i in range(20):
+        np.testing.assert_array_equal(copy.image(i), source.image(i))
+    assert copy.labels.tolist() == source.labels.tolist()
 
 
 def test_tfds_gray_images_keep_one_channel_and_are_held_if_they_fit(tfds_dir):
