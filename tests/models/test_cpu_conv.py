@@ -32,6 +32,9 @@ CASES = [
     ((3, 5), (9, 14), (1, 1), ((0, 2), (2, 1))),
     ((7, 7), (15, 18), (2, 2), ((3, 3), (3, 3))),
     ((3, 3), (5, 6), (1, 1), ((1, 1), (1, 1))),
+    ((3, 3), (4, 12), (1, 1), ((1, 1), (1, 1))),  # by Winograd's sums, as the next one
+    ((3, 3), (8, 4), (1, 1), ((1, 1), (1, 1))),
+    ((3, 3), (4, 8), (1, 1), ((1, 1), (2, 0))),
     ((2, 3), (10, 9), (3, 2), ((0, 1), (1, 1))),
     ((1, 1), (11, 9), (2, 3), ((0, 0), (0, 0))),
     ((1, 1), (11, 9), (2, 1), ((1, 0), (0, 0))),
@@ -44,6 +47,7 @@ CASES = [
 def test_a_cpus_convolution_and_its_gradient_equal_xlas(
     monkeypatch, size, height_width, strides, padding, num_images
 ):
+    monkeypatch.setattr(cpu_conv, "WINOGRAD_CHANNELS", 3)
     monkeypatch.setattr(cpu_conv, "BLOCK_ELEMENTS", 3 * np.prod(height_width) * 5)  # 2 or 3, or 1
     keys = jax.random.split(jax.random.key(sum(size)), 3)
     with jax.enable_x64(True):
@@ -61,6 +65,26 @@ def test_a_cpus_convolution_and_its_gradient_equal_xlas(
         dy = jax.random.normal(keys[2], y.shape, jnp.float64)
         chex.assert_trees_all_close(y, expected, rtol=1e-12, atol=1e-12)
         chex.assert_trees_all_close(gradient(dy), its_gradient(dy), rtol=1e-12, atol=1e-12)
+
+
+def test_winograds_rounding_is_small_and_evaluation_has_none_of_it():
+    keys = jax.random.split(jax.random.key(3), 3)
+    x = jax.random.normal(keys[0], (3, 8, 4, 256))
+    kernel = jax.random.normal(keys[1], (3, 3, 256, 257)) / 48
+    ours = functools.partial(cpu_conv.convolve_on_cpu, strides=(1, 1), padding=((1, 1), (1, 1)))
+    ours = functools.partial(ours, precision=None)
+    y, gradient = jax.vjp(ours, x, kernel)
+    dy = jax.random.normal(keys[2], y.shape)
+    exact = functools.partial(cpu_conv._convolve, strides=(1, 1), padding=((1, 1), (1, 1)))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(one, jnp.float64) for one in (x, kernel, dy)]
+        expected, its_gradient = jax.vjp(functools.partial(exact, precision=None), *wide[:2])
+        expected = jax.device_get((expected, *its_gradient(wide[2])))
+    evaluated = np.max(np.abs(np.asarray(ours(x, kernel), np.float64) - expected[0]))
+    assert evaluated < 2e-6 * np.max(np.abs(expected[0]))
+    for found, one in zip((y, *gradient(dy)), expected, strict=True):
+        error = np.max(np.abs(np.asarray(found, np.float64) - one)) / np.max(np.abs(one))
+        assert 1e-7 < error < 3e-5  # above nothing, or Winograd's had not been taken
 
 
 def test_a_kernels_gradient_in_half_precision_is_summed_in_float32():
