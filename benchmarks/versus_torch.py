@@ -2,6 +2,7 @@
 
     python benchmarks/versus_torch.py [--methods=simsiam_gsg,byol_gsg] [--modes=reference]
         [--rounds=7] [--recipe=cifar10] [--batch=64] [--size=32] [--width=64]
+        [--draw_views] [--dtype=bfloat16] [--peak_tflops=989]
 
 For each method and mode two processes are alive at once and step in turns, so that what else the
 machine does falls on both alike. Both get the same four ready views of every image, uint8 on our
@@ -10,6 +11,15 @@ user runs it; with a method that has sources, once on "all" views and once on th
 PyTorch's is written in torch_step.py: "reference" is the papers' definition in float32, every view
 a pass of its own; "channels_last" the same with that layout; "tuned" adds bfloat16 and
 torch.compile, and ours then takes bfloat16 as well.
+
+With --draw_views our step also draws its views of the crops, which PyTorch's has ready; --dtype
+sets our activations' type in every mode. Where XLA counts a step's operations whole (not on one
+CPU, where some stand in loops), the line has our TFLOP/s, and with --peak_tflops the share of it.
+
+On a GPU, the question of ResNet-50 at 224 pixels is
+
+    python benchmarks/versus_torch.py --recipe=imagenet --batch=256 --draw_views --dtype=bfloat16 \
+        --methods=simsiam_gsg,byol_gsg --modes=reference,tuned --peak_tflops=989
 
 The last line holds, by method, mode and sources, the ratio of the medians, PyTorch's time over
 ours: our views or images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
@@ -51,6 +61,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--size", type=int, default=0, help="pixels of a view; 0 = the recipe's")
     parser.add_argument("--width", type=int, default=0, help="of a ResNet; 0 = the recipe's")
+    parser.add_argument("--draw_views", action="store_true", help="our step draws its views too")
+    parser.add_argument("--dtype", default="", help="of our activations; '' = by the mode")
+    parser.add_argument("--peak_tflops", type=float, default=0.0, help="of the device, TFLOP/s")
     parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--sources", default="all", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -61,24 +74,27 @@ def main() -> None:
     if arguments.rounds < 1:
         parser.error(f"--rounds={arguments.rounds}: must be 1 or more")
     if arguments.side:
-        serve(our_step(arguments) if arguments.side == "ours" else their_step(arguments))
+        serve(*(our_step if arguments.side == "ours" else their_step)(arguments))
         return
     compare(arguments)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Prints the table and the line of ratios."""
-    table, ratios = Table(*COLUMNS), {}
+    table, ratios, work = Table(*COLUMNS), {}, {}
     for mode in arguments.modes.split(","):
         for method in arguments.methods.split(","):
             all_sources = ("all", "selected") if method.endswith("_gsg") else ("all",)
-            sides = {"torch": start(arguments, method, mode, "torch", "all")}
+            sides, operations = {}, {}
+            sides["torch"], _ = start(arguments, method, mode, "torch", "all")
             for sources in all_sources:
-                sides[sources] = start(arguments, method, mode, "ours", sources)
+                sides[sources], flops = start(arguments, method, mode, "ours", sources)
+                operations[sources] = float(flops)
             medians = in_turns(sides, arguments.rounds)
             for sources in all_sources:
                 ours, theirs = medians[sources], medians["torch"]
                 ratios[f"{method}/{mode}/{sources}"] = round(theirs / ours, 3)
+                work |= work_of(f"{method}/{mode}/{sources}", operations[sources], ours, arguments)
                 rates = [f"{arguments.batch / seconds:.1f}" for seconds in (theirs, ours)]
                 times = [f"{1e3 * seconds:.1f}" for seconds in (theirs, ours)]
                 table.add_row(method, mode, sources, *times, *rates, f"{theirs / ours:.2f}")
@@ -86,22 +102,34 @@ def compare(arguments: argparse.Namespace) -> None:
                 gain = medians["all"] / medians["selected"]
                 ratios[f"{method}/{mode}/selected over all"] = round(gain, 3)
     Console(width=110).print(table)
-    print(json.dumps({"ratios": ratios, "device": device_of(arguments)}))
+    print(json.dumps({"ratios": ratios, **work, "device": device_of(arguments)}))
+
+
+def work_of(name: str, operations: float, seconds: float, arguments: argparse.Namespace) -> dict:
+    """TFLOP/s of our step and their share of the peak, where these are known."""
+    if not operations:
+        return {}
+    rate = operations / seconds / 1e12
+    figures = {f"{name}/tflops": round(rate, 3)}
+    if arguments.peak_tflops:
+        figures[f"{name}/share_of_peak"] = round(rate / arguments.peak_tflops, 4)
+    return figures
 
 
 def start(
     arguments: argparse.Namespace, method: str, mode: str, side: str, sources: str
-) -> subprocess.Popen:
-    """Starts one side, and waits until its step is compiled and has run twice."""
+) -> tuple[subprocess.Popen, str]:
+    """Starts one side and waits until it is ready; with the operations of its step, 0 = unknown."""
     flags = [f"--methods={method}", f"--modes={mode}", f"--side={side}", f"--sources={sources}"]
-    for name in ("recipe", "batch", "size", "width"):
+    if arguments.draw_views:
+        flags.append("--draw_views")
+    for name in ("recipe", "batch", "size", "width", "dtype"):
         flags.append(f"--{name}={getattr(arguments, name)}")
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [sys.executable, __file__, *flags], stdin=pipe, stdout=pipe, text=True
     )
-    answer(process)
-    return process
+    return process, answer(process)
 
 
 def answer(process: subprocess.Popen) -> str:
@@ -128,11 +156,11 @@ def in_turns(sides: dict[str, subprocess.Popen], rounds: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def serve(step) -> None:
+def serve(step, operations: float) -> None:
     """Runs a step for every line of standard input, and answers with its seconds."""
     for _ in range(2):
         step()
-    print("ready", flush=True)
+    print(operations, flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
         step()
@@ -149,14 +177,21 @@ def config_of(arguments: argparse.Namespace):
     if arguments.methods.endswith("_gsg"):
         config.method.pairing = "permutation"
     config.data.update({"batch_size": arguments.batch, "crop": "host"})
-    nothing = ("flip_probability", "jitter_probability", "grayscale_probability")
-    config.views.update(dict.fromkeys(nothing, 0.0))
-    config.views.update({"blur_probability": (0.0,), "solarize_probability": (0.0,)})
+    if not arguments.draw_views:
+        draw_nothing(config.views)
     config.views.size = arguments.size or config.views.size
     config.model.width = arguments.width or config.model.width
-    config.model.dtype = "bfloat16" if arguments.modes == "tuned" else "float32"
+    by_mode = "bfloat16" if arguments.modes == "tuned" else "float32"
+    config.model.dtype = arguments.dtype or by_mode
     check_pretraining(config)
     return resolve(config)
+
+
+def draw_nothing(views) -> None:
+    """Leaves a step's views the crops that it gets."""
+    nothing = ("flip_probability", "jitter_probability", "grayscale_probability")
+    views.update(dict.fromkeys(nothing, 0.0))
+    views.update({"blur_probability": (0.0,), "solarize_probability": (0.0,)})
 
 
 def drawn_views(config):
@@ -169,12 +204,13 @@ def drawn_views(config):
 
 
 def our_step(arguments: argparse.Namespace):
-    """A function that takes one step and waits for it."""
+    """A function that takes one step and waits for it, and the step's operations, 0 = unknown."""
     import functools
 
     import jax
 
     from gsg_jax import mesh as meshes
+    from gsg_jax.backend import is_one_cpu
     from gsg_jax.experiment import build_experiment, jit_step
     from gsg_jax.train_step import init_state
 
@@ -184,14 +220,15 @@ def our_step(arguments: argparse.Namespace):
     init = functools.partial(init_state, experiment, len(config.views.mean))
     state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
     views = meshes.global_batch(mesh, drawn_views(config))
-    step = jit_step(experiment, mesh)
+    step = jit_step(experiment, mesh).lower(state, views).compile()
+    operations = 0.0 if is_one_cpu() else step.cost_analysis().get("flops", 0.0)
 
     def run():
         nonlocal state
         state, metrics = step(state, views)
         jax.block_until_ready((state, metrics))
 
-    return run
+    return run, operations
 
 
 def their_step(arguments: argparse.Namespace):
@@ -212,7 +249,7 @@ def their_step(arguments: argparse.Namespace):
             torch.cuda.synchronize()
         return loss
 
-    return run
+    return run, 0.0
 
 
 def device_of(arguments: argparse.Namespace) -> str:
