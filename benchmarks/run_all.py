@@ -26,6 +26,10 @@ BENCHMARKS = {
         "small": ["--methods=simsiam_gsg", "--steps=5"],
         "full": [],
     },
+    "startup.py": {
+        "small": ["--starts=1"],
+        "full": [],
+    },
     "versus_torch.py": {
         "small": ["--methods=simsiam", "--rounds=2", "--batch=8", "--size=16", "--width=8"],
         "full": ["--modes=reference,channels_last,tuned"],
@@ -43,7 +47,7 @@ BENCHMARKS = {
     },
 }
 # What tells the lines of one benchmark apart.
-NAMES = ("what", "method", "recipe", "batch", "views", "width", "devices", "k")
+NAMES = ("what", "config", "way", "method", "recipe", "batch", "views", "width", "devices", "k")
 
 
 class Failed(Exception):

@@ -14,6 +14,7 @@ from gsg_jax import mesh as meshes
 from gsg_jax import workdir as workdirs
 from gsg_jax.checkpoint import Checkpoints, state_digest
 from gsg_jax.clock import Clock, mean_views_per_second
+from gsg_jax.compile_cache import caching
 from gsg_jax.config import check_pretraining, resolve
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.sources import Source, open_source
@@ -49,7 +50,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     Args:
       config: of configs/, with its overrides.
       workdir: DIR; holds config.json, metrics.jsonl, throughput.jsonl, baselines.json,
-        tensorboard/ and checkpoints/ afterwards.
+        tensorboard/, checkpoints/ and compilation_cache/ afterwards; the last not where JAX was
+        told of another folder.
 
     Returns:
       The final figures: the job's last line.
@@ -70,10 +72,11 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         check_patches(config, source)
     loader = build_loader(config, train)
     workdirs.claim(workdir, config)
-    monitor = None
-    if is_monitored:
-        monitor = KnnMonitor(config, train, test)
-    return Pretraining(config, workdir, mesh, loader, monitor, train).run()
+    with caching(workdir / "compilation_cache"):
+        monitor = None
+        if is_monitored:
+            monitor = KnnMonitor(config, train, test)
+        return Pretraining(config, workdir, mesh, loader, monitor, train).run()
 
 
 class Pretraining:

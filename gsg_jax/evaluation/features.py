@@ -1,7 +1,7 @@
 """Embeddings of whole sets of images, in evaluation mode."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from gsg_jax import mesh as meshes
+from gsg_jax.backend import compiler_options
 from gsg_jax.data.augment import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.sources import Source
@@ -88,13 +89,17 @@ def backbone_embed(
         missing = -len(images) % num_devices
         padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
         placed = meshes.global_batch(mesh, padded)
-        h = _embed(backbone, views.mean, views.std, variables, placed)
+        h = _jit_embed()(backbone, views.mean, views.std, variables, placed)
         return meshes.local_rows(h)[: len(images)]
 
     return embed
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@cache
+def _jit_embed():
+    return jax.jit(_embed, static_argnums=(0, 1, 2), compiler_options=compiler_options())
+
+
 def _embed(backbone, mean, std, variables, images):
     images = images.astype(jnp.float32) / 255
     normalised = jax.vmap(partial(normalize_channels, mean=mean, std=std))(images)
