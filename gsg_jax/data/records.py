@@ -210,6 +210,20 @@ def is_prepared(name: str, data_dir: str) -> bool:
     return True
 
 
+def prepared_names(data_dir: str) -> list[str]:
+    """Names of the TFDS sets that lie on this machine, prepared.
+
+    Args:
+      data_dir: as in open_tfds.
+
+    Returns:
+      name or name/config each, in order.
+    """
+    from tensorflow_datasets.core.utils import file_utils
+
+    return _prepared_names([str(path) for path in file_utils.list_data_dirs(_expanded(data_dir))])
+
+
 def multi_label_row(num_classes: int, record: dict[str, Any]) -> np.ndarray:
     """Labels of a record of several, int32 [C]: 1, 0, or -1 for a class that is difficult to tell.
 
@@ -298,7 +312,7 @@ def _expanded(data_dir: str) -> str | None:
 
 
 def _prepared_names(data_dirs: list[str]) -> list[str]:
-    """Returns the names of the sets in these folders: name/version or name/config/version."""
+    """Returns the names of the sets in these folders: name or name/config."""
     names = set()
     for data_dir in data_dirs:
         for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json"):
