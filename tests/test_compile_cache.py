@@ -84,6 +84,7 @@ def test_a_second_run_loads_its_step(tmp_path, no_users_folder, hits):
     images = runs.write_images(tmp_path / "images")
     flags = ("--config.run.num_steps=1", "--config.eval.knn_every_epochs=0")
     first, second = tmp_path / "first", tmp_path / "second"
+    jax.clear_caches()  # what earlier tests have compiled would be in neither folder
     status, out, said = runs.call(*runs.tiny("simsiam", images, first, *flags))
     assert status == 0, said
     jax.clear_caches()

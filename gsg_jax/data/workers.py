@@ -146,6 +146,7 @@ class _Worker:
         with _signals_kept_here():
             self._process.start()
         theirs.close()
+        self._joining = threading.Lock()  # of two at once, one would not see that it has ended
 
     def ask(self, calls: Sequence[Call]) -> list[dict[str, np.ndarray]]:
         """Returns what the calls read; raises what they raise, _Died where nobody answers."""
@@ -162,7 +163,8 @@ class _Worker:
         self._process.kill()
 
     def join(self) -> None:
-        self._process.join(_END_SECONDS)
+        with self._joining:
+            self._process.join(_END_SECONDS)
 
     def _how_it_ended(self) -> str:
         self.join()
