@@ -103,6 +103,15 @@ def test_blocks_computed_anew_give_the_same_step(model):
     jax.tree.map(assert_close, (state, log), (expected, expected_log))
 
 
+def test_microbatches_on_eight_devices_equal_those_on_one():
+    experiment = experiment_of("byol_gsg", microbatches=2)
+    mesh = meshes.make_mesh(16)
+    assert mesh.devices.size == 8
+    state = jax.device_put(init_state(experiment, 1), meshes.replicated(mesh))
+    found = jit_step(experiment, mesh)(state, meshes.global_batch(mesh, images()))
+    jax.tree.map(assert_close, found, one_step(experiment))
+
+
 @pytest.mark.parametrize("saving", [{"microbatches": 4}, {"model": {"recompute": True}}])
 def test_both_save_memory(saving):
     mesh = meshes.make_mesh(64)
