@@ -62,7 +62,7 @@ def _convolve(x, kernel, strides, padding, precision):
 
 
 def _suits_winograd(x, kernel, strides, padding) -> bool:
-    """Whether Winograd's products save more than his sums cost."""
+    """Whether Winograd's products save more than its sums cost."""
     height, width = x.shape[1:3]
     is_small = height * width <= SMALL_MAP and not (height % TILE or width % TILE)
     is_plain = kernel.shape[:2] == (3, 3) and (strides, padding) == ((1, 1), ((1, 1), (1, 1)))
