@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-fast lint format bench bench-all compare results clean
+.PHONY: help setup quickstart test test-fast faults lint format bench bench-all compare results clean
 help: ## says what the verbs are
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -38,6 +38,9 @@ test: $(VENV)/.dev ## runs the whole test suite
 
 test-fast: $(VENV)/.dev ## runs the tests that are not marked slow
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+faults: $(VENV)/.dev ## kills, damages and starves runs, many times each, and prints what was survived
+	@FAULTS=full $(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.dev ## checks style and format
 	@$(BIN)/ruff check .

@@ -1,0 +1,47 @@
+"""Counts what was tried and survived, and prints one table of it.
+
+In the short form, which `make test` runs, there are a few tries of each kind; `make faults` sets
+FAULTS=full and makes all of them.
+"""
+
+import collections
+import os
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+FULL = os.environ.get("FAULTS") == "full"
+NAME = "fault"
+
+
+@pytest.fixture
+def tally(record_property):
+    """Takes the name of a kind of fault, how many were tried, and how many the run survived."""
+
+    def count(kind: str, tried: int, survived: int) -> None:
+        record_property(NAME, [kind, tried, survived])
+        assert survived == tried, f"{kind}: {survived} of {tried} survived"
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the table, also where a test has failed."""
+    counts = collections.defaultdict(lambda: [0, 0])
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, "user_properties", []):
+                if name == NAME and report.when == "call":
+                    kind, tried, survived = value
+                    counts[kind][0] += tried
+                    counts[kind][1] += survived
+    if not counts:
+        return
+    table = Table("fault", "tried", "survived", title="Faults")
+    for kind, (tried, survived) in counts.items():
+        table.add_row(kind, str(tried), str(survived))
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    table.add_section()
+    table.add_row("all", *map(str, total))
+    Console(width=100).print(table)
