@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from rich.filesize import decimal
 
@@ -271,8 +272,15 @@ def state_digest(state: Any) -> str:
     """The SHA-256 over names, types, shapes and bytes of all arrays of a tree, as hex digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.asarray(leaf)
+        array = np.asarray(_whole(leaf))
         header = [jax.tree_util.keystr(path), array.dtype.name, array.shape]
         digest.update(json.dumps(header).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _whole(leaf: Any) -> Any:
+    """An array of which other hosts hold a part, gathered; any other as it is."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf

@@ -75,6 +75,8 @@ RANGES = {
     "optim.trust_coefficient": (0, 1e3),
     "optim.warmup_epochs": (0, 1e6),
     "optim.num_microbatches": (1, 1e6),
+    "model.bn_group_images": (0, 1e7),
+    "run.fsdp": (1, 1e6),
     "data.batch_size": (2, 1e7),
     "data.memory_limit_mb": (0, 1e9),
     "data.num_threads": (1, 1024),
@@ -411,6 +413,7 @@ def _check_together(config: ConfigDict) -> None:
             raise UsageError(str(error)) from error
     _check_backbone(config.model, config.views)
     _check_microbatches(config)
+    _check_bn_groups(config)
     if config.eval.online_linear and config.views.cutmix_probability:
         raise UsageError(
             f"--config.eval.online_linear=True: cannot be had together with CutMix "
@@ -487,6 +490,20 @@ def _check_microbatches(config: ConfigDict) -> None:
         raise UsageError(
             f"--config.optim.num_microbatches={number}: must divide data.batch_size, {batch_size}, "
             f"into parts of two images or more; set --config.optim.num_microbatches={nearest}"
+        )
+
+
+def _check_bn_groups(config: ConfigDict) -> None:
+    """Checks that a batch, or each of its microbatches, can be cut into BatchNorm's groups."""
+    images = config.model.bn_group_images
+    together = config.data.batch_size // config.optim.num_microbatches
+    if images and (images < 2 or together % images):
+        fitting = [n for n in range(2, together + 1) if together % n == 0]
+        nearest = min(fitting, key=lambda n: abs(n - images))
+        raise UsageError(
+            f"--config.model.bn_group_images={images}: must be 0, or two or more that divide the "
+            f"{together} images of a batch or microbatch; set --config.model.bn_group_images="
+            f"{nearest}"
         )
 
 

@@ -1,11 +1,13 @@
 """From a config to its parts: the static experiment, the compiled step, the stream of batches."""
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from gsg_jax import mesh as meshes
 from gsg_jax.backend import compiler_options
@@ -17,7 +19,7 @@ from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.models.vit import VITS
 from gsg_jax.optim import build_optimizer, ema_decay_schedule
-from gsg_jax.train_step import Experiment, train_step
+from gsg_jax.train_step import Experiment, TrainState, train_step
 
 
 def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoader:
@@ -157,13 +159,53 @@ def build_experiment(
     )
 
 
-def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Compiles the step over a mesh: state replicated and donated, images and labels sharded."""
+def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState | None = None):
+    """Compiles the step over a mesh: state donated, images and labels sharded.
+
+    Args:
+      experiment: the static parts.
+      mesh: the devices.
+      state: arrays or shapes; needed where "fsdp" splits the state, which is replicated otherwise.
+
+    Returns:
+      (state, images[, labels]) -> (state, metrics).
+    """
     whole, split = meshes.replicated(mesh), meshes.by_image(mesh)
+    of_state, step = whole, partial(train_step, experiment)
+    if mesh.shape.get("fsdp", 1) > 1:
+        of_state, step = meshes.sharded(mesh, state), _step_of_shards(experiment, mesh)
     return jax.jit(
-        partial(train_step, experiment),
-        in_shardings=(whole, split, split) if experiment.probe else (whole, split),
-        out_shardings=(whole, whole),
+        step,
+        in_shardings=(of_state, split, split) if experiment.probe else (of_state, split),
+        out_shardings=(of_state, whole),
         donate_argnums=0,
         compiler_options=compiler_options(),
     )
+
+
+def _step_of_shards(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """The step on a state in shards: branches run on whole weights, the update on each shard.
+
+    Left to itself, XLA would split the convolutions by channel, and gather their activations.
+    """
+
+    def update(grads, opt_state, params):
+        whole = jax.lax.with_sharding_constraint(grads, meshes.replicated(mesh))
+        grads, params = (
+            jax.lax.with_sharding_constraint(tree, meshes.sharded(mesh, tree))
+            for tree in (whole, params)
+        )
+        return experiment.optimizer.update(grads, opt_state, params)
+
+    of_shards = dataclasses.replace(
+        experiment, optimizer=optax.GradientTransformation(experiment.optimizer.init, update)
+    )
+
+    def step(state, *inputs):
+        gathered = {
+            group: jax.lax.with_sharding_constraint(getattr(state, group), meshes.replicated(mesh))
+            for group in ("params", "batch_stats", "target_params", "target_batch_stats", "memory")
+        }
+        return train_step(of_shards, state.replace(**gathered), *inputs)
+
+    return step

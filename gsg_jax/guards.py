@@ -2,12 +2,15 @@
 
 import collections
 import contextlib
+import itertools
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 
 from gsg_jax.errors import UserError
 from gsg_jax.methods import METHODS
@@ -111,21 +114,40 @@ class CollapseWatch:
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Turns SIGTERM and the first Ctrl-C into a flag, so that the run can save and stop.
 
+    Of several hosts that are told, or of which one is, all are told at the same step: they have to
+    ask equally often.
+
     Yields:
       A function that says whether one came.
     """
     received = []
+    numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
     previous = {}
 
     def note(number, _frame):
         received.append(number)
         if number == signal.SIGINT:  # a second Ctrl-C stops at once
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
+            if jax.process_count() > 1:  # what JAX catches, and tells the other hosts of
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         previous[number] = signal.signal(number, note)
     try:
-        yield lambda: bool(received)
+        yield _asks_all_hosts() if jax.process_count() > 1 else lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _asks_all_hosts() -> Callable[[], bool]:
+    """A function that is true on all hosts from the same call on, soon after one got SIGTERM."""
+    calls = itertools.count()
+    is_told = False
+
+    def told_to_stop() -> bool:
+        nonlocal is_told
+        is_told = is_told or multihost_utils.reached_preemption_sync_point(next(calls))
+        return is_told
+
+    return told_to_stop

@@ -1,30 +1,43 @@
 """The one entry: `python -m gsg_jax.main --config=configs/simsiam_gsg.py [--workdir=DIR]`.
 
 What people read goes to standard error; the last line of standard output is one JSON object with
-the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage.
+the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage, 3 another
+host was lost: the same command goes on.
 """
 
 import json
 import os
 import pathlib
 import sys
+import time
+import traceback
+from typing import NamedTuple
 
 import jax
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from gsg_jax import hosts
 from gsg_jax.config import check_overrides, load_config
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.jobs import JOBS
+from gsg_jax.line import GRACE_SECONDS, LOST_SECONDS
 from gsg_jax.mesh import give_fake_devices_threads
-from gsg_jax.progress import say
+from gsg_jax.progress import say_everywhere
 
 HELP = """
   --config=configs/NAME.py[:RECIPE]  the experiment, and which data and sizes it takes
   --workdir=DIR                      folder of the run ('' = runs/NAME-RECIPE, or that of an
                                      evaluation beside what it judges); a run in it resumes
   --config.GROUP.KEY=VALUE           another value of a key
+
+Of several hosts, all with the same command; Cloud TPU, SLURM and Open MPI tell the first three:
+  --coordinator=HOST:PORT            host 0
+  --num_hosts=N                      how many there are
+  --host_index=I                     which this one is, from 0
+  --port=P                           of host 0, where the cluster tells the rest
+  --host_timeout=SECONDS             to wait for one another at the start (300)
 """
 
 
@@ -42,44 +55,79 @@ def main(argv: list[str]) -> int:
         return 0
     give_fake_devices_threads()
     try:
-        config, workdir = parse_flags(argv)
-        figures = JOBS[config.job](config, workdir)
-    except UsageError as error:
-        say(f"error: {error}")
-        return 2
-    except UserError as error:
-        say(f"error: {error}")
-        return 1
-    except OSError as error:  # a full disk, a folder that vanished
-        where = f"{error.filename}: " if error.filename else ""
-        say(f"error: {where}{error.strerror or error}; mend that, and the same command goes on")
-        return 1
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "Out of memory" not in str(error):
-            raise
-        say(
-            "error: the memory does not suffice: lower --config.data.batch_size, "
-            "--config.views.size or --config.model.width, in another --workdir; of an evaluation "
-            "--config.eval.batch_size"
-        )
-        return 1
-    except KeyboardInterrupt:
-        say("error: interrupted; the same command goes on from the newest checkpoint")
-        return 1
-    print(json.dumps(figures), flush=True)
+        command = parse_flags(argv)
+        with hosts.joined(command.place, command.host_timeout):
+            figures = JOBS[command.config.job](command.config, command.workdir)
+            is_writer = hosts.is_writer()
+    except (Exception, KeyboardInterrupt) as error:
+        status, text = explained(error)
+        hosts.end(status, text)
+        say_everywhere(f"error: {text}")
+        return status
+    hosts.end(0)
+    if is_writer:
+        print(json.dumps(figures), flush=True)
     return 0
 
 
-def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+def explained(error: BaseException) -> tuple[int, str]:
+    """What to say of an error.
+
+    Args:
+      error: that a job has raised.
+
+    Returns:
+      (status, text): the exit status, and one line.
+
+    Raises:
+      BaseException: `error` itself, where nothing is known that the user could mend.
+    """
+    if isinstance(error, UserError):
+        return (2 if isinstance(error, UsageError) else 1), str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 1, "interrupted; the same command goes on from the newest checkpoint"
+    if isinstance(error, OSError):  # a full disk, a folder that vanished
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"{where}{error.strerror or error}; mend that, and the same command goes on"
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if isinstance(error, MemoryError) or (is_of_jax and "Out of memory" in str(error)):
+        return 1, (
+            "the memory does not suffice: lower --config.data.batch_size, --config.views.size or "
+            "--config.model.width, in another --workdir; of an evaluation --config.eval.batch_size"
+        )
+    if is_of_jax and hosts.are_several():
+        time.sleep(LOST_SECONDS + GRACE_SECONDS)  # the line ends this process where one is lost
+    hosts.end(1, f"{type(error).__name__}: {error}")
+    raise error
+
+
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      config: with its overrides.
+      workdir: of the run.
+      place: of this process among several hosts, or None.
+      host_timeout: seconds that the hosts wait for one another.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    place: hosts.Place | None
+    host_timeout: int
+
+
+def parse_flags(argv: list[str]) -> Command:
     """Reads flags and config.
 
     Args:
       argv: the command line, the program's name first.
 
     Returns:
-      (config, workdir): the config with its overrides, and the folder of the run.
+      What it asks for.
 
     Raises:
+      UserError: where the cluster's first host is not known by name.
       UsageError: for an unknown flag, config, recipe or key, or a value of a wrong type.
     """
     path, argv = _take_config(argv)
@@ -92,6 +140,11 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
 
     values = flags.FlagValues()
     workdir = flags.DEFINE_string("workdir", "", "", flag_values=values)
+    coordinator = flags.DEFINE_string("coordinator", "", "", flag_values=values)
+    num_hosts = flags.DEFINE_integer("num_hosts", 0, "", flag_values=values)
+    host_index = flags.DEFINE_integer("host_index", -1, "", flag_values=values)
+    port = flags.DEFINE_integer("port", 0, "", flag_values=values)
+    timeout = flags.DEFINE_integer("host_timeout", hosts.TIMEOUT, "", flag_values=values)
     try:
         config = config_flags.DEFINE_config_dict("config", plain, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
@@ -101,9 +154,13 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
         raise UsageError(f"{rest[0]!r} is no flag: write --config.a.b=v, --config=, --workdir=")
     try:
         folder = workdir.value or default_workdir(path, config.value)
-        return config.value, pathlib.Path(folder).expanduser()
+        folder = pathlib.Path(folder).expanduser()
     except RuntimeError as error:
         raise UsageError(f"--workdir={workdir.value}: {error} Give its whole path") from error
+    place = hosts.find_place(
+        coordinator.value, num_hosts.value, host_index.value, port.value, timeout.value
+    )
+    return Command(config.value, folder, place, timeout.value)
 
 
 def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> str:
@@ -148,8 +205,16 @@ if __name__ == "__main__":
     __spec__ = __file__ = None
     logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback of every error that it raises
     sys.unraisablehook = _drop_late_errors
-    status = main(sys.argv)
+    try:
+        status = main(sys.argv)
+    except Exception:
+        if not hosts.are_several():
+            raise
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     if status == 1:
-        os._exit(1)  # threads that a full disk left half way would add their tracebacks
+        # Threads that a full disk left half way would add their tracebacks, and JAX would wait for
+        # hosts that have ended.
+        os._exit(1)
     sys.exit(status)

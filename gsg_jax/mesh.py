@@ -24,43 +24,81 @@ def give_fake_devices_threads() -> None:
         os.environ.setdefault("NPROC", str(8 * int(fakes[1])))
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """A mesh of all devices of all hosts, with the one axis "data".
+def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
+    """A mesh of all devices of all hosts, with the axes "data" and "fsdp".
+
+    The batch is split over all devices, and the train state over the `fsdp` neighbours that hold
+    one copy of it together.
 
     Args:
       batch_size: images a step over all devices.
+      fsdp: devices that share a copy of the state; 1 gives every device a whole one.
 
     Returns:
-      The mesh.
+      The mesh, [devices / fsdp, fsdp].
 
     Raises:
-      UserError: where the batch does not divide evenly over the devices.
+      UserError: where the batch does not divide evenly over the devices, or these not by `fsdp`.
     """
-    mesh = all_devices()
-    devices = mesh.devices
-    if remainder := batch_size % devices.size:
-        lower = batch_size - remainder
-        nearest = lower if lower else devices.size
+    count = jax.device_count()
+    if fsdp < 1 or count % fsdp:
+        fitting = [n for n in range(1, count + 1) if count % n == 0]
         raise UserError(
-            f"data.batch_size is {batch_size}, not divisible by the {devices.size} devices: "
-            f"set --config.data.batch_size={nearest} or {lower + devices.size}"
+            f"--config.run.fsdp={fsdp}: does not divide the {count} devices; take one of {fitting}"
         )
-    return mesh
+    if remainder := batch_size % count:
+        lower = batch_size - remainder
+        nearest = lower if lower else count
+        raise UserError(
+            f"data.batch_size is {batch_size}, not divisible by the {count} devices: "
+            f"set --config.data.batch_size={nearest} or {lower + count}"
+        )
+    return _mesh(jax.devices(), fsdp)
 
 
 def all_devices() -> Mesh:
-    """A mesh of all devices of all hosts, with the one axis "data"."""
-    return Mesh(np.array(jax.devices()), ("data",))
+    """A mesh of all devices of all hosts, each of which holds the state whole."""
+    return _mesh(jax.devices(), 1)
+
+
+def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
+    # A host's devices stand together, as its share of the batch does.
+    by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(by_host).reshape(-1, fsdp), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole: the train state."""
+    """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh, state: Any) -> Any:
+    """The shardings of a train state: of each array one axis is split over "fsdp".
+
+    Args:
+      mesh: of make_mesh.
+      state: arrays or shapes.
+
+    Returns:
+      A tree of shardings like `state`. An array is split by the longest of its axes that "fsdp"
+      divides, and whole where there is none.
+    """
+    parts = mesh.shape.get("fsdp", 1)
+
+    def of_leaf(leaf) -> NamedSharding:
+        fitting = [n for n, size in enumerate(leaf.shape) if size and size % parts == 0]
+        if parts == 1 or not fitting:
+            return replicated(mesh)
+        longest = max(fitting, key=lambda n: leaf.shape[n])
+        axes = ["fsdp" if n == longest else None for n in range(leaf.ndim)]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(of_leaf, state)
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def global_batch(mesh: Mesh, images: Any) -> Any:
@@ -75,6 +113,13 @@ def global_batch(mesh: Mesh, images: Any) -> Any:
     """
     place = partial(jax.make_array_from_process_local_data, by_image(mesh))
     return jax.tree.map(place, images)
+
+
+def whole(mesh: Mesh, tree: Any) -> Any:
+    """Gives every device the whole of each array; nothing moves where it has that already."""
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -9,6 +9,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from gsg_jax import hosts
 from gsg_jax.errors import UserError
 
 
@@ -69,6 +70,35 @@ class MetricsWriter:
         self._metrics.close()
         self._throughput.close()
         self._events.close()
+
+
+class MetricsReader:
+    """The same to look at, for a host that leaves the writing to another."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        """Reads what was logged up to `first_step`."""
+        self.past, past_clock = (
+            _up_to(workdir / name, first_step) for name in ("metrics.jsonl", "throughput.jsonl")
+        )
+        self.seconds_before = past_clock[-1]["train_seconds"] if past_clock else 0.0
+
+    def write(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
+        """Writes nothing."""
+
+    def flush(self) -> None:
+        """Has nothing to bring to the disk."""
+
+    def close(self) -> None:
+        """Has nothing open."""
+
+
+MetricsLog = MetricsWriter | MetricsReader
+
+
+def open_metrics(workdir: pathlib.Path, first_step: int) -> MetricsLog:
+    """Opens the logs of DIR, on the one host that writes them to be written."""
+    kind = MetricsWriter if hosts.is_writer() else MetricsReader
+    return kind(workdir, first_step)
 
 
 class _Events:
@@ -134,6 +164,10 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def _keep_steps(path: pathlib.Path, last_step: int) -> list[dict]:
-    kept = [line for line in read_lines(path) if line["step"] <= last_step]
+    kept = _up_to(path, last_step)
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
+
+
+def _up_to(path: pathlib.Path, last_step: int) -> list[dict]:
+    return [line for line in read_lines(path) if line["step"] <= last_step]

@@ -25,13 +25,15 @@ FIGURES = (
 )
 LINE_EVERY_SECONDS = 30.0
 
+_host = 0  # of this process
+
 
 class RunDisplay:
     """Shows how a run goes on; a context manager."""
 
     def __init__(self, num_steps: int, first_step: int, console: Console | None = None):
         """Prepares the display of steps first_step to num_steps."""
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console or _standard_error()
         self._num_steps = num_steps
         self._first_step = first_step
         self._compiled_step, self._compiled_time = None, 0.0
@@ -153,7 +155,7 @@ def counting(
     Returns:
       A context manager whose value takes the number that are done.
     """
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    console = console or _standard_error()
     start, last = time.monotonic(), time.monotonic()
 
     def line(count: int) -> None:
@@ -175,5 +177,21 @@ def counting(
 
 
 def say(text: str) -> None:
-    """Prints a line for people, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line for people, on standard error; of several hosts the first says it."""
+    if not _host:
+        print(text, file=sys.stderr, flush=True)
+
+
+def say_everywhere(text: str) -> None:
+    """Prints a line for people on whichever host it is; says which, where there are several."""
+    print(f"host {_host}: {text}" if _host else text, file=sys.stderr, flush=True)
+
+
+def speak_as(host: int) -> None:
+    """Leaves what all hosts would say alike to host 0; `host` is this one."""
+    global _host
+    _host = host
+
+
+def _standard_error() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_host > 0)

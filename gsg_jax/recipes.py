@@ -87,6 +87,7 @@ def _imagenet() -> ConfigDict:
             "predictor_hidden_width": 512,
             "head_norm": "batch",  # or "layer", in the projector and the predictor
             "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
+            "bn_group_images": 0,  # images that BatchNorm normalises together; 0 = the whole batch
             "bn_epsilon": 1e-5,  # of GroupNorm and the heads' LayerNorm too
             "dtype": "float32",  # of the activations; "bfloat16" on TPUs and recent GPUs
             "recompute": False,  # True: the backward pass computes the blocks' activations anew
@@ -163,6 +164,7 @@ def _imagenet() -> ConfigDict:
             "log_every_steps": 50,
             "checkpoint_every_steps": 1000,
             "keep_checkpoints": 2,  # the newest, and the best by k-NN besides
+            "fsdp": 1,  # devices that share one copy of the train state
         }
     )
     return config

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from gsg_jax import hosts
 from gsg_jax import mesh as meshes
 from gsg_jax import workdir as workdirs
 from gsg_jax.checkpoint import Checkpoints, state_digest
@@ -31,7 +32,7 @@ from gsg_jax.experiment import (
     jit_step,
 )
 from gsg_jax.guards import CollapseWatch, LossGuard, stop_signals
-from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
+from gsg_jax.metrics import MetricsLog, open_metrics, read_lines, write_atomically
 from gsg_jax.optim import learning_rate_schedule
 from gsg_jax.progress import RunDisplay, say
 from gsg_jax.train_step import FIGURES, TrainState, init_state
@@ -62,7 +63,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     """
     check_pretraining(config)
     config = resolve(config)
-    mesh = meshes.make_mesh(config.data.batch_size)
+    mesh = meshes.make_mesh(config.data.batch_size, config.run.fsdp)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
     check_queue_fits(config, train)
@@ -98,7 +99,10 @@ class Pretraining:
         self.num_steps = config.run.num_steps or config.run.num_epochs * loader.steps_per_epoch
         length = {"num_steps": self.num_steps, "steps_per_epoch": loader.steps_per_epoch}
         self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))
-        self.step = jit_step(self.experiment, mesh)
+        self._init = partial(init_state, self.experiment, self.channels)
+        shapes = jax.eval_shape(self._init)
+        self.shardings = meshes.sharded(mesh, shapes)
+        self.step = jit_step(self.experiment, mesh, shapes)
         self.schedule = learning_rate_schedule(
             config.optim, batch_size=config.data.batch_size, **length
         )
@@ -110,7 +114,7 @@ class Pretraining:
         with stop_signals() as told_to_stop, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
-            writer = MetricsWriter(self.workdir, first_step)
+            writer = open_metrics(self.workdir, first_step)
             clock = Clock(self._views_per_step, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:
@@ -135,8 +139,7 @@ class Pretraining:
         return self.config.data.batch_size * num_views
 
     def _initial_state(self) -> tuple[TrainState, int]:
-        init = partial(init_state, self.experiment, self.channels)
-        state = jax.jit(init, out_shardings=meshes.replicated(self.mesh))()
+        state = jax.jit(self._init, out_shardings=self.shardings)()
         newest = self.checkpoints.newest_step()
         if newest is None:
             return state, 0
@@ -148,14 +151,17 @@ class Pretraining:
         path = self.workdir / "baselines.json"
         if self.monitor is None:
             return {}
-        if path.exists():
+        is_there = path.exists()
+        meshes.wait_for_hosts("the baselines are looked for")
+        if is_there:
             return workdirs.read_object(path)
         if first_step:
             raise UserError(f"{path} is missing and step 0 is past: begin in another --workdir")
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
         if self.config.eval.knn_pixels:
             baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
-        write_atomically(path, json.dumps(baselines) + "\n")
+        if hosts.is_writer():
+            write_atomically(path, json.dumps(baselines) + "\n")
         say(f"k-NN top-1 to beat: {_scores(baselines)}")
         return baselines
 
@@ -163,7 +169,7 @@ class Pretraining:
         self,
         state: TrainState,
         first_step: int,
-        writer: MetricsWriter,
+        writer: MetricsLog,
         clock: Clock,
         display: RunDisplay,
         told_to_stop: Callable[[], bool],
@@ -201,7 +207,7 @@ class Pretraining:
                     self._save(state, values.get("knn_top1"), writer)
         return state
 
-    def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsWriter) -> None:
+    def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsLog) -> None:
         writer.flush()  # a checkpoint stands for the lines of its step
         self.checkpoints.save(state, knn_top1)
 
@@ -237,15 +243,16 @@ class Pretraining:
 
     def _monitor_figures(self, step: int, state: TrainState) -> dict[str, float]:
         try:
-            return self.monitor.figures(self._embed(state), state.params.get("probe"))
+            probe = meshes.whole(self.mesh, state.params.get("probe"))
+            return self.monitor.figures(self._embed(state), probe)
         except ValueError as error:  # embeddings that are not finite
             raise UserError(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
 
     def _embed(self, state: TrainState) -> Embed:
         return backbone_embed(
             self.experiment.online.backbone,
-            state.params["backbone"],
-            state.batch_stats["backbone"],
+            meshes.whole(self.mesh, state.params["backbone"]),
+            meshes.whole(self.mesh, state.batch_stats["backbone"]),
             self.config.views,
             self.mesh,
         )

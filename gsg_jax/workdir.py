@@ -5,15 +5,17 @@ import pathlib
 
 import ml_collections
 
-from gsg_jax import recipes
+from gsg_jax import hosts, recipes
+from gsg_jax import mesh as meshes
 from gsg_jax.config import as_json, differences
 from gsg_jax.errors import UsageError, UserError
 from gsg_jax.metrics import write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
-# What may change while a run goes on: how quickly batches are made, not what is in them.
-FREE = ("data.num_threads", "data.num_processes", "data.prefetch")
+# What may change while a run goes on: how quickly batches are made, not what is in them, and where
+# the state lies.
+FREE = ("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp")
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"
 # What the first training of an imported checkpoint may change: nothing that its state is made of.
@@ -30,16 +32,35 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
     What makes the batches may differ; the record then says what makes them now. An imported
-    checkpoint that no step has moved takes another schedule and other images.
+    checkpoint that no step has moved takes another schedule and other images. Of several hosts the
+    first writes, and the others look whether they see the same.
 
     Args:
       workdir: DIR.
       config: resolved.
 
     Raises:
-      UserError: where DIR cannot be written, holds another run's config, or holds something else.
+      UserError: where DIR cannot be written, holds another run's config, holds something else, or
+        is not the folder that the first host writes.
     """
     record_path = workdir / "config.json"
+    if hosts.is_writer():
+        _check_record(workdir, record_path, config)
+        write_record(record_path, config)
+    meshes.wait_for_hosts("the workdir is claimed")
+    if hosts.is_writer():
+        return
+    if not record_path.exists():
+        raise UserError(
+            f"--workdir={workdir} is not the folder that host 0 has made: give one on a file "
+            "system that all hosts share"
+        )
+    _check_record(workdir, record_path, config)
+
+
+def _check_record(
+    workdir: pathlib.Path, record_path: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
     if record_path.exists():
         differing = differences(config, read_config(workdir))
         differing = [said for said in differing if not said.startswith(FREE)]
@@ -55,7 +76,6 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
             "give another --workdir"
         )
-    write_record(record_path, config)
 
 
 def claim_for_evaluation(

@@ -156,7 +156,7 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
         flags += ["--config.run.num_epochs=1", "--config.run.log_every_steps=1"]
         flags += ["--config.eval.knn_pixels=true", "--config.views.blur_probability=(0.5,)"]
         flags += ["--config.model.patch_size=2"]
-        config, workdir = parse_flags(
+        config, workdir, *_ = parse_flags(
             ["main", *tiny("simsiam_gsg", images, tmp_path / str(n), *flags)]
         )
         train.pretrain(config, pathlib.Path(workdir))
@@ -203,7 +203,7 @@ def test_every_key_of_the_evaluations_is_read_by_somebody(tmp_path):
         seen = set()
         for n, flags in enumerate(variants):
             flags = [f"--config.pretrained={tmp_path / 'run'}", *flags]
-            config, _ = parse_flags(["main", f"--config={ROOT}/configs/{name}.py", *flags])
+            config, *_ = parse_flags(["main", f"--config={ROOT}/configs/{name}.py", *flags])
             jobs.JOBS[name](Recorder(config, seen), tmp_path / name / str(n))
         unread = set(flat(load(name))) - seen - {"job", "recipe"}
         if name == "transfer":  # reads them where it finds a set: tests/jobs/test_transfer_job.py

@@ -368,7 +368,7 @@ def test_flags_set_keys_of_every_type():
     flags = ["--config.model.width=4", "--workdir=~/x", "--config.optim.momentum", "1"]
     flags += ["--config.views.crop_area=(0.5,1)", "--config.data.name=cifar10"]
     flags += ["--noconfig.method.stop_gradient", "--config.optim.decay_weights_only"]
-    parsed, workdir = parse_flags(["main", *flags[:2], "--config", SIMSIAM_GSG[9:], *flags[2:]])
+    parsed, workdir, *_ = parse_flags(["main", *flags[:2], "--config", SIMSIAM_GSG[9:], *flags[2:]])
     assert (parsed.model.width, parsed.optim.momentum) == (4, 1.0)
     assert (parsed.views.crop_area, parsed.data.name) == ((0.5, 1), "cifar10")
     assert parsed.method.stop_gradient is False and parsed.optim.decay_weights_only is True
@@ -377,14 +377,14 @@ def test_flags_set_keys_of_every_type():
 
 def test_two_command_lines_in_one_process_do_not_mix():
     parse_flags(["main", SIMSIAM_GSG, "--config.model.width=4"])
-    again, _ = parse_flags(["main", SIMSIAM_GSG, "--config.model.num_stages=2"])
+    again, *_ = parse_flags(["main", SIMSIAM_GSG, "--config.model.num_stages=2"])
     assert (again.model.width, again.model.num_stages) == (24, 2)
 
 
 def test_a_run_without_a_workdir_gets_one_of_its_name_and_recipe():
-    _, workdir = parse_flags(["main", SIMSIAM_GSG])
+    _, workdir, *_ = parse_flags(["main", SIMSIAM_GSG])
     assert workdir == pathlib.Path("runs/simsiam_gsg-default")
-    _, workdir = parse_flags(["main", config("byol", "imagenet")])
+    _, workdir, *_ = parse_flags(["main", config("byol", "imagenet")])
     assert workdir == pathlib.Path("runs/byol-imagenet")
 
 

@@ -132,11 +132,16 @@ def open_encoder(
         kind=config.encoder,
         run=run,
         step=step,
-        backbone=build_backbone(run.model),
+        backbone=build_backbone(_with_whole_batches(run.model)),
         params=variables["params"]["backbone"],
         batch_stats=variables["batch_stats"]["backbone"],
         mesh=mesh,
     )
+
+
+def _with_whole_batches(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same network; fine-tuning's BatchNorm knows nothing of pretraining's groups."""
+    return ml_collections.ConfigDict({**model, "bn_group_images": 0})
 
 
 def check_checkpoint(config: ml_collections.ConfigDict) -> None:

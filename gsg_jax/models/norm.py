@@ -24,10 +24,13 @@ class BatchNorm(nn.Module):
     variance, as if the views went through the network one after another; the running statistics
     take one update a view, in the views' order, with the unbiased variance.
 
-    Under `jit` on global arrays the statistics span all devices and hosts.
+    Under `jit` on global arrays the statistics span all devices and hosts, or so many neighbouring
+    images as a group has: each group is then normalised by itself, and the running statistics take
+    the mean over the groups. Where a group's images lie on one device, nothing is sent for it.
 
     Attributes:
       num_views: views an image, V, in training mode.
+      group_images: images that are normalised together, a divisor of B; 0 for all B.
       use_scale: whether the channels have a learned scale and bias.
       scale_init: initialiser of the scale.
       momentum: weight of the new statistics in the running ones (PyTorch's convention).
@@ -39,6 +42,7 @@ class BatchNorm(nn.Module):
     """
 
     num_views: int = 1
+    group_images: int = 0
     use_scale: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     momentum: float = 0.1
@@ -62,15 +66,25 @@ class BatchNorm(nn.Module):
             shape = (1,) * (x.ndim - 1) + (channels,)
             return (x * multiplier.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
 
+        if self.is_initializing():  # of no more images than it takes to know the shapes
+            return x.astype(self.dtype)
         views = x.reshape(-1, self.num_views, *x.shape[1:])  # [B, V, ..., C]
-        y, mean, var = normalize_views(views, scale, bias, self.epsilon)
+        group_images = self.group_images or len(views)
+        # A view of a group is a view of its own: [G, groups x V, ..., C].
+        views = views.reshape(-1, group_images, *views.shape[1:]).swapaxes(0, 1)
+        y, mean, var = normalize_views(
+            views.reshape(group_images, -1, *x.shape[1:]), scale, bias, self.epsilon
+        )
 
-        if not self.is_initializing():
-            count = views.size // (self.num_views * channels)
-            unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = self._updated(running_mean.value, mean)
-            running_var.value = self._updated(running_var.value, unbiased)
-        return y.astype(self.dtype).reshape(x.shape)
+        count = y.size // (y.shape[1] * channels)
+        unbiased = var * (count / max(count - 1, 1))
+        running_mean.value = self._updated(running_mean.value, self._over_groups(mean))
+        running_var.value = self._updated(running_var.value, self._over_groups(unbiased))
+        return y.reshape(views.shape).swapaxes(0, 1).astype(self.dtype).reshape(x.shape)
+
+    def _over_groups(self, statistic: jax.Array) -> jax.Array:
+        """[groups x V, C] to its mean over the groups, [V, C]."""
+        return jnp.mean(statistic.reshape(-1, self.num_views, statistic.shape[-1]), axis=0)
 
     def _updated(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         """The running statistic [C] after one update a view with batch [V, C], in order."""

@@ -140,4 +140,10 @@ def _norm(model: ml_collections.ConfigDict, kind: str, num_views: int) -> Norm:
         return partial(GroupNorm, num_groups=model.norm_groups, **common)
     if kind == "layer":
         return partial(LayerNorm, **common)
-    return partial(BatchNorm, num_views=num_views, momentum=model.bn_momentum, **common)
+    return partial(
+        BatchNorm,
+        num_views=num_views,
+        group_images=model.bn_group_images,
+        momentum=model.bn_momentum,
+        **common,
+    )

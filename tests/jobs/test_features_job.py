@@ -72,7 +72,7 @@ def test_an_image_alone_has_the_features_that_it_has_among_others(whole, pretrai
 def open_encoder_of(pretrained) -> tuple[Encoder, feature_files.Source]:
     from gsg_jax.evaluation.encoder import open_encoder, read_run
 
-    flags, _ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
+    flags, *_ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
     run = read_run(flags)
     source = open_source(run.data, "train")
     return open_encoder(flags, run, source), source
@@ -138,9 +138,9 @@ def test_embeddings_of_another_encoder_or_program_are_left_alone(pretrained, tmp
 
 
 def test_without_a_workdir_the_files_lie_beside_the_checkpoints(pretrained):
-    _, workdir = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
+    _, workdir, *_ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
     assert workdir == pretrained / "features"
-    _, workdir = parse_flags(["main", config("evaluate_all"), f"--config.pretrained={pretrained}"])
+    _, workdir, *_ = parse_flags(["main", config("evaluate_all"), f"--config.pretrained={pretrained}"])
     assert workdir == pretrained
 
 

@@ -84,7 +84,7 @@ def test_labels_that_leave_none_to_choose_by_are_told_before_any_training(
 
 
 def run_of(pretrained, *flags, num_devices=8, **rates):
-    flags, _ = parse_flags(
+    flags, *_ = parse_flags(
         ["main", config("finetune"), f"--config.pretrained={pretrained}", *SMALL, *flags]
     )
     run = read_run(flags)
@@ -176,7 +176,7 @@ def test_a_training_that_was_killed_goes_on_bit_for_bit(pretrained, tmp_path, mo
 )
 def test_other_networks_and_crops_of_the_host_are_trained_too(images, tmp_path, network):
     drops = ("--config.model.drop_path=0.5",) if "vit" in network[0] else ()
-    made, _ = parse_flags(["main", *tiny("simsiam", images, tmp_path, *network, *drops)])
+    made, *_ = parse_flags(["main", *tiny("simsiam", images, tmp_path, *network, *drops)])
     (tmp_path / "config.json").write_text(as_json(resolve(made)))
     rates = {"backbone_rate": 0.02, "head_rate": 0.2}
     training = run_of(tmp_path, "--config.encoder=untrained", **rates)
