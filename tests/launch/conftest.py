@@ -77,6 +77,7 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def call(self, script: str, *arguments: str, **variables: str) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -83,16 +84,20 @@ def test_a_cancelled_job_is_not_requeued(desk):
     """Cancelling sends SIGTERM to all, this script too; the time limit to srun's processes."""
     up = desk.folder / "up"
     srun = desk.folder / "bin" / "srun"
-    waits = f"trap 'echo {STOPPED!r}; exit 0' TERM; touch {up}; while :; do sleep 0.05; done"
-    srun.write_text(f"#!/usr/bin/env bash\n{waits}\n")
+    srun.write_text(f"""#!/usr/bin/env bash
+save() {{ echo '{STOPPED.strip()}'; exit 0; }}
+trap save TERM
+touch {up}
+while :; do sleep 0.05; done
+""")
     process = desk.start(spooled(desk), **job(desk))
-    os.set_blocking(process.stdout.fileno(), True)
     for _ in range(600):
         if up.exists():
             break
-        signal.sigtimedwait([], 0.05)
-    process.terminate()
-    assert process.wait(timeout=30) == -signal.SIGTERM
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (-signal.SIGTERM, STOPPED)
     assert ["scontrol", "requeue", "77"] not in desk.calls
 
 
