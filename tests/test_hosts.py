@@ -52,6 +52,9 @@ OPEN_MPI = {
         (SLURM, 0, ("node007:62344", 4, 3, [0])),
         (SLURM, 4321, ("node007:4321", 4, 3, [0])),
         (OPEN_MPI, 4321, ("10.96.0.1:4321", 2, 1, [1])),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, 9, ("node007:9", 4, 3, None)),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, 9, ("node007:9", 4, 3, [0])),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, 9, ("10.96.0.1:9", 2, 1, None)),
         (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 0, None),
     ],
 )
