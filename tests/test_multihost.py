@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 METHODS = ("simsiam_gsg", "byol_gsg", "moco_v2")  # the last has a memory
 STEPS = ("--config.run.num_steps=20", "--config.run.log_every_steps=1")
+# Rounding grows from step to step: by MoCo's temperature and rate it would pass the limit.
+CALM = {"moco_v2": ("--config.optim.learning_rate=0.02",)}
 SECONDS = 400  # of a run on a loaded machine
 
 
@@ -71,7 +73,7 @@ def losses(workdir):
 def two_hosts(request, images, tmp_path_factory):
     """A whole run of a method on two hosts with four devices each, by the launch script."""
     workdir = tmp_path_factory.mktemp("two")
-    flags = tiny(request.param, images, workdir, *STEPS)
+    flags = tiny(request.param, images, workdir, *STEPS, *CALM.get(request.param, ()))
     run = subprocess.run(
         [ROOT / "launch" / "local_multihost.sh", "2", *flags],
         env=environment(4) | {"PYTHON": sys.executable},
@@ -86,9 +88,10 @@ def two_hosts(request, images, tmp_path_factory):
 
 def test_two_hosts_train_as_one_with_as_many_devices_and_as_one_device(two_hosts, images, tmp_path):
     name, workdir, last, _ = two_hosts
-    assert call(*tiny(name, images, tmp_path / "eight", *STEPS))[0] == 0
+    steps = (*STEPS, *CALM.get(name, ()))
+    assert call(*tiny(name, images, tmp_path / "eight", *steps))[0] == 0
     one = subprocess.run(
-        [sys.executable, "-m", "gsg_jax.main", *tiny(name, images, tmp_path / "one", *STEPS)],
+        [sys.executable, "-m", "gsg_jax.main", *tiny(name, images, tmp_path / "one", *steps)],
         cwd=ROOT,
         env=environment(1),
         capture_output=True,
