@@ -45,6 +45,7 @@ faults: $(VENV)/.dev ## kills, damages and starves runs, many times each, and pr
 lint: $(VENV)/.dev ## checks style and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh launch/slurm.sbatch
 
 format: $(VENV)/.dev ## mends style and format
 	@$(BIN)/ruff check --fix .

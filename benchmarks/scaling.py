@@ -48,7 +48,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 METHODS_SHOWN = "simsiam_gsg,byol_gsg,moco_v2,simclr"
 # Where a collective stands in the step: "state" is what run.fsdp adds outside of the network, and
 # the figures are those of logged steps alone.
-PARTS = ("batch_norm_forward", "batch_norm_backward", "gradient", "loss", "state", "figures")
+PARTS = ("norm_forward", "norm_backward", "gradient", "loss", "state", "figures")
 HIDDEN = ("gradient",)  # may run beside the backward pass; the step waits for all others
 LARGEST_BATCH = 4096  # images a device; above it none is looked for
 
@@ -286,12 +286,20 @@ def config_of(method: str, recipe: str, batch_size: int, set: str):
     return resolve(config)
 
 
-def norm_parameters(params, batch_stats) -> int:
-    """Numbers in the scales and biases of the BatchNorms, whose gradients are their own sums."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(batch_stats)
-    modules = {path[:-1] for path, _ in flat}
+def numbers_in_norms(params, batch_stats=None) -> int:
+    """Numbers in the scales and biases of normalisations, or of those with running statistics."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    return sum(x.size for path, x in flat if path[:-1] in modules)
+    of_norms = [(path[:-1], x) for path, x in flat if is_norm(jax.tree_util.keystr(path))]
+    if batch_stats is not None:
+        with_statistics, _ = jax.tree_util.tree_flatten_with_path(batch_stats)
+        modules = {path[:-1] for path, _ in with_statistics}
+        of_norms = [(path, x) for path, x in of_norms if path in modules]
+    return sum(x.size for _, x in of_norms)
+
+
+def is_norm(name: str) -> bool:
+    """Whether a path of parameters or operations leads into a normalisation: bn1, downsample_bn."""
+    return bool(re.search(r"(?<=['/])\w*bn\d*(?=['/])", name))
 
 
 def check(result: dict, formulas: dict[str, int], has_shards: bool) -> None:
@@ -319,18 +327,21 @@ def formulas_of(config, experiment: Experiment, state: TrainState) -> dict[str, 
     A BatchNorm's sums over all devices are a mean and a variance a view and branch in the forward
     pass, and two sums a view in the backward pass, of which its scale's and bias' gradients are
     made. Where each device's images are groups of their own, the running statistics and these two
-    gradients are left.
+    gradients are left; of other normalisations the two gradients alone are summed.
     """
-    of_norm = norm_parameters(state.params, state.batch_stats)
+    of_norms = numbers_in_norms(state.params)
+    of_batch_norms = numbers_in_norms(state.params, state.batch_stats)
     of_view = size_of(state.batch_stats)
     forward, backward = experiment.num_sources * of_view, experiment.num_sources * of_view
     if experiment.has_target_pass:
         target = {name: state.batch_stats[name] for name in ("backbone", "projector")}
         forward += experiment.num_views * size_of(target)
+    if config.model.bn_group_images:
+        backward = of_batch_norms
     return {
-        "gradient": size_of(state.params) - of_norm,
-        "batch_norm_forward": forward,
-        "batch_norm_backward": of_norm if config.model.bn_group_images else backward,
+        "gradient": size_of(state.params) - of_norms,
+        "norm_forward": forward,
+        "norm_backward": backward + of_norms - of_batch_norms,
     }
 
 
@@ -410,8 +421,8 @@ def part_of(name: str) -> str:
     is_backward = "transpose(" in name
     if "/cond/" in name:
         return "figures"
-    if re.search(r"/\w*bn\d*/", name):
-        return "batch_norm_backward" if is_backward else "batch_norm_forward"
+    if is_norm(name):
+        return "norm_backward" if is_backward else "norm_forward"
     if "Siamese" in name:
         return "gradient" if is_backward else "forward"
     return "loss" if "jvp(" in name else "state"

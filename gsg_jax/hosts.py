@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -138,11 +139,23 @@ def notes() -> dict[int, str]:
 
 def _place_in_cluster(timeout: int) -> Place:
     try:
-        return Place(
+        place = Place(
             *ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
         )
     except RuntimeError as error:
         raise UserError(f"the cluster's host 0 is not found: {error}") from error
+    return place._replace(local_devices=None) if _is_alone_on_its_machine() else place
+
+
+def _is_alone_on_its_machine() -> bool:
+    """Whether the cluster has begun one process a machine, which then has all of its devices.
+
+    JAX takes it for one process a device, and would leave the others idle.
+    """
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get(
+        "OMPI_COMM_WORLD_LOCAL_SIZE", ""
+    )
+    return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
 
 
 def _split(coordinator: str) -> tuple[str, int]:

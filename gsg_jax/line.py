@@ -12,7 +12,8 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from typing import NoReturn
 
 from gsg_jax.errors import UserError
 
@@ -42,14 +43,17 @@ class Line:
           say: prints a line for people.
         """
         self.host = host
-        self.names = {peer: connection.getpeername()[0] for peer, connection in peers.items()}
+        self.names = {
+            peer: connection.getpeername()[0].removeprefix("::ffff:")
+            for peer, connection in peers.items()
+        }
         self._peers, self._say = peers, say
         self._notes, self._heard = {}, dict.fromkeys(peers, time.monotonic())
         self._buffers = dict.fromkeys(peers, b"")
         self._ended = set()
         self._lock = threading.Lock()
         self._is_closed = False
-        threading.Thread(target=self._listen, name="line", daemon=True).start()
+        threading.Thread(target=self._listen, name=f"line {host}", daemon=True).start()
 
     def leave_note(self, text: str) -> None:
         """Tells the others, within PING_SECONDS, what this host does."""
@@ -72,8 +76,9 @@ class Line:
                 self._send(peer, {"host": self.host, "end": status, "text": text})
 
     def _listen(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as connections:
             for peer, connection in self._peers.items():
+                connections.enter_context(connection)
                 connection.settimeout(PING_SECONDS)
                 selector.register(connection, selectors.EVENT_READ, peer)
             pinged = 0.0
@@ -134,6 +139,8 @@ class Line:
 
     def _lose(self, peer: int, how: str) -> None:
         self._ended.add(peer)
+        if self._is_closed:
+            return
         text = (
             f"host {peer} ({self.names[peer]}) is lost, {how}: give every host the same command "
             "again, and the run goes on from the newest checkpoint"
@@ -195,14 +202,13 @@ def _receive(
                 connection, _ = listener.accept()
             except TimeoutError:
                 missing = sorted(set(range(1, num_hosts)) - there.keys())
-                _refuse(there, _missing(missing, num_hosts, address, timeout))
+                _refuse(there.values(), _missing(missing, num_hosts, address, timeout))
             hello = _hello(connection)
             if hello is None:  # of another program
                 connection.close()
                 continue
             if wrong := _wrong(hello, num_hosts, about, there):
-                connection.sendall(json.dumps({"error": wrong}).encode() + b"\n")
-                _refuse(there, wrong)
+                _refuse([*there.values(), connection], wrong)
             there[hello["host"]] = connection
     for connection in there.values():
         connection.sendall(b'{"go": true}\n')
@@ -258,10 +264,10 @@ def _wrong(hello: dict, num_hosts: int, about: str, there: Collection[int]) -> s
     return ""
 
 
-def _refuse(there: dict[int, socket.socket], text: str) -> None:
+def _refuse(there: Iterable[socket.socket], text: str) -> NoReturn:
     """Tells all that have come why the run cannot begin, and raises it here."""
-    for connection in there.values():
-        with contextlib.suppress(OSError):  # it has gone, and needs no reason any more
+    for connection in there:
+        with contextlib.suppress(OSError), connection:  # one that has gone needs no reason
             connection.sendall(json.dumps({"error": text}).encode() + b"\n")
     raise UserError(text)
 
@@ -289,19 +295,28 @@ def _call(
     while (left := deadline - time.monotonic()) > 0:
         try:
             connection = socket.create_connection((name.strip("[]"), int(port)), min(left, 5))
-            hello = {"host": host, "num_hosts": num_hosts, "about": about}
-            connection.sendall(json.dumps(hello).encode() + b"\n")
-            connection.settimeout(None)  # from now on host 0 counts the time
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            answer = json.loads(_line(connection))
+            answer = _ask(connection, {"host": host, "num_hosts": num_hosts, "about": about})
         except OSError as error:
             reason = error.strerror or type(error).__name__
             time.sleep(min(0.2, max(left, 0)))
             continue
         if "error" in answer:
+            connection.close()
             raise UserError(answer["error"])
         return connection
     raise UserError(
         f"host 0 is missing of {num_hosts}: it does not answer at {address} within {timeout:g} s "
         f"({reason}); begin it there, or give all hosts its address as --coordinator=HOST:PORT"
     )
+
+
+def _ask(connection: socket.socket, hello: dict) -> dict:
+    """What host 0 answers once all have come; closes the connection where it does not."""
+    try:
+        connection.sendall(json.dumps(hello).encode() + b"\n")
+        connection.settimeout(None)  # from now on host 0 counts the time
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return json.loads(_line(connection))
+    except OSError:
+        connection.close()
+        raise

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from gsg_jax import hosts
 from gsg_jax.config import check_overrides, load_config
 from gsg_jax.errors import UsageError, UserError
-from gsg_jax.jobs import JOBS
+from gsg_jax.jobs import JOBS, ON_ONE_HOST
 from gsg_jax.line import GRACE_SECONDS, LOST_SECONDS
 from gsg_jax.mesh import give_fake_devices_threads
 from gsg_jax.progress import say_everywhere
@@ -160,6 +160,8 @@ def parse_flags(argv: list[str]) -> Command:
     place = hosts.find_place(
         coordinator.value, num_hosts.value, host_index.value, port.value, timeout.value
     )
+    if place and plain.job in ON_ONE_HOST:
+        raise UsageError(f"the job {plain.job} runs on one host, not {place.num_hosts}")
     return Command(config.value, folder, place, timeout.value)
 
 

@@ -154,7 +154,12 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, sees the old text or the new, never a part."""
+    """Writes a file so that a reader, or a crash, sees the old text or the new, never a part.
+
+    Of several hosts, which all call this with the same text, the first writes.
+    """
+    if not hosts.is_writer():
+        return
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
         file.write(text)

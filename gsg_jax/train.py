@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import ml_collections
 
-from gsg_jax import hosts
 from gsg_jax import mesh as meshes
 from gsg_jax import workdir as workdirs
 from gsg_jax.checkpoint import Checkpoints, state_digest
@@ -160,8 +159,7 @@ class Pretraining:
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
         if self.config.eval.knn_pixels:
             baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
-        if hosts.is_writer():
-            write_atomically(path, json.dumps(baselines) + "\n")
+        write_atomically(path, json.dumps(baselines) + "\n")
         say(f"k-NN top-1 to beat: {_scores(baselines)}")
         return baselines
 

@@ -98,6 +98,7 @@ def claim_for_evaluation(
             f"{workdir} holds another run or evaluation, which differs in "
             f"{'; '.join(differing[:5])}: give another --workdir"
         )
+    meshes.wait_for_hosts("the folder is looked at")
     write_record(path, config)
 
 

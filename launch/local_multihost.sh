@@ -24,6 +24,7 @@ if [ -n "${DEVICES:-}" ]; then
 fi
 
 hosts=()
+# shellcheck disable=SC2329 # called by trap
 end_all() { [ ${#hosts[@]} -eq 0 ] || kill -"$1" "${hosts[@]}" 2> /dev/null || true; }
 trap 'end_all TERM' TERM INT
 

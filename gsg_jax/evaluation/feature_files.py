@@ -8,9 +8,9 @@ import zipfile
 import zlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from gsg_jax import hosts
 from gsg_jax import mesh as meshes
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UserError
@@ -73,11 +73,12 @@ def write_features(
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
         return read_features(path)
+    meshes.wait_for_hosts("the embeddings are looked for")
     if num_done:
         say(f"{path}: goes on behind {num_done:,} of {len(source):,} embeddings")
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_writer, rows, saved = jax.process_index() == 0, None, time.monotonic()
+    is_writer, rows, saved = hosts.is_writer(), None, time.monotonic()
     batches = embed_batches(embed, source, batch_size=batch_size, size=size, first=num_done)
     with counting(f"embedding {path.stem}", len(source), num_done) as show:
         for h in batches if num_done < len(source) else ():

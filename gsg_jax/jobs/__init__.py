@@ -24,3 +24,5 @@ JOBS = {
     "import_torch": import_checkpoint,
     "export": export_weights,
 }
+# What reads or writes one file, which several hosts would only do at once.
+ON_ONE_HOST = ("import_torch", "export")

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from gsg_jax import mesh as meshes
 from gsg_jax.config import as_json, check_evaluation, differences
 from gsg_jax.data.sources import Source
 from gsg_jax.errors import UsageError, UserError
@@ -91,6 +92,7 @@ class Evaluation:
         for key in ("pretrained", "parts"):  # the digest says what is judged, the file which parts
             settings.pop(key)
         found = self._found(settings)
+        meshes.wait_for_hosts("the figures are looked at")
         self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
             "knn": self._knn,

@@ -8,6 +8,8 @@ from typing import Any
 
 import ml_collections
 
+from gsg_jax import hosts
+from gsg_jax import mesh as meshes
 from gsg_jax.config import check_evaluation
 from gsg_jax.data.part import Part
 from gsg_jax.data.records import is_prepared
@@ -170,13 +172,16 @@ def choose_rates(
     figures = read_object(path) if path.exists() else {}
     if not all(isinstance(figure, float) for figure in figures.values()):
         raise UserError(f"{path} is damaged (a figure is no number): remove it")
+    meshes.wait_for_hosts("the sweep is looked at")
     for pair in pairs:
         name = _name(pair)
         if name not in figures:
             parts = Part(train, fitted), Part(train, chooses)
             figures[name] = _held_out_top1(encoder, *parts, config, pair, folder / name)
             write_atomically(path, json.dumps(figures, indent=2) + "\n")
-            shutil.rmtree(folder / name)
+            meshes.wait_for_hosts(f"{name} is scored")
+            if hosts.is_writer():
+                shutil.rmtree(folder / name)
         say(f"learning rates {name}: {figures[name]:.4f} on {len(chooses)} held-out images")
     best = max(pairs, key=lambda pair: figures[_name(pair)])
     if figures[_name(best)] == DIVERGED:

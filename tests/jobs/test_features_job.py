@@ -140,7 +140,9 @@ def test_embeddings_of_another_encoder_or_program_are_left_alone(pretrained, tmp
 def test_without_a_workdir_the_files_lie_beside_the_checkpoints(pretrained):
     _, workdir, *_ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
     assert workdir == pretrained / "features"
-    _, workdir, *_ = parse_flags(["main", config("evaluate_all"), f"--config.pretrained={pretrained}"])
+    _, workdir, *_ = parse_flags(
+        ["main", config("evaluate_all"), f"--config.pretrained={pretrained}"]
+    )
     assert workdir == pretrained
 
 

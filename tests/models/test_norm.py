@@ -55,9 +55,9 @@ def draw(seed, num_views, num_images, shape):
 
 
 @cache
-def training_pass(num_views):
-    """Compiled: x, scale, bias, running_mean, running_var, weights -> (y, stats), gradients."""
-    norm = BatchNorm(num_views=num_views)
+def training_pass(num_views, group_images=0):
+    """Compiled: x, scale, bias, running_mean, running_var, weights -> gradients, (y, stats)."""
+    norm = BatchNorm(num_views=num_views, group_images=group_images)
 
     def loss(x, scale, bias, running_mean, running_var, weights):
         variables = {
@@ -179,6 +179,51 @@ def test_eight_devices_equal_one():
     single = training_pass(2)(x, *rest, weights)
     assert len(sharded[1][0].sharding.device_set) == 8
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), sharded, single)
+
+
+def in_groups(x, num_views, group_images, *statistics):
+    """One group after another, as if it were a batch of its own; the statistics' mean over them."""
+    size = group_images * num_views
+    parts = [
+        one_view_after_another(x[start : start + size], num_views, *statistics)
+        for start in range(0, len(x), size)
+    ]
+    y, mean, var = zip(*parts, strict=True)
+    return np.concatenate(y), np.mean(mean, axis=0), np.mean(var, axis=0)
+
+
+@pytest.mark.parametrize("group_images", [2, 3, 6])
+def test_groups_are_normalised_one_by_one(group_images):
+    x, *rest = draw(7, 2, 6, (3, 2))
+    weights = np.random.default_rng(8).normal(size=x.shape)
+    x, weights, *rest = map(jnp.float32, (x, weights, *rest))
+    gradients, (found, stats) = training_pass(2, group_images)(x, *rest, weights)
+    y, mean, var = in_groups(np.asarray(x, np.float64), 2, group_images, *rest)
+    np.testing.assert_allclose(found, y, atol=2e-5)
+    np.testing.assert_allclose(stats["mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+    size = 2 * group_images
+    of_parts = [
+        training_pass(2)(x[start : start + size], *rest, weights[start : start + size])[0]
+        for start in range(0, len(x), size)
+    ]
+    of_x, of_scale, of_bias = zip(*of_parts, strict=True)
+    np.testing.assert_allclose(gradients[0], jnp.concatenate(of_x), atol=1e-5)
+    np.testing.assert_allclose(gradients[1], sum(of_scale), atol=1e-4)
+    np.testing.assert_allclose(gradients[2], sum(of_bias), atol=1e-4)
+
+
+@pytest.mark.parametrize(("group_images", "num_sums"), [(0, 1), (2, 0), (4, 1)])
+def test_a_group_that_lies_on_one_device_is_normalised_without_the_others(group_images, num_sums):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    module = BatchNorm(num_views=2, group_images=group_images, use_scale=False)
+    x = jax.ShapeDtypeStruct(
+        (8, 3, 5), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data"))
+    )
+    variables = {"batch_stats": {"mean": jnp.zeros(5), "var": jnp.ones(5)}}
+    apply = jax.jit(lambda x: module.apply(variables, x, train=True, mutable=["batch_stats"])[0])
+    program = apply.lower(x).compile().as_text()
+    assert ("all-reduce" in program or "all-gather" in program) == bool(num_sums)
 
 
 # --- Norms of every image by itself --------------------------------------------------------------

@@ -1,0 +1,28 @@
+# How the tpu_vm_*.sh scripts and queued_resource.sh reach a Cloud TPU VM. Sourced after commands.sh.
+# shellcheck shell=bash
+
+# The folder of gsg_jax in the home of every worker.
+remote_root=gsg_jax
+# The state of the run there, also where tpu_vm_setup.sh has not been yet.
+detached=$remote_root/launch/detached.sh
+# shellcheck disable=SC2034 # for the scripts that source this
+remote_state="if [ -x $detached ]; then $detached state; else echo state: none; fi"
+
+# Runs a gcloud command of Cloud TPU in the zone and project.
+tpu() {
+  run gcloud compute tpus "$@" "--project=$PROJECT" "--zone=$ZONE"
+}
+
+# Runs a line of shell on a worker, or on all.
+on_worker() {
+  tpu tpu-vm ssh "$TPU_NAME" "--worker=$1" "--command=$2"
+}
+
+# Flags that tpu-vm create and queued-resources create have in common, of the variables that are set.
+where_flags() {
+  where=()
+  [ -z "${NETWORK:-}" ] || where+=("--network=$NETWORK")
+  [ -z "${SUBNETWORK:-}" ] || where+=("--subnetwork=$SUBNETWORK")
+  [ -z "${SERVICE_ACCOUNT:-}" ] || where+=("--service-account=$SERVICE_ACCOUNT")
+  [ -z "${SPOT:-}" ] || where+=(--spot)
+}

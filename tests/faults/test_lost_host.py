@@ -1,0 +1,63 @@
+"""One of two hosts is killed: the other ends soon, names it, and the restart resumes."""
+
+import random
+import time
+
+import pytest
+
+from gsg_jax.line import AGAIN, GRACE_SECONDS
+from tests.faults.conftest import FULL
+from tests.runs import figures, tiny, write_images
+from tests.test_multihost import finish_hosts, start_hosts, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 120
+# Until the other has ended: to notice takes no time, what is left is a loaded machine.
+SECONDS = GRACE_SECONDS + 20
+
+
+def flags(images, workdir):
+    return tiny(
+        "simsiam_gsg",
+        images,
+        workdir,
+        f"--config.run.num_steps={NUM_STEPS}",
+        "--config.run.log_every_steps=1",
+        "--config.run.checkpoint_every_steps=10",
+        "--config.eval.knn_every_epochs=0",
+    )
+
+
+def finished(images, workdir):
+    """Lets two hosts run to the end: the last line, and what host 0 told people."""
+    (status, out, err), (other, *_) = finish_hosts(
+        start_hosts(flags(images, workdir), num_devices=1)
+    )
+    assert (status, other) == (0, 0), err
+    return figures(out), err
+
+
+def test_a_killed_host_ends_the_other_with_a_line_and_the_restart_resumes(tmp_path, tally):
+    images = write_images(tmp_path / "images")
+    whole, _ = finished(images, tmp_path / "whole")
+    rng, survived, workdir = random.Random(0), 0, tmp_path / "parts"
+    victims = (1, 0, 1, 0) if FULL else (1,)
+    for number, victim in enumerate(victims):
+        hosts = start_hosts(flags(images, workdir), num_devices=1)
+        goal = (number + 1) * NUM_STEPS // (len(victims) + 2) + rng.randrange(8)
+        wait_for_step(workdir, goal, hosts)
+        hosts[victim].kill()
+        begin = time.monotonic()
+        found = finish_hosts(hosts)
+        seconds = time.monotonic() - begin
+        status, out, err = found[1 - victim]
+        last = err.splitlines()[-1]
+        is_told = f"error: host {victim} (127.0.0.1) is lost" in last and "Traceback" not in err
+        survived += is_told and (status, out) == (AGAIN, "") and seconds < SECONDS
+    last, err = finished(images, workdir)
+    tally("one of two hosts killed", len(victims), survived)
+    assert "resuming from the checkpoint of step" in err
+    assert last["state_digest"] == whole["state_digest"]
+    logs = [(path / "metrics.jsonl").read_bytes() for path in (workdir, tmp_path / "whole")]
+    assert logs[0] == logs[1]
