@@ -39,14 +39,14 @@ def nt_xent_loss(
     Source: Chen et al., ICML 2020 (arXiv 2002.05709), eq. 1.
     """
     del key
-    sources, siblings, others = _rows(outputs, stop_gradient)
-    num_rows = sources.shape[0]
-    positive = jnp.sum(sources * siblings, axis=-1) / temperature  # [2 B]
-    logits = _product(sources, others) / temperature  # [2 B, 2 B]
-    is_itself = jnp.eye(num_rows, dtype=bool)
-    is_sibling = jnp.roll(is_itself, num_rows // 2, axis=1)
-    logits = jnp.where(is_itself, -jnp.inf, jnp.where(is_sibling, positive[:, None], logits))
-    loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
+    sources, siblings, others = _unit_views(outputs, stop_gradient)
+    positive = jnp.sum(sources * siblings, axis=-1) / temperature  # [2, B]
+    logits = _products("vbd,wcd->vbwc", sources, others) / temperature  # [2, B, 2, B]
+    is_view = jnp.eye(2, dtype=bool)[:, None, :, None]
+    is_image = jnp.eye(sources.shape[1], dtype=bool)[None, :, None, :]
+    logits = jnp.where(is_image & ~is_view, positive[..., None, None], logits)
+    logits = jnp.where(is_image & is_view, -jnp.inf, logits)
+    loss = jnp.mean(jax.nn.logsumexp(logits, axis=(2, 3)) - positive)
     return loss, memory, {"attraction": -jnp.mean(positive)}
 
 
@@ -85,13 +85,14 @@ def moco_loss(
     (arXiv 2003.04297).
     """
     del key
-    sources, siblings, others = _rows(outputs, stop_gradient)
+    sources, siblings, others = _unit_views(outputs, stop_gradient)
     queue, oldest = memory["queue"], memory["oldest"]
-    positive = jnp.sum(sources * siblings, axis=-1, keepdims=True)  # [2 B, 1]
-    negative = _product(sources, queue)  # [2 B, Q]
-    logits = jnp.concatenate([positive, negative], axis=1) / temperature
-    loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+    positive = jnp.sum(sources * siblings, axis=-1, keepdims=True)  # [2, B, 1]
+    negative = _products("vbd,qd->vbq", sources, queue)  # [2, B, Q]
+    logits = jnp.concatenate([positive, negative], axis=-1) / temperature
+    loss = jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
 
+    others = others.reshape(-1, others.shape[-1])  # [2 B, D]
     places = (oldest + jnp.arange(others.shape[0])) % queue_size
     queue = queue.at[places].set(jax.lax.stop_gradient(others))
     memory = {"queue": queue, "oldest": (oldest + others.shape[0]) % queue_size}
@@ -136,15 +137,18 @@ def check_queue(*, num_views: int, batch_size: int, queue_size: int, **choices) 
         )
 
 
-def _rows(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Unit rows [2 B, D], first views first: sources, their siblings' targets, negatives."""
+def _unit_views(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Unit rows [2, B, D]: sources, their siblings' targets, negatives.
+
+    The two views stay an axis of their own. Joined with the images they would no longer lie as the
+    devices share the images out, and each device would compute the loss of all of them.
+    """
     chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)
     targets = (outputs.z_target, outputs.negatives)
     z, others = jax.lax.stop_gradient(targets) if stop_gradient else targets
-    width = z.shape[-1]
-    return tuple(normalize(x).reshape(-1, width) for x in (outputs.p, z[::-1], others))
+    return normalize(outputs.p), normalize(z[::-1]), normalize(others)
 
 
-def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+def _products(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST)

@@ -19,12 +19,14 @@ class Pairs(NamedTuple):
     """Who was compared with whom, and which views were closest.
 
     Attributes:
-      image, reference: indices into the batch, [P] each; P is B, or B / 2 for "halves".
+      image, reference: slices of the batch, or indices into it, of P images each; P is B, or B / 2
+        for "halves". A slice leaves the images on the devices where they lie; what indices take
+        goes through all devices.
       a, b: the closest view of the image and of the reference, 0 or 1, [P] each.
     """
 
-    image: jax.Array
-    reference: jax.Array
+    image: slice
+    reference: slice | jax.Array
     a: jax.Array
     b: jax.Array
 
@@ -144,7 +146,7 @@ def _sources(outputs: Outputs, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
     return _view(p[:2, image], a), _view(of_reference, b)
 
 
-def _target(z: jax.Array, image: jax.Array, view: jax.Array, mix: Mix | None) -> jax.Array:
+def _target(z: jax.Array, image: slice | jax.Array, view: jax.Array, mix: Mix | None) -> jax.Array:
     """Unit target rows [P, D]: view `view` of the images, and of their partners by the share."""
     own = normalize(_view(z[:, image], view))
     if mix is None:
@@ -207,7 +209,7 @@ def check_pairing(
         )
 
 
-def draw_pairs(z: jax.Array, key: jax.Array, pairing: str) -> tuple[jax.Array, jax.Array]:
+def draw_pairs(z: jax.Array, key: jax.Array, pairing: str) -> tuple[slice, slice | jax.Array]:
     """Says which image of the batch is whose reference.
 
     Args:
@@ -216,16 +218,16 @@ def draw_pairs(z: jax.Array, key: jax.Array, pairing: str) -> tuple[jax.Array, j
       pairing: one of VIEWS_OF_PAIRING.
 
     Returns:
-      (image, reference): indices into the batch, each [P]; P is B, or B / 2 for "halves".
+      (image, reference): slices of the batch, or indices [P] into it; P is B, or B / 2 for
+      "halves".
     """
-    batch_size = z.shape[1]
-    everyone = jnp.arange(batch_size)
+    batch_size, everyone = z.shape[1], slice(None)
     if pairing == "permutation":
         return everyone, jax.random.permutation(key, batch_size)
     if pairing == "roll":
-        return everyone, jnp.roll(everyone, -1)
+        return everyone, jnp.roll(jnp.arange(batch_size), -1)
     if pairing == "halves":
-        return everyone[: batch_size // 2], everyone[batch_size // 2 :]
+        return slice(batch_size // 2), slice(batch_size // 2, None)
     return everyone, _nearest_image(z)
 
 

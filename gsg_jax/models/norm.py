@@ -140,11 +140,19 @@ def _gradient_of_normalized(epsilon, residuals, gradients):
     dy_sum, dy_x_sum = _sum_of_views(dy), _sum_of_views(dy * x_hat)  # [V, C] each
     rest = dy - _like_views(dy_sum / count, x) - x_hat * _like_views(dy_x_sum / count, x)
     dx = rest * _like_views(reciprocal * scale[None], x)
-    # View by view: XLA would merge a sum of sums into another pass over the whole array.
-    return dx.astype(x.dtype), sum(dy_x_sum), sum(dy_sum)
+    return dx.astype(x.dtype), _over_views(dy_x_sum), _over_views(dy_sum)
 
 
 normalize_views.defvjp(_normalized, _gradient_of_normalized)
+
+
+def _over_views(sums: jax.Array) -> jax.Array:
+    """Adds the sums [V, C] of all views, or of all views of all groups, to [C]."""
+    if is_one_cpu():
+        # One by one: XLA would merge a sum of sums into another pass over the whole array.
+        return sum(sums)
+    # At once: groups lie on different devices, which would send one another row by row.
+    return jnp.sum(sums, axis=0)
 
 
 def _like_views(statistic: jax.Array, x: jax.Array) -> jax.Array:
