@@ -322,7 +322,9 @@ class Checkpoints:
         for path in self._unfinished():
             step = path.name.partition(".")[0]
             if step.isdecimal() and int(step) > (newest or 0):
-                used = "the run begins again" if newest is None else f"that of step {newest} is used"
+                used = (
+                    "the run begins again" if newest is None else f"that of step {newest} is used"
+                )
                 say(f"warning: the checkpoint of step {step} is only half written: {used}")
             shutil.rmtree(path)
 

@@ -389,8 +389,8 @@ def _check_keep_every(run: ConfigDict) -> None:
         lower = run.keep_every - remainder
         raise UsageError(
             f"--config.run.keep_every={run.keep_every}: no multiple of run.checkpoint_every_steps "
-            f"({run.checkpoint_every_steps}), so most of these steps are not saved: take {lower} or "
-            f"{lower + run.checkpoint_every_steps}"
+            f"({run.checkpoint_every_steps}), so most of these steps are not saved: take "
+            f"{lower} or {lower + run.checkpoint_every_steps}"
         )
 
 

@@ -36,8 +36,8 @@ WRITTEN = (
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
-    What makes the batches may differ, and what is kept; the record then says what does now. An imported
-    checkpoint that no step has moved takes another schedule and other images.
+    What makes the batches may differ, and which checkpoints are kept; the record then says how it
+    is now. An imported checkpoint that no step has moved takes another schedule and other images.
 
     Args:
       workdir: DIR.

@@ -176,7 +176,10 @@ def test_a_run_with_a_damaged_newest_checkpoint_ends_with_the_same_bits(whole, t
     num_tries = 12 if FULL else 2
     for number in range(num_tries):
         workdir = shutil.copytree(reference, tmp_path / str(number))
-        name, damage = rng.choice([x for x in files if x.name != "digests.json"]), rng.choice([*DAMAGES])
+        name, damage = (
+            rng.choice([x for x in files if x.name != "digests.json"]),
+            rng.choice([*DAMAGES]),
+        )
         DAMAGES[damage](workdir / "checkpoints" / "10" / name)
         status, out, err = call(*flags(workdir))
         assert status == 0, err
