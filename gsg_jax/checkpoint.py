@@ -370,7 +370,8 @@ class Checkpoints:
             )
 
     def _is_there(self) -> bool:
-        return self._folder.is_dir() and self._sign.exists()
+        # Of os.path, which take a store out of reach for one that is not there.
+        return os.path.isdir(self._folder) and os.path.exists(self._sign)
 
     def _remove_skeleton(self) -> None:
         """Removes the folders that a save has made anew, which would bar the real one's way."""
@@ -539,6 +540,9 @@ def _reading_damage(checkpoint: pathlib.Path) -> str | None:
         how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), _metadata(arrays))
         reader.restore(arrays, args=ocp.args.PyTreeRestore(restore_args=how))
     except Exception as error:  # damaged files make Orbax raise whatever it may
+        number = _error_number(error)
+        if number not in (None, errno.ENOENT, errno.ENOTDIR):  # the store's fault, not the file's
+            raise OSError(number, os.strerror(number), str(arrays)) from error
         return f"cannot be read: {_reason(error)}"
     finally:
         reader.close()
