@@ -42,6 +42,12 @@ DAMAGES = {
 }
 
 
+# Orbax abandons the other reads where one has failed; the failure is told.
+LATE_ERRORS = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <coroutine:pytest.PytestUnraisableExceptionWarning"
+)
+
+
 def state_of(step):
     """A small state, whose arrays differ from step to step."""
     rng = np.random.default_rng(step)
@@ -77,10 +83,18 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("version", ["", " of an earlier version"])
+# Checkpoints of an earlier version have no digests: a flipped bit in their arrays is past telling.
+EARLIER = " of an earlier version"
+
+
+@LATE_ERRORS
+@pytest.mark.parametrize(
+    ("damage", "version"),
+    [*((name, "") for name in DAMAGES)]
+    + [(name, EARLIER) for name in DAMAGES if name != "one bit flipped"],
+)
 def test_every_file_of_a_checkpoint_may_be_damaged(saved, tmp_path, tally, damage, version):
-    """In an earlier version's checkpoint what Orbax does not notice need not be noticed."""
+    """In an earlier version's checkpoint what Orbax does not read need not be noticed."""
     base = shutil.copytree(saved, tmp_path / "base")
     if version:
         for path in base.glob("checkpoints/*/default/digests.json"):
@@ -130,6 +144,7 @@ def test_damage_to_what_nothing_reads_does_no_harm(saved, tmp_path, tally, name)
     tally(f"{name} damaged", len(DAMAGES), len(DAMAGES))
 
 
+@LATE_ERRORS
 def test_checkpoints_of_random_bytes_are_told_and_the_whole_one_is_used(saved, tmp_path, tally):
     """Files of noise, of any length, whatever they replace; digests that list them included."""
     rng = np.random.default_rng(0)
