@@ -1,13 +1,16 @@
-"""Checkpoints: the newest few and the best, saved beside the step, by Orbax."""
+"""Checkpoints: the newest few and the best, saved beside the step by Orbax, checked when opened."""
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,62 +18,95 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 from rich.filesize import decimal
 
+from gsg_jax import hosts
 from gsg_jax.errors import UserError
+from gsg_jax.progress import say
 from gsg_jax.train_step import TrainState
 
 # What Orbax raises where a file cannot be written or read.
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError)
+# What does not pass by itself: a full disk, a folder that may not be written to.
+_LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
+# How a store fails that is not there for a while: unmounted, renamed, or out of reach.
+_AWAY = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+    *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+
+_MEND = ": mend that, and the same command goes on from the newest one"
 
 # Bytes of a checkpoint besides the arrays, and of the logs.
 _MARGIN = 2_000_000
+
+# Where a checkpoint's arrays lie in its folder, and its score.
+_ARRAYS, _SCORE = "default", "metrics"
+# The SHA-256 of each file of a checkpoint, {"sha256": {name: hex digits}}.
+_DIGESTS = f"{_ARRAYS}/digests.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# Where damaged checkpoints are kept.
+DAMAGED = "damaged"
+
+
+class _SaveFailed(UserError):
+    """A checkpoint was not saved, but another may be; `is_away` where its folder is not there."""
+
+    def __init__(self, what: str, is_away: bool):
+        super().__init__(what + _MEND)
+        self.what, self.is_away = what, is_away
 
 
 class Checkpoints:
     """The checkpoints of one workdir; a context manager that waits for what is being saved.
 
     A save returns at once and is committed in the background by one rename, so that a process
-    killed at any moment leaves the checkpoint before it whole.
+    killed at any moment leaves the checkpoint before it whole. Opening finds the newest that is
+    whole by the digests of its files. Damaged ones are told of, and moved to DIR/damaged.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 2, *, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int = 2,
+        keep_every: int = 0,
+        *,
+        patience: float = 0.0,
+        read_only: bool = False,
+    ):
         """Opens DIR/checkpoints.
 
         Args:
           workdir: DIR.
           keep: how many of the newest to keep; the best by knn_top1 is kept besides.
-          read_only: True neither makes nor cleans the folder.
+          keep_every: those whose step is a multiple of it are kept too; 0 keeps no others.
+          patience: how long a save waits for a folder that has vanished, seconds.
+          read_only: True neither makes nor changes the folder.
+
+        Raises:
+          UserError: where there are checkpoints and none is whole, or they cannot be read.
         """
-        policy = AnyPreservationPolicy(
-            [
-                LatestN(keep),
-                BestN(
-                    get_metric_fn=_score,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+        self._workdir, self._folder = workdir, workdir / "checkpoints"
+        self._patience = patience
+        record = workdir / "config.json"
+        # A save that was under way when the folder vanished makes another in its place.
+        self._sign = record if record.exists() else self._folder
+        policies = [
+            LatestN(keep),
+            BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+            *([EveryNSteps(keep_every)] if keep_every else []),
+        ]
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies),
             best_fn=_score,  # without it no score is written, and a resumed run forgets the best
-            create=not read_only,
-            read_only=read_only,
         )
-        self._folder = workdir / "checkpoints"
-        try:
-            self._manager = ocp.CheckpointManager(
-                self._folder.resolve(),
-                options=options,
-                item_handlers=ocp.StandardCheckpointHandler(),
-            )
-        except _FAILURES as error:
-            raise UserError(
-                f"{self._folder} cannot be opened ({_reason(error)}): remove the checkpoint that "
-                "is damaged, or give another --workdir"
-            ) from error
+        self._newest = self._agree_on_newest(read_only)
+        self._manager = None if read_only else self._open()
+        self._is_stale = False  # True: a save has failed, and Orbax believes in it
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -84,25 +120,79 @@ class Checkpoints:
 
     def newest_step(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._manager else self._newest
 
-    def save(self, state: TrainState, knn_top1: float | None) -> None:
+    def required_step(self) -> int:
+        """Step of the newest whole checkpoint; raises UserError where there is none."""
+        newest = self.newest_step()
+        if newest is None:
+            raise UserError(f"{self._workdir} holds no checkpoint yet: let the run reach its first")
+        return newest
+
+    def save(self, state: TrainState, knn_top1: float | None, *, wait: bool = False) -> None:
         """Starts saving the state of its step.
+
+        Where the folder is not there, waits for it. Where the save before this one has failed
+        since it was not, says so: this one takes its place.
 
         Args:
           state: on the devices; copied before this returns, so that it may be donated.
           knn_top1: its figure of the k-NN monitor, where there is one.
+          wait: until it is saved.
 
         Raises:
           UserError: where this save, or the one before it, fails; a full disk, say.
         """
-        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        with self._explained():
-            self._manager.save(
-                int(state.step),
-                args=ocp.args.StandardSave(state),
-                metrics=None if knn_top1 is None else {"knn_top1": knn_top1},
+        deadline = time.monotonic() + self._patience
+        try:
+            with self._explained():
+                self._manager.wait_until_finished()
+        except _SaveFailed as error:
+            self._is_stale = True
+            say(f"warning: {error.what}: this run goes on, and saves its next one")
+        for attempt in itertools.count():
+            self.wait_for_store(deadline)
+            try:
+                self._start(state, knn_top1)
+                if wait:
+                    with self._explained():
+                        self._manager.wait_until_finished()
+                return
+            except _SaveFailed as error:
+                self._is_stale = True
+                if time.monotonic() >= deadline or (attempt and not error.is_away):
+                    raise
+                say(f"warning: {error.what}: this run tries again")
+                time.sleep(1)
+
+    def wait_for_store(self, deadline: float | None = None) -> None:
+        """Waits until the folder is there, where it is not.
+
+        Args:
+          deadline: by time.monotonic(); None is as long from now as the run has patience.
+
+        Raises:
+          UserError: where it is not there at the deadline.
+        """
+        if self._is_there():
+            return
+        if deadline is None:
+            deadline = time.monotonic() + self._patience
+        seconds = max(0, deadline - time.monotonic())
+        if seconds:
+            say(
+                f"warning: {self._folder} is not there: waiting for it, at most {seconds:.0f} s "
+                "(--config.run.store_patience_seconds)"
             )
+        while not self._is_there():
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{self._folder} has vanished while the run went on: bring it back, and the "
+                    "same command goes on from the newest checkpoint"
+                )
+            self._remove_skeleton()
+            time.sleep(0.2)
+        say(f"{self._folder} is there again: going on")
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores the state of a step.
@@ -118,9 +208,10 @@ class Checkpoints:
           UserError: where the checkpoint is damaged, or of other shapes.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        with self._read_explained(step):
+        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        with self._read_explained(step), contextlib.closing(reader):
             self._check_shapes(step, like.params)
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            return reader.restore(self._arrays(step), args=ocp.args.StandardRestore(abstract))
 
     def restore_part(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Restores some groups of the state of a step, whatever else it holds.
@@ -144,7 +235,7 @@ class Checkpoints:
         )
         with self._read_explained(step), contextlib.closing(reader):
             self._check_shapes(step, like["params"])
-            return reader.restore(self._folder.resolve() / str(step) / "default", args=arguments)
+            return reader.restore(self._arrays(step), args=arguments)
 
     def shapes(self, step: int, groups: Sequence[str]) -> dict[str, Any]:
         """What some groups of the state of a step hold.
@@ -159,9 +250,8 @@ class Checkpoints:
         Raises:
           UserError: where the checkpoint is damaged.
         """
-        metadata = self._manager.item_metadata(step)
-        if metadata is None:
-            raise UserError(f"{self._folder / str(step)} is damaged: remove it, or restore it")
+        with self._read_explained(step):
+            metadata = _metadata(self._arrays(step))
         return {
             group: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata[group])
             for group in groups
@@ -169,15 +259,140 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being saved; raises UserError where that fails."""
+        if self._manager:
+            with self._explained():
+                self._manager.close()
+
+    def _agree_on_newest(self, read_only: bool) -> int | None:
+        """The newest whole step: the writer finds it, and the other hosts hear of it."""
+        step, error = None, None
+        if hosts.is_writer():
+            try:
+                step = self._choose_newest(read_only)
+            except UserError as caught:  # raised once the other hosts know
+                error = caught
+        word = -2 if error else -1 if step is None else step
+        word = int(multihost_utils.broadcast_one_to_all(np.int32(word)))
+        if word == -2:
+            raise error or UserError(f"{self._folder} cannot be opened: host 0 says why")
+        return None if word == -1 else word
+
+    def _choose_newest(self, read_only: bool) -> int | None:
+        """The newest whole step; puts away what is damaged, unless read_only."""
+        with self._opening_explained():
+            steps, damaged, whole = saved_steps(self._workdir), {}, None
+            while steps and whole is None:
+                step = steps.pop()
+                reason = _damage(self._folder / str(step))
+                if reason is None:
+                    whole = step
+                elif (self._folder / str(step)).exists():  # else a run has just removed it
+                    damaged[step] = reason
+            if whole is None and damaged:
+                newest = max(damaged)
+                raise UserError(
+                    f"none of the {len(damaged)} checkpoints in {self._folder} is whole (of step "
+                    f"{newest}, {damaged[newest]}): restore one, or begin in another --workdir"
+                )
+            if not read_only:
+                for step in steps:  # Orbax reads the scores of all
+                    if reason := _score_damage(self._folder / str(step)):
+                        damaged[step] = reason
+                self._remove_unfinished(whole)
+            for step, reason in damaged.items():
+                told = f"warning: the checkpoint of step {step} is damaged ({reason})"
+                if not read_only:
+                    told += f" and is kept in {self._put_away(step)}"
+                say(f"{told}: that of step {whole} is used")
+        return whole
+
+    def _put_away(self, step: int) -> pathlib.Path:
+        """Moves a checkpoint out of Orbax's sight; says where to."""
+        folder = self._workdir / DAMAGED
+        folder.mkdir(exist_ok=True)
+        place, count = folder / str(step), 1
+        while place.exists():
+            count += 1
+            place = folder / f"{step}-{count}"
+        (self._folder / str(step)).rename(place)
+        return place
+
+    def _remove_unfinished(self, newest: int | None) -> None:
+        """Removes what a save has left that was cut off; tells of one that would be the newest."""
+        for path in self._unfinished():
+            step = path.name.partition(".")[0]
+            if step.isdecimal() and int(step) > (newest or 0):
+                used = (
+                    "the run begins again" if newest is None else f"that of step {newest} is used"
+                )
+                say(f"warning: the checkpoint of step {step} is only half written: {used}")
+            shutil.rmtree(path)
+
+    def _open(self) -> ocp.CheckpointManager:
+        with self._opening_explained():
+            return ocp.CheckpointManager(
+                self._folder.resolve(), options=self._options, item_handlers=self._handler()
+            )
+
+    def _handler(self) -> ocp.StandardCheckpointHandler:
+        """Orbax's handler, which also writes the digests of a checkpoint's files into it.
+
+        Orbax calls `finalize` in its thread, once every host has written; then it renames the
+        whole.
+        """
+        handler = ocp.StandardCheckpointHandler()
+        finish = handler.finalize
+
+        def finalize(directory: Any) -> None:
+            finish(directory)
+            _write_digests(pathlib.Path(directory))
+            if not self._is_there():  # these are folders that TensorStore has made anew
+                self._remove_skeleton()
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
+
+        handler.finalize = finalize
+        return handler
+
+    def _start(self, state: TrainState, knn_top1: float | None) -> None:
+        """Starts one save; raises UserError where it fails at once."""
         with self._explained():
-            self._manager.close()
+            if self._is_stale:
+                with contextlib.suppress(*_FAILURES):  # told before
+                    self._manager.close()
+                for path in self._unfinished() if hosts.is_writer() else ():
+                    shutil.rmtree(path)
+                self._manager, self._is_stale = self._open(), False
+            self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.StandardSave(state),
+                metrics=None if knn_top1 is None else {"knn_top1": knn_top1},
+            )
+
+    def _is_there(self) -> bool:
+        # Of os.path, which take a store out of reach for one that is not there.
+        return os.path.isdir(self._folder) and os.path.exists(self._sign)
+
+    def _remove_skeleton(self) -> None:
+        """Removes the folders that a save has made anew, which would bar the real one's way."""
+        for path in self._unfinished():
+            shutil.rmtree(path, ignore_errors=True)
+        for folder in (self._folder, self._workdir):
+            with contextlib.suppress(OSError):  # it holds something, or is not there
+                folder.rmdir()
+
+    def _unfinished(self) -> list[pathlib.Path]:
+        """The folders of saves that were cut off, or are under way."""
+        return list(self._folder.glob(f"*{_UNFINISHED}*"))
+
+    def _arrays(self, step: int) -> pathlib.Path:
+        return self._folder.resolve() / str(step) / _ARRAYS
 
     def _check_shapes(self, step: int, params: Any) -> None:
         """Raises UserError where a whole checkpoint is of another network, or other channels."""
-        self._manager.wait_until_finished()
-        metadata = self._manager.item_metadata(step)
-        if metadata is None:  # damaged: restoring says how
-            return
+        if self._manager:
+            self._manager.wait_until_finished()
+        metadata = _metadata(self._arrays(step))
         branches = {branch: metadata["params"].get(branch, {}) for branch in params}
         there, here = _shapes(branches), _shapes(params)
         for name in sorted(there.keys() | here.keys()):
@@ -190,11 +405,6 @@ class Checkpoints:
 
     def _check_room(self, num_bytes: int) -> None:
         """Raises UserError where a save is bound to fail: said here, it is said in one line."""
-        if not self._folder.is_dir():
-            raise UserError(
-                f"{self._folder} has vanished while the run went on: begin again, and leave the "
-                "--workdir in its place"
-            )
         free = shutil.disk_usage(self._folder).free
         needed = num_bytes + _MARGIN
         if free < needed:
@@ -209,8 +419,18 @@ class Checkpoints:
             yield
         except _FAILURES as error:
             raise UserError(
-                f"{self._folder / str(step)} cannot be read ({_reason(error)}): remove it to go on "
-                "from the checkpoint before it, or give another --workdir"
+                f"{self._folder / str(step)} cannot be read ({_reason(error)}): mend that, or give "
+                "another --workdir"
+            ) from error
+
+    @contextlib.contextmanager
+    def _opening_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise UserError(
+                f"{self._folder} cannot be opened ({_reason(error)}): mend that, or give another "
+                "--workdir"
             ) from error
 
     @contextlib.contextmanager
@@ -218,10 +438,18 @@ class Checkpoints:
         try:
             yield
         except _FAILURES as error:
-            raise UserError(
-                f"a checkpoint cannot be saved in {self._folder} ({_reason(error)}): mend that, "
-                "and the same command goes on from the newest one"
-            ) from error
+            number, is_there = _error_number(error), self._is_there()
+            what = f"a checkpoint cannot be saved in {self._folder} ({_reason(error)})"
+            if number in _LASTING and is_there:
+                raise UserError(what + _MEND) from error
+            raise _SaveFailed(what, number in _AWAY or not is_there) from error
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints of a run, whole or damaged, the oldest first."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
@@ -236,13 +464,10 @@ def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     Raises:
       UserError: where there is no checkpoint, or it is damaged.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.newest_step()
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
-    groups = ("params", "batch_stats", "target_params", "target_batch_stats")
-    variables = checkpoints.restore_part(step, checkpoints.shapes(step, groups))
-    checkpoints.close()
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.required_step()
+        groups = ("params", "batch_stats", "target_params", "target_batch_stats")
+        variables = checkpoints.restore_part(step, checkpoints.shapes(step, groups))
     return step, jax.tree.map(np.asarray, variables)
 
 
@@ -255,17 +480,101 @@ def _score(metrics: dict[str, float]) -> float:
     return metrics["knn_top1"]
 
 
+def _write_digests(arrays: pathlib.Path) -> None:
+    """Writes the digests of what a checkpoint holds; `arrays` may have its unfinished name yet."""
+    digests = {}
+    for path in sorted(arrays.parent.rglob("*")):
+        names = path.relative_to(arrays.parent).parts
+        if path.is_file() and len(names) > 1:  # Orbax goes on writing what lies above
+            item = names[0].partition(_UNFINISHED)[0]
+            digests["/".join((item, *names[1:]))] = _file_digest(path)
+    with (arrays / pathlib.Path(_DIGESTS).name).open("w") as file:
+        json.dump({"sha256": digests}, file, indent=0)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _file_digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(checkpoint: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where it is whole.
+
+    One of an earlier version has no digests; it is whole where all its arrays can be read.
+    """
+    if not (checkpoint / _DIGESTS).exists():
+        return _score_damage(checkpoint) or _reading_damage(checkpoint)
+    try:
+        digests = json.loads((checkpoint / _DIGESTS).read_bytes())["sha256"].items()
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return f"{_DIGESTS} cannot be understood"
+    for name, digest in digests:
+        try:
+            if _file_digest(checkpoint / name) != digest:
+                return f"{name} is not what was saved"
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+            return f"{ascii(name)[1:-1]} is missing"
+    return _score_damage(checkpoint)
+
+
+def _score_damage(checkpoint: pathlib.Path) -> str | None:
+    """What is wrong with the score of a checkpoint, which Orbax reads when it opens the folder."""
+    path = checkpoint / _SCORE / _SCORE
+    if not path.exists():
+        return None
+    try:
+        float(_score(json.loads(path.read_bytes())))
+    except (ValueError, TypeError, LookupError):
+        return f"{_SCORE}/{_SCORE} is no score"
+    return None
+
+
+def _reading_damage(checkpoint: pathlib.Path) -> str | None:
+    """Why the arrays of a checkpoint cannot be read; None where they can."""
+    arrays = checkpoint.resolve() / _ARRAYS
+    reader = ocp.PyTreeCheckpointHandler()
+    try:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), _metadata(arrays))
+        reader.restore(arrays, args=ocp.args.PyTreeRestore(restore_args=how))
+    except Exception as error:  # damaged files make Orbax raise whatever it may
+        number = _error_number(error)
+        if number not in (None, errno.ENOENT, errno.ENOTDIR):  # the store's fault, not the file's
+            raise OSError(number, os.strerror(number), str(arrays)) from error
+        return f"cannot be read: {_reason(error)}"
+    finally:
+        reader.close()
+    return None
+
+
+def _metadata(arrays: pathlib.Path) -> Any:
+    """The tree of a checkpoint, with the shape and type of each array."""
+    return ocp.StandardCheckpointHandler().metadata(arrays).tree
+
+
 def _reason(error: BaseException) -> str:
     """What went wrong at the bottom of an error of Orbax, in a few words."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, OSError) and link.strerror:
-            return link.strerror
-        if code := re.search(r"os_error_code='(\d+)'", str(link)):  # TensorStore's way
-            return os.strerror(int(code[1]))
+    if number := _error_number(error):
+        return os.strerror(number)
+    while cause := error.__cause__ or error.__context__:
+        error = cause
     return textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The number of the system's error at the bottom of an error of Orbax, where there is one."""
+    while error:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        text = str(error)
+        if code := re.search(r"os_error_code='(\d+)'", text):  # TensorStore's way
+            return int(code[1])
+        if text.startswith("NOT_FOUND"):
+            return errno.ENOENT
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def state_digest(state: Any) -> str:

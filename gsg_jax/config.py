@@ -103,6 +103,8 @@ RANGES = {
     "run.log_every_steps": (1, 1e9),
     "run.checkpoint_every_steps": (1, 1e9),
     "run.keep_checkpoints": (1, 1e6),
+    "run.keep_every": (0, 1e9),
+    "run.store_patience_seconds": (0, 1e6),
 }
 
 # The same of the keys that some methods have.
@@ -384,6 +386,16 @@ def _check_tuple(key: str, values: tuple, length: int, low: float, high: float) 
         raise UsageError(f"--config.{key}={values}: the first must not exceed the second")
 
 
+def _check_keep_every(run: ConfigDict) -> None:
+    if remainder := run.keep_every % run.checkpoint_every_steps:
+        lower = run.keep_every - remainder
+        raise UsageError(
+            f"--config.run.keep_every={run.keep_every}: no multiple of run.checkpoint_every_steps "
+            f"({run.checkpoint_every_steps}), so most of these steps are not saved: take "
+            f"{lower} or {lower + run.checkpoint_every_steps}"
+        )
+
+
 def _check_together(config: ConfigDict) -> None:
     method, row = config.method, METHODS[config.method.name]
     for option in row.options:
@@ -414,6 +426,7 @@ def _check_together(config: ConfigDict) -> None:
     _check_backbone(config.model, config.views)
     _check_microbatches(config)
     _check_bn_groups(config)
+    _check_keep_every(config.run)
     if config.eval.online_linear and config.views.cutmix_probability:
         raise UsageError(
             f"--config.eval.online_linear=True: cannot be had together with CutMix "

@@ -197,8 +197,9 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _drop_late_errors(unraisable) -> None:
-    """Leaves out what TensorStore's threads say after a save of Orbax has failed: it is told."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """Leaves out what is left over of a save or read of Orbax that has failed: it is told."""
+    late = ("Event loop is closed", "Encountered error while reading array index")
+    if not str(unraisable.exc_value).startswith(late):
         sys.__unraisablehook__(unraisable)
 
 

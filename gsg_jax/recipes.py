@@ -164,6 +164,8 @@ def _imagenet() -> ConfigDict:
             "log_every_steps": 50,
             "checkpoint_every_steps": 1000,
             "keep_checkpoints": 2,  # the newest, and the best by k-NN besides
+            "keep_every": 0,  # steps; those of a multiple are kept too, 0 = no others
+            "store_patience_seconds": 600,  # a save waits for a workdir that has vanished
             "fsdp": 1,  # devices that share one copy of the train state
         }
     )

@@ -105,7 +105,12 @@ class Pretraining:
         self.schedule = learning_rate_schedule(
             config.optim, batch_size=config.data.batch_size, **length
         )
-        self.checkpoints = Checkpoints(workdir, config.run.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            workdir,
+            config.run.keep_checkpoints,
+            config.run.keep_every,
+            patience=config.run.store_patience_seconds,
+        )
         self.past = []
 
     def run(self) -> dict[str, Any]:
@@ -179,7 +184,7 @@ class Pretraining:
             if told_to_stop():
                 losses.check_all()
                 if step - 1 > (self.checkpoints.newest_step() or 0):
-                    self._save(state, None, writer)
+                    self._save(state, None, writer, is_last=True)
                 display.note(f"stopped at step {step - 1} and saved: the same command goes on")
                 break
             with clock.waiting():
@@ -202,12 +207,16 @@ class Pretraining:
                 display.figures(step, values, speed)
                 display.warn(collapse.warning(values))
                 if self._saves_at(step):
-                    self._save(state, values.get("knn_top1"), writer)
+                    is_last = step == self.num_steps
+                    self._save(state, values.get("knn_top1"), writer, is_last)
         return state
 
-    def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsLog) -> None:
+    def _save(
+        self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool
+    ) -> None:
+        self.checkpoints.wait_for_store()
         writer.flush()  # a checkpoint stands for the lines of its step
-        self.checkpoints.save(state, knn_top1)
+        self.checkpoints.save(state, knn_top1, wait=is_last)
 
     def _logs_at(self, step: int) -> bool:
         return step % self.config.run.log_every_steps == 0 or self._saves_at(step)

@@ -13,9 +13,12 @@ from gsg_jax.metrics import write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
-# What may change while a run goes on: how quickly batches are made, not what is in them, and where
-# the state lies.
-FREE = ("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp")
+# What may change while a run goes on: how quickly batches are made, not what is in them, which
+# checkpoints are kept, and where the state lies.
+FREE = (
+    *("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp"),
+    *("run.keep_checkpoints", "run.keep_every", "run.store_patience_seconds"),
+)
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"
 # What the first training of an imported checkpoint may change: nothing that its state is made of.
@@ -25,15 +28,18 @@ FREE_AFTER_IMPORT = (
     *("optim.learning_rate", "optim.weight_decay", "optim.warmup_epochs", "optim.cosine_per"),
 )
 # What a run writes besides its record.
-WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json", "tensorboard")
+WRITTEN = (
+    *("checkpoints", "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json"),
+    "tensorboard",
+)
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
-    What makes the batches may differ; the record then says what makes them now. An imported
-    checkpoint that no step has moved takes another schedule and other images. Of several hosts the
-    first writes, and the others look whether they see the same.
+    What makes the batches may differ, and which checkpoints are kept; the record then says how it
+    is now. An imported checkpoint that no step has moved takes another schedule and other images.
+    Of several hosts the first writes, and the others look whether they see the same.
 
     Args:
       workdir: DIR.

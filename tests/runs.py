@@ -8,6 +8,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,15 @@ from gsg_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 METHOD_CONFIGS = tuple(METHODS)
+
+# A run that lives for some seconds and saves often; one checkpoint is kept besides the best.
+LONG = (
+    "--config.run.num_steps=400",
+    "--config.run.checkpoint_every_steps=7",
+    "--config.run.log_every_steps=3",
+    "--config.eval.knn_every_epochs=9",
+    "--config.run.keep_checkpoints=1",
+)
 
 # One stage, 4 channels, 12 x 12 views; write_images has 2 batches an epoch.
 TINY = (
@@ -90,6 +101,48 @@ def start(*flags: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def finish(*flags: str) -> tuple[dict, str]:
+    """Runs to the end in a process of its own: its last line and standard error."""
+    run = start(*flags)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    return figures(out), err
+
+
+def wait_until(condition: Callable[[], bool], run: subprocess.Popen, seconds: float = 200) -> None:
+    """Waits for a condition, or the end of the run."""
+    deadline = time.monotonic() + seconds
+    while not condition() and run.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def last_step(workdir: pathlib.Path) -> int:
+    """The last step that a run has logged; 0 before the first."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+        return json.loads(lines[-1])["step"] if lines else 0
+    return 0
+
+
+def is_saving(workdir: pathlib.Path, since: float = 0.0) -> bool:
+    """Whether a checkpoint is half written, whose writing began after `since`, by time.time()."""
+    with contextlib.suppress(FileNotFoundError):
+        unfinished = (workdir / "checkpoints").glob("*tmp*")
+        return any(path.stat().st_mtime > since for path in unfinished)
+    return False
+
+
+def assert_same(workdir: pathlib.Path, last: dict, reference: pathlib.Path, wanted: dict) -> None:
+    """What does not depend on the clock is the same as in another run."""
+    assert last["state_digest"] == wanted["state_digest"]
+    for name in ("metrics.jsonl", "baselines.json", "config.json"):
+        assert (workdir / name).read_bytes() == (reference / name).read_bytes()
+    clock = {"views_per_second", "train_seconds"}
+    same = {key: value for key, value in last.items() if key not in clock}
+    assert same == {key: value for key, value in wanted.items() if key not in clock}
 
 
 def figures(standard_output: str) -> dict:

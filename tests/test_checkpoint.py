@@ -1,20 +1,29 @@
 """Checkpoints give back every bit, are whole or absent, and the newest and the best are kept."""
 
 import functools
+import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import Mesh
 
+from gsg_jax import checkpoint
 from gsg_jax import mesh as meshes
 from gsg_jax.checkpoint import Checkpoints, state_digest
 from gsg_jax.errors import UserError
 from gsg_jax.methods import METHODS
 from gsg_jax.train_step import TrainState, init_state
-from tests.runs import hashes
+from tests.runs import ROOT, hashes
 from tests.small import small_experiment
 
 
@@ -125,16 +134,18 @@ def test_reading_only_changes_nothing_and_finds_nothing_where_there_is_nothing(t
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line_with_its_folder(tmp_path):
+def test_where_none_is_whole_this_is_told_in_one_line_and_nothing_is_moved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_of(1), None)
     for path in (tmp_path / "checkpoints" / "1").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:10])
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
-        checkpoints.restore(1, state_of(0))
-    assert f"{tmp_path}/checkpoints/1 cannot be read" in str(error.value)
-    assert "remove it" in str(error.value) and "\n" not in str(error.value)
+    before = hashes(tmp_path)
+    for read_only in (False, True):
+        with pytest.raises(UserError, match="none of the 1 checkpoints in .* is whole") as error:
+            Checkpoints(tmp_path, read_only=read_only)
+        assert f"{tmp_path}/checkpoints" in str(error.value) and "\n" not in str(error.value)
+    assert hashes(tmp_path) == before
 
 
 def test_a_checkpoint_of_other_shapes_is_told(tmp_path):
@@ -144,12 +155,164 @@ def test_a_checkpoint_of_other_shapes_is_told(tmp_path):
             checkpoints.restore(1, state_of(0, kernel=jnp.zeros((4, 4)), more=jnp.zeros(3)))
 
 
-def test_a_damaged_score_is_told_at_opening(tmp_path):
+def test_a_damaged_score_of_an_older_checkpoint_does_not_bar_the_newest(tmp_path, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state_of(step), 0.5)
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_step() == 2
+    told = capsys.readouterr().err
+    assert told == (
+        "warning: the checkpoint of step 1 is damaged (metrics/metrics is no score) and is kept in "
+        f"{tmp_path}/damaged/1: that of step 2 is used\n"
+    )
+
+
+def test_a_second_damaged_checkpoint_of_a_step_does_not_replace_the_first(tmp_path):
+    for _ in range(2):
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in range((checkpoints.newest_step() or 0) + 1, 3):
+                checkpoints.save(state_of(step), None)
+        (tmp_path / "checkpoints" / "2" / "default" / "manifest.ocdbt").write_bytes(b"")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_step() == 1
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "2-2"]
+
+
+def test_the_digests_are_those_of_the_files(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_of(1), 0.5)
-    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
-    with pytest.raises(UserError, match="cannot be opened"):
-        Checkpoints(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "1"
+    digests = json.loads((checkpoint / "default" / "digests.json").read_text())["sha256"]
+    found = hashes(checkpoint)
+    assert {name: found[name] for name in digests} == digests
+    unlisted = {pathlib.Path(name).name for name in found.keys() - digests.keys()}
+    assert unlisted == {"_CHECKPOINT_METADATA", "commit_success.txt", "digests.json"}
+
+
+def test_every_so_many_steps_one_is_kept(tmp_path):
+    with Checkpoints(tmp_path, 1, 4) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(state_of(step), None)
+    assert steps_of(tmp_path) == [4, 8, 10]
+    with Checkpoints(tmp_path, 1, 8) as checkpoints:
+        checkpoints.save(state_of(11), None)
+    assert steps_of(tmp_path) == [8, 11]
+
+
+def test_a_save_goes_on_while_the_steps_do(tmp_path, monkeypatch):
+    """What takes long, hashing among it, is waited for when the next is saved, or at the end."""
+    go_on, write = threading.Event(), checkpoint._write_digests
+
+    def write_later(arrays):
+        assert go_on.wait(60)
+        write(arrays)
+
+    monkeypatch.setattr(checkpoint, "_write_digests", write_later)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), None)
+        assert not (tmp_path / "checkpoints" / "1").exists()
+        go_on.set()
+        checkpoints.save(state_of(2), None, wait=True)
+        assert steps_of(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_sharded_state_comes_back_bit_for_bit_on_fewer_devices_and_on_more(tmp_path, num_devices):
+    meshes_of = [Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (8, num_devices)]
+    state = state_of(1, big=jnp.arange(64.0).reshape(16, 4) / 3)
+    for there, here in (meshes_of, meshes_of[::-1]):
+        folder = tmp_path / str(there.size)
+
+        def placed(mesh, x):
+            split = x.ndim == 2 and x.shape[0] == 16
+            return jax.device_put(x, meshes.by_image(mesh) if split else meshes.replicated(mesh))
+
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(jax.tree.map(functools.partial(placed, there), state), None)
+        like = jax.tree.map(functools.partial(placed, here), state_of(0, big=jnp.zeros((16, 4))))
+        with Checkpoints(folder) as checkpoints:
+            back = checkpoints.restore(1, like)
+        assert state_digest(back) == state_digest(state)
+        assert back.params["big"].sharding == like.params["big"].sharding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_a_process_with_other_devices_restores_the_same_bits(tmp_path, num_devices):
+    mesh = meshes.make_mesh(16)
+    state = jax.device_put(state_of(1, big=jnp.arange(64.0).reshape(16, 4) / 3))
+    state = jax.device_put(state, meshes.replicated(mesh))
+    state.params["big"] = jax.device_put(state.params["big"], meshes.by_image(mesh))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, None)
+    code = (
+        "import jax, pathlib, sys\n"
+        "from gsg_jax import mesh\n"
+        "from gsg_jax.checkpoint import Checkpoints, state_digest\n"
+        "from tests.test_checkpoint import state_of\n"
+        "like = jax.device_put(state_of(0, big=jax.numpy.zeros((16, 4))),\n"
+        "    mesh.replicated(mesh.all_devices()))\n"
+        "with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:\n"
+        "    print(len(jax.devices()), state_digest(checkpoints.restore(1, like)))\n"
+    )
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == [str(num_devices), state_digest(state)], done.stderr
+
+
+def test_a_folder_that_is_away_is_waited_for(tmp_path, capsys):
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    with Checkpoints(workdir, patience=60) as checkpoints:
+        checkpoints.save(state_of(1), None, wait=True)
+        workdir.rename(away)
+        back = threading.Timer(0.5, away.rename, [workdir])
+        back.start()
+        checkpoints.save(state_of(2), None)
+        back.join()
+    assert steps_of(workdir) == [1, 2]
+    waiting, again = capsys.readouterr().err.splitlines()
+    assert waiting.startswith(f"warning: {workdir}/checkpoints is not there: waiting for it, at ")
+    assert again == f"{workdir}/checkpoints is there again: going on"
+
+
+def test_a_save_that_failed_since_the_folder_was_away_is_told_and_the_next_made(
+    tmp_path, capsys, monkeypatch
+):
+    write = checkpoint._write_digests
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+
+    def write_and_go_away(arrays):
+        write(arrays)
+        workdir.rename(away)
+        (workdir / "checkpoints").mkdir(parents=True)  # as TensorStore does
+
+    with Checkpoints(workdir, patience=60) as checkpoints:
+        checkpoints.save(state_of(1), None, wait=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_write_digests", write_and_go_away)
+            checkpoints.save(state_of(2), None)
+            while not away.exists() or workdir.exists():
+                time.sleep(0.01)
+        away.rename(workdir)
+        checkpoints.save(state_of(3), None)
+    assert steps_of(workdir) == [1, 3]
+    assert capsys.readouterr().err == (
+        f"warning: a checkpoint cannot be saved in {workdir}/checkpoints (No such file or "
+        "directory): this run goes on, and saves its next one\n"
+    )
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):

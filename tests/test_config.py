@@ -130,6 +130,16 @@ def test_what_a_config_file_of_ones_own_lacks_or_mistypes_is_named():
     assert "--config.model.width=16" in refusal(config)
 
 
+def test_steps_to_keep_that_are_not_saved_are_refused_with_the_nearest_that_are():
+    config = load()
+    config.run.update({"checkpoint_every_steps": 1000, "keep_every": 2500})
+    message = refusal(config)
+    assert "--config.run.keep_every=2500" in message and "take 2000 or 3000" in message
+    for right in (0, 1000, 3000):
+        config.run.keep_every = right
+        check_pretraining(config)
+
+
 def test_keys_that_do_not_fit_together_are_refused():
     config = load("simsiam_gsg")
     config.method.pairing = "permutation"

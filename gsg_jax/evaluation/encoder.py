@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from gsg_jax import mesh as meshes
-from gsg_jax.checkpoint import Checkpoints, state_digest
+from gsg_jax.checkpoint import Checkpoints, saved_steps, state_digest
 from gsg_jax.config import check_pretraining, from_record
 from gsg_jax.data.sources import Source, open_source
 from gsg_jax.errors import UsageError, UserError
@@ -148,16 +148,8 @@ def check_checkpoint(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where an evaluation would find no checkpoint of its run."""
     if config.encoder == "pretrained":
         workdir = pathlib.Path(config.pretrained).expanduser()
-        checkpoints = Checkpoints(workdir, read_only=True)
-        _newest_step(checkpoints, workdir)
-        checkpoints.close()
-
-
-def _newest_step(checkpoints: Checkpoints, workdir: pathlib.Path) -> int:
-    newest = checkpoints.newest_step()
-    if newest is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
-    return newest
+        if not saved_steps(workdir):
+            raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
 
 
 def _variables(experiment: Experiment, channels: int) -> dict:
@@ -173,11 +165,9 @@ def _restore(workdir: pathlib.Path, init: Callable, mesh: jax.sharding.Mesh) -> 
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init)
     )
-    checkpoints = Checkpoints(workdir, read_only=True)
-    newest = _newest_step(checkpoints, workdir)
-    variables = checkpoints.restore_part(newest, like)
-    checkpoints.close()
-    return newest, variables
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        newest = checkpoints.required_step()
+        return newest, checkpoints.restore_part(newest, like)
 
 
 def open_split(run: ml_collections.ConfigDict, split: str) -> Source:
