@@ -75,6 +75,8 @@ RANGES = {
     "optim.trust_coefficient": (0, 1e3),
     "optim.warmup_epochs": (0, 1e6),
     "optim.num_microbatches": (1, 1e6),
+    "optim.max_skipped_steps": (0, 1e9),
+    "optim.grad_norm_limit": (0, 1e30),
     "data.batch_size": (2, 1e7),
     "data.memory_limit_mb": (0, 1e9),
     "data.num_threads": (1, 1024),
@@ -101,6 +103,7 @@ RANGES = {
     "run.log_every_steps": (1, 1e9),
     "run.checkpoint_every_steps": (1, 1e9),
     "run.keep_checkpoints": (1, 1e6),
+    "run.watchdog_seconds": (0, 1e7),
 }
 
 # The same of the keys that some methods have.

@@ -1,7 +1,8 @@
 """The one entry: `python -m gsg_jax.main --config=configs/simsiam_gsg.py [--workdir=DIR]`.
 
 What people read goes to standard error; the last line of standard output is one JSON object with
-the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage.
+the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage, 3 the run
+stood still and was ended, to be started again.
 """
 
 import json

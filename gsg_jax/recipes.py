@@ -104,6 +104,10 @@ def _imagenet() -> ConfigDict:
             "cosine_per": "epoch",  # or "step"
             "constant_predictor_lr": True,
             "num_microbatches": 1,  # parts that the backbone takes a batch in, to save memory
+            # Of a whole run: steps whose loss or gradient is not finite, or whose gradient norm is
+            # above the limit, and that change nothing; 0 = the first one stops the run.
+            "max_skipped_steps": 0,
+            "grad_norm_limit": 0.0,  # 0 = none
         }
     )
     config.data = ConfigDict(
@@ -163,6 +167,8 @@ def _imagenet() -> ConfigDict:
             "log_every_steps": 50,
             "checkpoint_every_steps": 1000,
             "keep_checkpoints": 2,  # the newest, and the best by k-NN besides
+            # A run that stands still for so long says where, and ends after as long again; 0 = off
+            "watchdog_seconds": 1800.0,
         }
     )
     return config

@@ -12,8 +12,12 @@ from gsg_jax.metrics import write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
-# What may change while a run goes on: how quickly batches are made, not what is in them.
-FREE = ("data.num_threads", "data.num_processes", "data.prefetch")
+# What may change while a run goes on: how quickly batches are made, not what is in them, and how
+# long a run is patient, with bad steps and with none.
+FREE = (
+    *("data.num_threads", "data.num_processes", "data.prefetch"),
+    *("optim.max_skipped_steps", "run.watchdog_seconds"),
+)
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"
 # What the first training of an imported checkpoint may change: nothing that its state is made of.
@@ -29,8 +33,8 @@ WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json",
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
-    What makes the batches may differ; the record then says what makes them now. An imported
-    checkpoint that no step has moved takes another schedule and other images.
+    What makes the batches, and a run's patience, may differ; the record then says what they are
+    now. An imported checkpoint that no step has moved takes another schedule and other images.
 
     Args:
       workdir: DIR.
