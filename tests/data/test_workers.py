@@ -26,6 +26,7 @@ from gsg_jax.data.records import RecordSource
 from gsg_jax.data.sources import ArraySource
 from gsg_jax.data.workers import Processes, Threads
 from gsg_jax.errors import UserError
+from tests.data.deadly import Deadly, Sleepy
 from tests.runs import ROOT, start, tiny, write_images
 
 CROPS = {"num_views": 2, "crop_size": 24}
@@ -206,27 +207,6 @@ def test_a_worker_that_dies_is_told_and_replaced_and_the_batches_stay_the_same(n
         assert f"process {pid} {how}" in line and "another one takes its place" in line
 
 
-class Deadly:
-    """Images of which reading one kills who reads it, the first `lives` times."""
-
-    name, labels, class_names, image_shape = "deadly", None, (), None
-
-    def __init__(self, folder, lives):
-        self.folder, self.lives = folder, lives
-        self.paths = tuple(folder / f"{i}.png" for i in range(8))
-
-    def __len__(self):
-        return 8
-
-    def image(self, i):
-        if i == 5:
-            deaths = len(list(self.folder.iterdir()))
-            if deaths < self.lives:
-                (self.folder / str(deaths)).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return np.full((9, 9, 3), i, np.uint8)
-
-
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_an_image_that_kills_its_reader_is_told_by_name_at_the_third_death(
     tmp_path, num_processes, capsys
@@ -249,14 +229,6 @@ def test_a_reader_that_dies_twice_at_an_image_changes_nothing(tmp_path):
     assert len(list((tmp_path / "killed").iterdir())) == 2
     for batch, expected in zip(found, batches(Deadly(tmp_path, 0), **settings), strict=True):
         np.testing.assert_array_equal(batch["image"], expected["image"])
-
-
-class Sleepy(Deadly):
-    """Images of which reading one takes for ever."""
-
-    def image(self, i):
-        time.sleep(1000 if i == 5 else 0)
-        return np.zeros((9, 9, 3), np.uint8)
 
 
 def test_what_a_process_is_reading_and_for_how_long_can_be_asked(tmp_path):
