@@ -45,12 +45,9 @@ def main(argv: list[str]) -> int:
     try:
         config, workdir = parse_flags(argv)
         figures = JOBS[config.job](config, workdir)
-    except UsageError as error:
-        say(f"error: {error}")
-        return 2
     except UserError as error:
-        say(f"error: {error}")
-        return 1
+        say(f"error: {' '.join(str(error).splitlines())}")  # what it names may have line breaks
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:  # a full disk, a folder that vanished
         where = f"{error.filename}: " if error.filename else ""
         say(f"error: {where}{error.strerror or error}; mend that, and the same command goes on")
@@ -87,7 +84,7 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, pathlib.Pat
     if not path:
         raise UsageError("--config is missing: give --config=configs/simsiam_gsg.py, say")
     plain = load_config(path)
-    if plain.get("job") not in JOBS:
+    if plain.get("job") not in tuple(JOBS):
         raise UsageError(f"--config={path}: its job must be one of {', '.join(JOBS)}")
     check_overrides(plain, argv[1:])
 

@@ -115,12 +115,27 @@ def read_lines(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             objects.append(json.loads(line))
-            objects[-1]["step"]
-        except (ValueError, TypeError, LookupError) as error:
+            is_whole = _is_logged_step(objects[-1])
+        except (ValueError, RecursionError):
+            is_whole = False
+        if not is_whole:
             raise UserError(
                 f"{path}, line {number} is damaged: remove that line, or give another --workdir"
-            ) from error
+            )
     return objects
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_logged_step(line: object) -> bool:
+    """Whether a line is an object of numbers, of a whole step, with the clock's all or none."""
+    if not isinstance(line, dict) or not all(map(is_number, line.values())):
+        return False
+    clock = {"views_per_second", "interval_seconds", "train_seconds"} & line.keys()
+    return isinstance(line.get("step"), int) and len(clock) in (0, 3)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -153,7 +153,7 @@ class Pretraining:
         if self.monitor is None:
             return {}
         if path.exists():
-            return workdirs.read_object(path)
+            return workdirs.read_figures(path, [name for name in SCORED if name != "knn_top1"])
         if first_step:
             raise UserError(f"{path} is missing and step 0 is past: begin in another --workdir")
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}

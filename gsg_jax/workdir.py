@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+from collections.abc import Collection
 
 import ml_collections
 
 from gsg_jax import recipes
 from gsg_jax.config import as_json, differences
 from gsg_jax.errors import UsageError, UserError
-from gsg_jax.metrics import write_atomically
+from gsg_jax.metrics import is_number, write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
@@ -103,6 +104,8 @@ def read_config(workdir: pathlib.Path) -> dict:
     record = read_object(path)
     if missing := [group for group in GROUPS if group not in record]:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
+    if wrong := [group for group in GROUPS if not isinstance(record[group], dict)]:
+        raise UserError(f"{path} is damaged ({wrong[0]} is no group): give another --workdir")
     return _with_newer_keys(record)
 
 
@@ -132,18 +135,28 @@ def write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 def _with_newer_keys(record: dict) -> dict:
     """A record with what a run of an earlier version lacks: new keys begin as nothing new."""
-    recipe = record.get("recipe")
+    recipe = str(record.get("recipe"))
     defaults = recipes.pretraining(recipe if recipe in recipes.RECIPES else "imagenet").to_dict()
     return {
         key: {**defaults[key], **value} if key in GROUPS else value for key, value in record.items()
     }
 
 
+def read_figures(path: pathlib.Path, names: Collection[str]) -> dict[str, float]:
+    """Reads a file of one JSON object of figures; UserError where they are others or no numbers."""
+    figures = read_object(path)
+    if not figures or not figures.keys() <= set(names) or not all(map(is_number, figures.values())):
+        raise UserError(
+            f"{path} is damaged (not {' and '.join(names)}): restore it, or give another --workdir"
+        )
+    return figures
+
+
 def read_object(path: pathlib.Path) -> dict:
     """Reads a file of one JSON object; raises UserError where it is damaged."""
     try:
         record = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}): restore it, or give another --workdir"
         ) from error
