@@ -4,12 +4,16 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Collection
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from gsg_jax.errors import UserError
+
+# Of a line of throughput.jsonl, what is read again.
+TIMED = ("views_per_second", "interval_seconds", "train_seconds")
 
 
 class MetricsWriter:
@@ -29,7 +33,7 @@ class MetricsWriter:
         self._metrics_path = workdir / "metrics.jsonl"
         self._throughput_path = workdir / "throughput.jsonl"
         self.past = _keep_steps(self._metrics_path, first_step)
-        past_clock = _keep_steps(self._throughput_path, first_step)
+        past_clock = _keep_steps(self._throughput_path, first_step, TIMED)
         self.seconds_before = past_clock[-1]["train_seconds"] if past_clock else 0.0
         self._metrics = self._metrics_path.open("a")
         self._throughput = self._throughput_path.open("a")
@@ -96,11 +100,12 @@ class _Events:
         self._file.close()
 
 
-def read_lines(path: pathlib.Path) -> list[dict]:
+def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
     """Reads a .jsonl file of logged steps.
 
     Args:
       path: of the file.
+      names: figures that each line has, among others.
 
     Returns:
       Its objects, [] where there is no file; half a last line is left out.
@@ -115,7 +120,7 @@ def read_lines(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             objects.append(json.loads(line))
-            is_whole = _is_logged_step(objects[-1])
+            is_whole = _is_logged_step(objects[-1]) and objects[-1].keys() >= set(names)
         except (ValueError, RecursionError):
             is_whole = False
         if not is_whole:
@@ -131,11 +136,9 @@ def is_number(value: object) -> bool:
 
 
 def _is_logged_step(line: object) -> bool:
-    """Whether a line is an object of numbers, of a whole step, with the clock's all or none."""
-    if not isinstance(line, dict) or not all(map(is_number, line.values())):
-        return False
-    clock = {"views_per_second", "interval_seconds", "train_seconds"} & line.keys()
-    return isinstance(line.get("step"), int) and len(clock) in (0, 3)
+    """Whether a line is an object of numbers, of a whole step."""
+    is_object = isinstance(line, dict) and all(map(is_number, line.values()))
+    return is_object and isinstance(line.get("step"), int)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -148,7 +151,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     partial.replace(path)
 
 
-def _keep_steps(path: pathlib.Path, last_step: int) -> list[dict]:
-    kept = [line for line in read_lines(path) if line["step"] <= last_step]
+def _keep_steps(path: pathlib.Path, last_step: int, names: Collection[str] = ()) -> list[dict]:
+    kept = [line for line in read_lines(path, names) if line["step"] <= last_step]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

@@ -33,7 +33,7 @@ from gsg_jax.experiment import (
     jit_step,
 )
 from gsg_jax.guards import CollapseWatch, LossGuard, check_finite, stop_signals
-from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
+from gsg_jax.metrics import TIMED, MetricsWriter, read_lines, write_atomically
 from gsg_jax.optim import learning_rate_schedule
 from gsg_jax.progress import RunDisplay, say
 from gsg_jax.train_step import FIGURES, TrainState, init_state, skipped_steps
@@ -120,7 +120,7 @@ class Pretraining:
                 state = self._loop(state, first_step, writer, clock, display, told_to_stop)
             self.watchdog.at(watchdogs.SAVING)
             train_seconds = clock.train_seconds()
-        intervals = read_lines(self.workdir / "throughput.jsonl")
+        intervals = read_lines(self.workdir / "throughput.jsonl", TIMED)
         figures = {
             **self._final_figures(state),
             **baselines,

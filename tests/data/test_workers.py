@@ -26,7 +26,7 @@ from gsg_jax.data.records import RecordSource
 from gsg_jax.data.sources import ArraySource
 from gsg_jax.data.workers import Processes, Threads
 from gsg_jax.errors import UserError
-from tests.data.deadly import Deadly, Sleepy
+from tests.data.pickled import Deadly, Records, Sleepy
 from tests.runs import ROOT, start, tiny, write_images
 
 CROPS = {"num_views": 2, "crop_size": 24}
@@ -49,11 +49,6 @@ def folder_of(directory, num_images=12):
     for i, path in enumerate(paths):
         path.write_bytes(encoded(i))
     return FolderSource("folder", paths, np.arange(num_images, dtype=np.int32), ("a", "b"))
-
-
-class Records(list):
-    def __getitems__(self, positions):
-        return [self[i] for i in positions]
 
 
 def records_of(num_images=12):
