@@ -36,6 +36,7 @@ _LONGER = 4
 # Between two looks, at most; the hosts tell one another where they are as often.
 _LOOK_SECONDS = 5.0
 _NAMED_IMAGES = 4
+_DUMP_SECONDS = 10.0
 
 
 class Place(NamedTuple):
@@ -153,16 +154,27 @@ class Watchdog:
         return "; ".join(parts)
 
     def _dump_stacks(self, place: Place, still: float) -> str:
+        """Adds the stacks to their file; says where they are, or why they are not."""
         path = self._workdir / f"stacks-{self._host}.txt"
-        try:
-            with path.open("a") as file:
-                now = datetime.datetime.now().isoformat(" ", "seconds")
-                file.write(f"\n{now}, process {os.getpid()}, {still:.0f} s at {place}\n")
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
-        except OSError as error:  # a store that hangs or is full may be why
-            return f"{path} cannot be written ({error.strerror})"
-        return f"the stacks are in {path}"
+        outcome = [f"{path} cannot be written (no end within {_DUMP_SECONDS:.0f} s)"]
+
+        def dump():
+            try:
+                with path.open("a") as file:
+                    now = datetime.datetime.now().isoformat(" ", "seconds")
+                    file.write(f"\n{now}, process {os.getpid()}, {still:.0f} s at {place}\n")
+                    file.flush()
+                    faulthandler.dump_traceback(file, all_threads=True)
+            except OSError as error:
+                outcome.append(f"{path} cannot be written ({error.strerror})")
+            else:
+                outcome.append(f"the stacks are in {path}")
+
+        # In a thread of its own: a store that hangs may be why the run does.
+        thread = threading.Thread(target=dump, name="stacks", daemon=True)
+        thread.start()
+        thread.join(_DUMP_SECONDS)
+        return outcome[-1]
 
 
 def suspicion(notes: dict[int, str]) -> str:

@@ -1,6 +1,7 @@
 """A run that stands still is reported after its patience, and ended after as long again."""
 
 import io
+import os
 import threading
 import time
 from contextlib import redirect_stderr
@@ -77,6 +78,17 @@ def test_stacks_that_cannot_be_written_are_no_reason_to_stay(tmp_path):
         dog.at(watchdogs.SAVING, 1)
         assert watched.ended.wait(60)
     assert watched.status == 3 and "cannot be written (No such file or directory)" in err.getvalue()
+
+
+def test_a_store_that_hangs_does_not_keep_the_run_from_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdogs, "_DUMP_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "stacks-0.txt")  # to open it waits for a reader
+    watched, err = Watched(tmp_path), io.StringIO()
+    with redirect_stderr(err), watched.dog as dog:
+        dog.at(watchdogs.SAVING, 1)
+        assert watched.ended.wait(60)
+    assert watched.status == 3 and "cannot be written (no end within 0 s)" in err.getvalue()
+    os.close(os.open(tmp_path / "stacks-0.txt", os.O_RDONLY | os.O_NONBLOCK))  # ends the threads
 
 
 def test_the_host_that_others_wait_for_is_named():
