@@ -30,6 +30,8 @@ FREE_AFTER_IMPORT = (
 # What a run writes besides its record.
 WRITTEN = ("checkpoints", "metrics.jsonl", "throughput.jsonl", "baselines.json", "tensorboard")
 
+FOLDERS = ("checkpoints", "tensorboard")
+
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
@@ -45,6 +47,9 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       UserError: where DIR cannot be written, holds another run's config, or holds something else.
     """
     record_path = workdir / "config.json"
+    for name in FOLDERS:  # else a run without checkpoints would begin anew, and drop its logs
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(f"{workdir / name} is no folder: remove it, or give another --workdir")
     if record_path.exists():
         differing = differences(config, read_config(workdir))
         differing = [said for said in differing if not said.startswith(FREE)]

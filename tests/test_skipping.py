@@ -14,7 +14,7 @@ from gsg_jax.errors import UserError
 from gsg_jax.experiment import build_experiment
 from gsg_jax.guards import LossGuard, check_finite
 from gsg_jax.train_step import TrainState, finite_groups, init_state, skipped_steps, train_step
-from tests.runs import call, figures, hashes, tiny, write_images
+from tests.runs import call, figures, tiny, write_images
 from tests.small import images as some_images
 from tests.small import small_config
 
@@ -250,11 +250,9 @@ def test_one_bad_step_too_many_stops_the_run_where_it_does_when_resumed_and_more
         )
         assert "higher --config.optim.max_skipped_steps (now 2)" in said[-1]
     assert said[0] == said[1]
-    before = hashes(tmp_path / "checkpoints")
     status, out, err = call(*flags, allowed(3))
     assert status == 0 and "resuming from the checkpoint of step 5" in err, err
     assert figures(out)["step"] == 10
-    assert before.keys() & hashes(tmp_path / "checkpoints").keys()
 
     whole = tmp_path / "whole"
     status, out_whole, _ = call(
