@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gsg_jax import recipes
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.errors import UsageError
 from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Method
@@ -77,6 +78,8 @@ RANGES = {
     "optim.num_microbatches": (1, 1e6),
     "model.bn_group_images": (0, 1e7),
     "run.fsdp": (1, 1e6),
+    "optim.max_skipped_steps": (0, 1e9),
+    "optim.grad_norm_limit": (0, 1e30),
     "data.batch_size": (2, 1e7),
     "data.memory_limit_mb": (0, 1e9),
     "data.num_threads": (1, 1024),
@@ -105,6 +108,7 @@ RANGES = {
     "run.keep_checkpoints": (1, 1e6),
     "run.keep_every": (0, 1e9),
     "run.store_patience_seconds": (0, 1e6),
+    "run.watchdog_seconds": (0, 1e7),
 }
 
 # The same of the keys that some methods have.
@@ -201,7 +205,7 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise UsageError(f"--config={path}: {_told(error, path)}") from error
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config={path}: defines no get_config(); give a file of configs/")
@@ -211,14 +215,14 @@ def load_config(path_and_recipe: str) -> ConfigDict:
         config = module.get_config(recipe) if recipe else module.get_config()
     except UsageError as error:
         raise UsageError(f"--config={path_and_recipe}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"--config={path_and_recipe}: {_told(error, path)}") from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config={path}: get_config() must return an ml_collections.ConfigDict")
     return config
 
 
-def _told(error: Exception, path: str) -> str:
+def _told(error: BaseException, path: str) -> str:
     """Where a config file failed, and how, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
@@ -313,6 +317,7 @@ def check_pretraining(config: ConfigDict) -> None:
     check_ranges(config)
     for key, (length, low, high) in TUPLES.items():
         _check_tuple(key, leaves[key], length, low, high)
+    _check_kinds(leaves)
     _check_together(config)
 
 
@@ -359,6 +364,15 @@ def check_ranges(config: ConfigDict) -> None:
         low, high = limits
         if not _is_number(value) or not low <= value <= high:  # NaN is in no range
             raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
+
+
+def _check_kinds(leaves: dict[str, Any]) -> None:
+    """Checks what a config file of the user's own may have mistyped; a command line cannot."""
+    words = {bool: "true or false", int: "a whole number", str: "a text"}
+    for key, default in flat(recipes.pretraining("imagenet")).items():
+        kind, value = type(default), leaves.get(key, default)
+        if kind in words and type(value) is not kind:
+            raise UsageError(f"--config.{key}={value}: takes {words[kind]}, such as {default!r}")
 
 
 def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:

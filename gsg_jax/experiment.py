@@ -156,6 +156,8 @@ def build_experiment(
         figures_every_steps=config.run.log_every_steps,
         inspects_gradients=config.eval.inspect_gradients,
         num_microbatches=config.optim.num_microbatches,
+        skips_bad_steps=config.optim.max_skipped_steps > 0,
+        grad_norm_limit=config.optim.grad_norm_limit,
     )
 
 

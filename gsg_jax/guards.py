@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -10,28 +11,52 @@ from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
+import numpy as np
 from jax.experimental import multihost_utils
 
 from gsg_jax.errors import UserError
 from gsg_jax.methods import METHODS
+from gsg_jax.progress import say
+from gsg_jax.train_step import TrainState, finite_groups
 
 STEPS_IN_FLIGHT = 2
 
 
 class LossGuard:
-    """Stops a run whose loss or gradient is not finite, and says at which step it began.
+    """Stops a run with too many bad steps, and says at which step it began.
 
-    The figures are read a few steps late, so that the device is never left without work.
+    A step is bad whose loss or gradient is not finite, or whose gradient norm is above a limit. The
+    step itself skips it where that is allowed; what it skips is told here, a line each. The figures
+    are read a few steps late, so that the device is never left without work.
     """
 
-    def __init__(self, mend: Callable[[], str]):
-        """Keeps `mend`, which says what is safe and what to try."""
-        self._mend = mend
+    def __init__(
+        self,
+        mend: Callable[[], str],
+        tell: Callable[[str], None] = say,
+        *,
+        max_skipped_steps: int = 0,
+        grad_norm_limit: float = 0.0,
+        skipped_before: int = 0,
+    ):
+        """Takes what the config allows, and how a run is mended.
+
+        Args:
+          mend: says what is safe and what to try.
+          tell: takes a line for each skipped step.
+          max_skipped_steps: how many may be, from the first step of the run on.
+          grad_norm_limit: of a step that is not bad; 0 for none.
+          skipped_before: how many were, before the first step that is pushed.
+        """
+        self._mend, self._tell = mend, tell
+        self._max_skipped, self._num_skipped = max_skipped_steps, skipped_before
+        self._limit = np.float32(grad_norm_limit or np.inf)  # as the step compares
         self._pending = collections.deque()
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of a step; waits for the step before the last."""
-        self._pending.append((step, metrics["loss"], metrics["grad_norm"]))
+        figures = (metrics["loss"], metrics["grad_norm"], metrics.get("skipped_steps"))
+        self._pending.append((step, *figures))
         while len(self._pending) > STEPS_IN_FLIGHT:
             self._check_oldest()
 
@@ -39,16 +64,53 @@ class LossGuard:
         """Waits for every step.
 
         Raises:
-          UserError: where the loss or the gradient of one is not finite.
+          UserError: where one is bad, and no more may be skipped.
         """
         while self._pending:
             self._check_oldest()
 
     def _check_oldest(self) -> None:
-        step, loss, grad_norm = self._pending.popleft()
-        for name, value in (("loss", float(loss)), ("gradient norm", float(grad_norm))):
+        step, loss, grad_norm, num_skipped = self._pending.popleft()
+        fault = self._fault(float(loss), float(grad_norm))
+        if num_skipped is None:
+            if fault:
+                raise UserError(f"{fault} at step {step}: {self._mend()}")
+            return
+        before, self._num_skipped = self._num_skipped, int(num_skipped)
+        if self._num_skipped == before:
+            return
+        fault = fault or "the state is no longer finite"
+        if self._num_skipped > self._max_skipped:
+            raise UserError(
+                f"{fault} at step {step}, and {before} steps were skipped before it "
+                f"(optim.max_skipped_steps is {self._max_skipped}): {self._mend()}"
+            )
+        self._tell(
+            f"step {step} is skipped, {fault}: {self._num_skipped} of at most "
+            f"{self._max_skipped} (optim.max_skipped_steps)"
+        )
+
+    def _fault(self, loss: float, grad_norm: float) -> str | None:
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
-                raise UserError(f"the {name} is {value} at step {step}: {self._mend()}")
+                return f"the {name} is {value}"
+        if grad_norm > self._limit:
+            return (
+                f"the gradient norm is {grad_norm:g}, above optim.grad_norm_limit={self._limit:g}"
+            )
+        return None
+
+
+def check_finite(state: TrainState, mend: Callable[[], str]) -> None:
+    """Raises UserError where a state is not finite: a loss can be, a step longer than its state."""
+    groups = jax.device_get(_jit_finite_groups()(state))
+    if wrong := [name for name, is_finite in groups.items() if not is_finite]:
+        raise UserError(f"{wrong[0]} is not finite after step {int(state.step)}: {mend()}")
+
+
+@functools.cache
+def _jit_finite_groups():
+    return jax.jit(finite_groups)
 
 
 class CollapseWatch:
@@ -69,7 +131,7 @@ class CollapseWatch:
         Returns:
           One line, or None where all is well or it was said already.
         """
-        if "embedding_rank" not in values:
+        if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
         self._highest_rank = max(self._highest_rank, values["embedding_rank"])
         signs = self._signs(values)

@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn
 
-from gsg_jax.errors import UserError
+from gsg_jax.errors import AGAIN, UserError
 
-AGAIN = 3  # exit status: nothing is wrong with the command, it goes on when given again
 PING_SECONDS = 2.0
 LOST_SECONDS = 60.0  # of silence; below the 100 s of JAX's own heartbeat
 GRACE_SECONDS = 3.0  # a host that ends with the same error as another says it itself

@@ -1,8 +1,8 @@
 """The one entry: `python -m gsg_jax.main --config=configs/simsiam_gsg.py [--workdir=DIR]`.
 
 What people read goes to standard error; the last line of standard output is one JSON object with
-the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage, 3 another
-host was lost: the same command goes on.
+the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage, 3 the run
+stood still, or another of its hosts was lost, and it was ended: the same command goes on.
 """
 
 import json
@@ -83,7 +83,8 @@ def explained(error: BaseException) -> tuple[int, str]:
       BaseException: `error` itself, where nothing is known that the user could mend.
     """
     if isinstance(error, UserError):
-        return (2 if isinstance(error, UsageError) else 1), str(error)
+        # What an error names may have line breaks.
+        return (2 if isinstance(error, UsageError) else 1), " ".join(str(error).splitlines())
     if isinstance(error, KeyboardInterrupt):
         return 1, "interrupted; the same command goes on from the newest checkpoint"
     if isinstance(error, OSError):  # a full disk, a folder that vanished
@@ -134,7 +135,7 @@ def parse_flags(argv: list[str]) -> Command:
     if not path:
         raise UsageError("--config is missing: give --config=configs/simsiam_gsg.py, say")
     plain = load_config(path)
-    if plain.get("job") not in JOBS:
+    if plain.get("job") not in tuple(JOBS):
         raise UsageError(f"--config={path}: its job must be one of {', '.join(JOBS)}")
     check_overrides(plain, argv[1:])
 

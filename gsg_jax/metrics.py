@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Collection
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -11,6 +12,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from gsg_jax import hosts
 from gsg_jax.errors import UserError
+
+# Of a line of throughput.jsonl, what is read again.
+TIMED = ("views_per_second", "interval_seconds", "train_seconds")
 
 
 class MetricsWriter:
@@ -30,7 +34,7 @@ class MetricsWriter:
         self._metrics_path = workdir / "metrics.jsonl"
         self._throughput_path = workdir / "throughput.jsonl"
         self.past = _keep_steps(self._metrics_path, first_step)
-        past_clock = _keep_steps(self._throughput_path, first_step)
+        past_clock = _keep_steps(self._throughput_path, first_step, TIMED)
         self.seconds_before = past_clock[-1]["train_seconds"] if past_clock else 0.0
         self._metrics = self._metrics_path.open("a")
         self._throughput = self._throughput_path.open("a")
@@ -77,9 +81,8 @@ class MetricsReader:
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         """Reads what was logged up to `first_step`."""
-        self.past, past_clock = (
-            _up_to(workdir / name, first_step) for name in ("metrics.jsonl", "throughput.jsonl")
-        )
+        self.past = _up_to(workdir / "metrics.jsonl", first_step)
+        past_clock = _up_to(workdir / "throughput.jsonl", first_step, TIMED)
         self.seconds_before = past_clock[-1]["train_seconds"] if past_clock else 0.0
 
     def write(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
@@ -126,11 +129,12 @@ class _Events:
         self._file.close()
 
 
-def read_lines(path: pathlib.Path) -> list[dict]:
+def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
     """Reads a .jsonl file of logged steps.
 
     Args:
       path: of the file.
+      names: figures that each line has, among others.
 
     Returns:
       Its objects, [] where there is no file; half a last line is left out.
@@ -145,12 +149,25 @@ def read_lines(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             objects.append(json.loads(line))
-            objects[-1]["step"]
-        except (ValueError, TypeError, LookupError) as error:
+            is_whole = _is_logged_step(objects[-1]) and objects[-1].keys() >= set(names)
+        except (ValueError, RecursionError):
+            is_whole = False
+        if not is_whole:
             raise UserError(
                 f"{path}, line {number} is damaged: remove that line, or give another --workdir"
-            ) from error
+            )
     return objects
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_logged_step(line: object) -> bool:
+    """Whether a line is an object of numbers, of a whole step."""
+    is_object = isinstance(line, dict) and all(map(is_number, line.values()))
+    return is_object and isinstance(line.get("step"), int)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -168,11 +185,11 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     partial.replace(path)
 
 
-def _keep_steps(path: pathlib.Path, last_step: int) -> list[dict]:
-    kept = _up_to(path, last_step)
+def _keep_steps(path: pathlib.Path, last_step: int, names: Collection[str] = ()) -> list[dict]:
+    kept = _up_to(path, last_step, names)
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 
-def _up_to(path: pathlib.Path, last_step: int) -> list[dict]:
-    return [line for line in read_lines(path) if line["step"] <= last_step]
+def _up_to(path: pathlib.Path, last_step: int, names: Collection[str] = ()) -> list[dict]:
+    return [line for line in read_lines(path, names) if line["step"] <= last_step]

@@ -105,6 +105,10 @@ def _imagenet() -> ConfigDict:
             "cosine_per": "epoch",  # or "step"
             "constant_predictor_lr": True,
             "num_microbatches": 1,  # parts that the backbone takes a batch in, to save memory
+            # Of a whole run: steps whose loss or gradient is not finite, or whose gradient norm is
+            # above the limit, and that change nothing; 0 = the first one stops the run.
+            "max_skipped_steps": 0,
+            "grad_norm_limit": 0.0,  # 0 = none
         }
     )
     config.data = ConfigDict(
@@ -167,6 +171,8 @@ def _imagenet() -> ConfigDict:
             "keep_every": 0,  # steps; those of a multiple are kept too, 0 = no others
             "store_patience_seconds": 600,  # a save waits for a workdir that has vanished
             "fsdp": 1,  # devices that share one copy of the train state
+            # A run that stands still for so long says where, and ends after as long again; 0 = off
+            "watchdog_seconds": 1800.0,
         }
     )
     return config

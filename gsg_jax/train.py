@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ import jax
 import ml_collections
 
 from gsg_jax import mesh as meshes
+from gsg_jax import watchdog as watchdogs
 from gsg_jax import workdir as workdirs
 from gsg_jax.checkpoint import Checkpoints, state_digest
 from gsg_jax.clock import Clock, mean_views_per_second
@@ -30,11 +32,11 @@ from gsg_jax.experiment import (
     check_queue_fits,
     jit_step,
 )
-from gsg_jax.guards import CollapseWatch, LossGuard, stop_signals
-from gsg_jax.metrics import MetricsLog, open_metrics, read_lines, write_atomically
+from gsg_jax.guards import CollapseWatch, LossGuard, check_finite, stop_signals
+from gsg_jax.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_atomically
 from gsg_jax.optim import learning_rate_schedule
 from gsg_jax.progress import RunDisplay, say
-from gsg_jax.train_step import FIGURES, TrainState, init_state
+from gsg_jax.train_step import FIGURES, TrainState, init_state, skipped_steps
 
 # The k-NN figures of a run, and whose they are.
 SCORED = {
@@ -111,11 +113,12 @@ class Pretraining:
             config.run.keep_every,
             patience=config.run.store_patience_seconds,
         )
+        self.watchdog = watchdogs.Watchdog(config.run.watchdog_seconds, workdir, loader.busy)
         self.past = []
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until it is told to stop; returns the final figures."""
-        with stop_signals() as told_to_stop, self.checkpoints:
+        with stop_signals() as told_to_stop, self.watchdog, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
             writer = open_metrics(self.workdir, first_step)
@@ -123,8 +126,9 @@ class Pretraining:
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:
                 state = self._loop(state, first_step, writer, clock, display, told_to_stop)
+            self.watchdog.at(watchdogs.SAVING)
             train_seconds = clock.train_seconds()
-        intervals = read_lines(self.workdir / "throughput.jsonl")
+        intervals = read_lines(self.workdir / "throughput.jsonl", TIMED)
         figures = {
             **self._final_figures(state),
             **baselines,
@@ -158,7 +162,7 @@ class Pretraining:
         is_there = path.exists()
         meshes.wait_for_hosts("the baselines are looked for")
         if is_there:
-            return workdirs.read_object(path)
+            return workdirs.read_figures(path, [name for name in SCORED if name != "knn_top1"])
         if first_step:
             raise UserError(f"{path} is missing and step 0 is past: begin in another --workdir")
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
@@ -177,9 +181,16 @@ class Pretraining:
         display: RunDisplay,
         told_to_stop: Callable[[], bool],
     ) -> TrainState:
-        losses = LossGuard(self._what_to_do)
+        losses = LossGuard(
+            self._what_to_do,
+            display.warn,
+            max_skipped_steps=self.config.optim.max_skipped_steps,
+            grad_norm_limit=self.config.optim.grad_norm_limit,
+            skipped_before=int(skipped_steps(state)),
+        )
         collapse = CollapseWatch(self.config, writer.past)
         batches = self.loader.iterate(first_step)
+        watchdog, phase = self.watchdog, watchdogs.COMPILING
         for step in range(first_step + 1, self.num_steps + 1):
             if told_to_stop():
                 losses.check_all()
@@ -187,13 +198,17 @@ class Pretraining:
                     self._save(state, None, writer, is_last=True)
                 display.note(f"stopped at step {step - 1} and saved: the same command goes on")
                 break
+            watchdog.at(watchdogs.WAITING_FOR_BATCH, step - 1)
             with clock.waiting():
                 batch = next(batches)
                 images = (batch["image"], batch["local"]) if "local" in batch else batch["image"]
                 inputs = (images, batch["label"]) if self.experiment.probe else (images,)
                 inputs = meshes.global_batch(self.mesh, inputs)
+            watchdog.at(phase)
             state, metrics = self.step(state, *inputs)
+            watchdog.at(watchdogs.WAITING_FOR_DEVICES)
             losses.push(step, metrics)
+            phase = watchdogs.STEPPING
             clock.stepped()
             display.advance(step)
             if not self._logs_at(step):
@@ -214,6 +229,8 @@ class Pretraining:
     def _save(
         self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool
     ) -> None:
+        self.watchdog.at(watchdogs.SAVING)
+        check_finite(state, self._what_to_do)
         self.checkpoints.wait_for_store()
         writer.flush()  # a checkpoint stands for the lines of its step
         self.checkpoints.save(state, knn_top1, wait=is_last)
@@ -236,12 +253,15 @@ class Pretraining:
     ) -> dict[str, float]:
         """What metrics.jsonl gets of a step: nothing that a clock decides."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        skipped = values.get("skipped_steps", 0)
+        if "skipped_steps" in values:  # a skipped step's figures may be no numbers
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
         if step % self.config.run.log_every_steps:  # the step has not computed these
             values = {name: value for name, value in values.items() if name not in FIGURES}
         values = {
             "epoch": step / self.loader.steps_per_epoch,
-            "loss": values.pop("loss"),
-            "learning_rate": float(self.schedule(step - 1)),
+            **({"loss": values.pop("loss")} if "loss" in values else {}),
+            "learning_rate": float(self.schedule(max(step - 1 - skipped, 0))),
             **values,
         }
         if self._monitors_at(step):
@@ -256,7 +276,7 @@ class Pretraining:
             raise UserError(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
 
     def _embed(self, state: TrainState) -> Embed:
-        return backbone_embed(
+        embed = backbone_embed(
             self.experiment.online.backbone,
             meshes.whole(self.mesh, state.params["backbone"]),
             meshes.whole(self.mesh, state.batch_stats["backbone"]),
@@ -264,23 +284,32 @@ class Pretraining:
             self.mesh,
         )
 
+        def watched(images):
+            self.watchdog.at(watchdogs.MONITORING)
+            return embed(images)
+
+        return watched
+
     def _what_to_do(self) -> str:
         newest = self.checkpoints.newest_step()
         kept = "there is no checkpoint yet" if newest is None else f"step {newest} is kept"
         rate = self.config.optim.learning_rate
         return (
             f"{kept} in {self.workdir}; begin in another --workdir with a lower "
-            f"--config.optim.learning_rate (now {rate:g}) or some --config.optim.warmup_epochs"
+            f"--config.optim.learning_rate (now {rate:g}) or some --config.optim.warmup_epochs, "
+            "or go on here with a higher --config.optim.max_skipped_steps "
+            f"(now {self.config.optim.max_skipped_steps})"
         )
 
     def _final_figures(self, state: TrainState) -> dict[str, Any]:
         lines = read_lines(self.workdir / "metrics.jsonl")
+        losses = [line["loss"] for line in lines if "loss" in line]
         figures = {
             "job": "pretrain",
             "method": self.config.method.name,
             "step": int(state.step),
             "num_steps": self.num_steps,  # above "step" where the run was stopped
-            "loss": lines[-1]["loss"] if lines else None,
+            "loss": losses[-1] if losses else None,
         }
         scored = [line["knn_top1"] for line in lines if "knn_top1" in line]
         return figures | ({"knn_top1": scored[-1]} if scored else {})

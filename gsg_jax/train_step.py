@@ -72,6 +72,9 @@ class Experiment:
       figures_every_steps: how often the collapse figures are computed; NaN in between.
       inspects_gradients: whether the gradient's parts are among these figures.
       num_microbatches: parts that the backbone takes a batch in.
+      skips_bad_steps: whether a step whose loss, gradient norm or state is not finite, or whose
+        gradient norm is above grad_norm_limit, leaves the state as it was.
+      grad_norm_limit: largest gradient norm of a step that is not skipped, 0 for none.
       probe: linear classifier trained beside, on embeddings without gradient, or None.
     """
 
@@ -91,6 +94,8 @@ class Experiment:
     select: Callable[..., jax.Array] | None = None
     inspects_gradients: bool = False
     num_microbatches: int = 1
+    skips_bad_steps: bool = False
+    grad_norm_limit: float = 0.0
     frozen: tuple[tuple[str, ...], ...] = ()
     probe: nn.Dense | None = None
 
@@ -176,8 +181,9 @@ def train_step(
 
     Returns:
       (state, metrics): the state after the step, and scalars: loss, grad_norm, FIGURES (NaN between
-      the logged steps; the gradient's where it is inspected), and what the method and the online
-      probe add.
+      the logged steps; the gradient's where it is inspected), what the method and the online probe
+      add and, where bad steps are skipped, skipped_steps: how many since the run began. The state
+      after a skipped step is the one before it but for `step`.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     view_key, loss_key = jax.random.split(key)
@@ -208,16 +214,54 @@ def train_step(
 
     figures = _figures(experiment, state, outputs, loss_key)
     logged = {name: value for name, value in metrics.items() if name != "attraction"}
-    state = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        target_params=target_params,
-        target_batch_stats=target_batch_stats,
-        opt_state=opt_state,
-        memory=memory,
+    before, state = (
+        state,
+        TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            target_params=target_params,
+            target_batch_stats=target_batch_stats,
+            opt_state=opt_state,
+            memory=memory,
+        ),
     )
+    if experiment.skips_bad_steps:
+        state = _unless_bad(experiment, before, state, loss, grad_norm)
+        logged["skipped_steps"] = skipped_steps(state)
     return state, {"loss": loss, "grad_norm": grad_norm, **logged, **figures}
+
+
+def skipped_steps(state: TrainState) -> jax.Array:
+    """How many steps were skipped since the run began: the optimizer counts only the others."""
+    (_, updates), *_ = optax.tree.get_all_with_path(state.opt_state, "count")
+    return state.step - updates
+
+
+def finite_groups(state: TrainState) -> dict[str, jax.Array]:
+    """Whether every number of a group of the state is finite, {group: bool scalar}."""
+    groups = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: _is_finite(tree) for name, tree in groups.items()}
+
+
+def _unless_bad(
+    experiment: Experiment,
+    before: TrainState,
+    after: TrainState,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+) -> TrainState:
+    """The state after a step, or where the step is bad the one before it with the step counted."""
+    is_good = _is_finite((loss, grad_norm, after))
+    if experiment.grad_norm_limit:
+        is_good &= grad_norm <= experiment.grad_norm_limit
+    kept = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), after, before)
+    return kept.replace(step=after.step)
+
+
+def _is_finite(tree: Any) -> jax.Array:
+    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in numbers], bool))
 
 
 def draw_views(

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Collection
 
 import ml_collections
 
@@ -9,15 +10,16 @@ from gsg_jax import hosts, recipes
 from gsg_jax import mesh as meshes
 from gsg_jax.config import as_json, differences
 from gsg_jax.errors import UsageError, UserError
-from gsg_jax.metrics import write_atomically
+from gsg_jax.metrics import is_number, write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
-# What may change while a run goes on: how quickly batches are made, not what is in them, which
-# checkpoints are kept, and where the state lies.
+# What may change while a run goes on: how quickly batches are made, not what is in them, where the
+# state lies, which checkpoints are kept, and how long a run is patient.
 FREE = (
     *("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp"),
     *("run.keep_checkpoints", "run.keep_every", "run.store_patience_seconds"),
+    *("optim.max_skipped_steps", "run.watchdog_seconds"),
 )
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"
@@ -33,13 +35,16 @@ WRITTEN = (
     "tensorboard",
 )
 
+FOLDERS = ("checkpoints", "tensorboard")
+
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
-    What makes the batches may differ, and which checkpoints are kept; the record then says how it
-    is now. An imported checkpoint that no step has moved takes another schedule and other images.
-    Of several hosts the first writes, and the others look whether they see the same.
+    What makes the batches, which checkpoints are kept and a run's patience may differ; the record
+    then says what they are now. An imported checkpoint that no step has moved takes another
+    schedule and other images. Of several hosts the first writes, and the others look whether they
+    see the same.
 
     Args:
       workdir: DIR.
@@ -67,6 +72,9 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 def _check_record(
     workdir: pathlib.Path, record_path: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
+    for name in FOLDERS:  # else a run without checkpoints would begin anew, and drop its logs
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(f"{workdir / name} is no folder: remove it, or give another --workdir")
     if record_path.exists():
         differing = differences(config, read_config(workdir))
         differing = [said for said in differing if not said.startswith(FREE)]
@@ -126,6 +134,8 @@ def read_config(workdir: pathlib.Path) -> dict:
     record = read_object(path)
     if missing := [group for group in GROUPS if group not in record]:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
+    if wrong := [group for group in GROUPS if not isinstance(record[group], dict)]:
+        raise UserError(f"{path} is damaged ({wrong[0]} is no group): give another --workdir")
     return _with_newer_keys(record)
 
 
@@ -155,18 +165,28 @@ def write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 def _with_newer_keys(record: dict) -> dict:
     """A record with what a run of an earlier version lacks: new keys begin as nothing new."""
-    recipe = record.get("recipe")
+    recipe = str(record.get("recipe"))
     defaults = recipes.pretraining(recipe if recipe in recipes.RECIPES else "imagenet").to_dict()
     return {
         key: {**defaults[key], **value} if key in GROUPS else value for key, value in record.items()
     }
 
 
+def read_figures(path: pathlib.Path, names: Collection[str]) -> dict[str, float]:
+    """Reads a file of one JSON object of figures; UserError where they are others or no numbers."""
+    figures = read_object(path)
+    if not figures or not figures.keys() <= set(names) or not all(map(is_number, figures.values())):
+        raise UserError(
+            f"{path} is damaged (not {' and '.join(names)}): restore it, or give another --workdir"
+        )
+    return figures
+
+
 def read_object(path: pathlib.Path) -> dict:
     """Reads a file of one JSON object; raises UserError where it is damaged."""
     try:
         record = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}): restore it, or give another --workdir"
         ) from error

@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from gsg_jax.errors import UserError
 from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
 
-CLOCK = {"views_per_second": 10.0, "train_seconds": 1.5}
+CLOCK = {"views_per_second": 10.0, "interval_seconds": 0.5, "train_seconds": 1.5}
 
 
 def write(folder, first_step, steps, clock=CLOCK):

@@ -42,14 +42,16 @@ def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(
     assert str(tmp_path) in message and "another --workdir" in message
 
 
-def test_a_run_goes_on_with_other_threads_and_checkpoints_kept_and_its_record_says_so(tmp_path):
+def test_a_run_goes_on_with_other_threads_and_more_patience_and_its_record_says_so(tmp_path):
     config = small_config("byol")
     workdirs.claim(tmp_path, config)
     config.data.update({"num_threads": 3, "num_processes": 4, "prefetch": 5})
-    config.run.update({"keep_checkpoints": 6, "keep_every": 7000, "store_patience_seconds": 8})
+    config.run.update({"fsdp": 2, "keep_checkpoints": 6, "keep_every": 7000})
+    config.run.update({"store_patience_seconds": 8, "watchdog_seconds": 10.0})
+    config.optim.max_skipped_steps = 9
     workdirs.claim(tmp_path, config)
     recorded = flat(workdirs.read_config(tmp_path))
-    assert [recorded[key] for key in workdirs.FREE] == [3, 4, 5, 6, 7000, 8]
+    assert [recorded[key] for key in workdirs.FREE] == [3, 4, 5, 2, 6, 7000, 8, 9, 10]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"run": {"seed": 0}', "[]", "3", "null", "\x00" * 9])
@@ -70,6 +72,13 @@ def test_a_folder_with_a_runs_files_but_no_record_is_refused(tmp_path, name):
     (tmp_path / name / "mine").write_text("not a run's")
     message = refusal(tmp_path, small_config("byol"))
     assert name in message and "no config.json" in message
+
+
+@pytest.mark.parametrize("name", workdirs.FOLDERS)
+def test_a_file_in_place_of_a_folder_of_the_run_is_refused(tmp_path, name):
+    workdirs.claim(tmp_path, small_config("byol"))
+    (tmp_path / name).write_text("mine")
+    assert f"{tmp_path / name} is no folder" in refusal(tmp_path, small_config("byol"))
 
 
 def test_other_files_in_a_folder_do_not_matter_and_stay(tmp_path):

@@ -210,9 +210,9 @@ def _check(
 
 
 def _attempt(read: Callable[[Path], Any], path: Path) -> Any:
-    """Returns what a reader returns, None where the file is broken."""
+    """Returns what a reader returns, None where the file is broken, or is none."""
     try:
-        return read(path)
+        return read(path) if path.is_file() else None  # to open a pipe would wait for ever
     except DECODE_ERRORS:
         return None
 

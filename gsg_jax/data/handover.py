@@ -10,7 +10,7 @@ from gsg_jax.errors import UserError
 
 
 class Handover:
-    """Hands one object to several processes while they are started; a context manager.
+    """Hands one object to several processes while they are started.
 
     The object lies in a file without a name, of which nothing stays however the program ends. The
     processes map it, so that they share the arrays of a source instead of holding a copy each, and
@@ -48,10 +48,8 @@ class Handover:
                 f"or {mend}"
             ) from error
 
-    def __enter__(self) -> "Handover":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
+        """Lets go of the file: no further process can be started."""
         self._file.close()
 
     def __reduce__(self) -> tuple:

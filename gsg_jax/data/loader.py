@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import grain
 import numpy as np
 
-from gsg_jax.data.base import ArraySource, Source, num_decode_threads
+from gsg_jax.data.base import ArraySource, Busy, Source, num_decode_threads
 from gsg_jax.data.crops import ASPECT, centre_cut
 from gsg_jax.data.part import Part
 from gsg_jax.data.reader import Reader
@@ -110,6 +110,7 @@ class TrainLoader:
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads, self._num_processes = num_threads, num_processes
         self._prefetch = prefetch
+        self._reading: list[Workers] = []  # of the streams that are open
         self._labels = source.labels if with_labels else None
         # Two, since batches are made ahead over the end of an epoch.
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
@@ -118,6 +119,10 @@ class TrainLoader:
     def steps_per_epoch(self) -> int:
         """Whole batches in the source."""
         return len(self._source) // self._batch_size
+
+    def busy(self) -> list[Busy]:
+        """Says which images are being read at this moment, by whom and for how long."""
+        return [one for workers in list(self._reading) for one in workers.busy()]
 
     def iterate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this host's share of the batches of first_step, first_step + 1, and so on.
@@ -140,6 +145,7 @@ class TrainLoader:
 
     def _generate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         workers = self._workers()
+        self._reading.append(workers)
         batches = iter(self._batches(workers))
         # A step is all there is to the position, so checkpoints need not know Grain's state.
         batches.set_state({"next_index": first_step})
@@ -149,11 +155,12 @@ class TrainLoader:
         finally:
             batches.close()
             workers.close()
+            self._reading.remove(workers)
 
     def _workers(self) -> Workers:
         if self._num_processes and (self._reader.crop_size or _decodes(self._source)):
-            return Processes(self._reader, self._num_processes)
-        return Threads(self._reader, self._num_threads)
+            return Processes(self._reader, self._num_processes, self._reader.image_name)
+        return Threads(self._reader, self._num_threads, self._reader.image_name)
 
     def _batches(self, workers: Workers) -> grain.IterDataset:
         return (

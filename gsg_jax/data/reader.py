@@ -55,6 +55,11 @@ class Reader:
         """
         return self._whole(i) if self.crop_size is None else self._crops(step, place, i)
 
+    def image_name(self, i: int) -> str:
+        """What people call image i: its file, or its number where it has none of its own."""
+        paths = getattr(self.source, "paths", ())
+        return str(paths[i]) if paths else f"image {i} of {self.source.name!r}"
+
     def _whole(self, i: int) -> dict[str, np.ndarray]:
         pixels = self.source.image(i)
         if pixels.shape != self.source.image_shape:

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,19 @@ from gsg_jax.data import handover
 from gsg_jax.data.folders import FolderSource
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.part import Part
+from gsg_jax.data.reader import Reader
 from gsg_jax.data.records import RecordSource
 from gsg_jax.data.sources import ArraySource
 from gsg_jax.data.workers import Processes, Threads
 from gsg_jax.errors import UserError
+from tests.data.pickled import Deadly, Records, Sleepy
 from tests.runs import ROOT, start, tiny, write_images
 
 CROPS = {"num_views": 2, "crop_size": 24}
+CUT = {
+    **{"num_views": 2, "crop_size": 4, "crop_area": (0.2, 1.0), "crop_aspect": (0.75, 1.33)},
+    **{"num_local": 0, "local_size": 4, "local_area": (0.2, 1.0)},
+}
 
 
 def encoded(i):
@@ -42,11 +49,6 @@ def folder_of(directory, num_images=12):
     for i, path in enumerate(paths):
         path.write_bytes(encoded(i))
     return FolderSource("folder", paths, np.arange(num_images, dtype=np.int32), ("a", "b"))
-
-
-class Records(list):
-    def __getitems__(self, positions):
-        return [self[i] for i in positions]
 
 
 def records_of(num_images=12):
@@ -177,25 +179,100 @@ def test_no_room_for_the_source_is_told_with_the_folder(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_is_one_clear_line(number):
+def test_a_worker_that_dies_is_told_and_replaced_and_the_batches_stay_the_same(number, capsys):
     # Large answers: most of a worker's time goes into sending them.
-    train = TrainLoader(records_of(), batch_size=8, seed=0, num_processes=2, num_views=2,
-                        crop_size=900)  # fmt: skip
-    stream = train.iterate(0)
-    next(stream)
-    os.kill(workers()[0].pid, number)
-    with ThreadPoolExecutor(1) as pool:
-
-        def go_on():
-            with pytest.raises(UserError) as error:
-                for _ in range(50):
-                    next(stream)
-            return str(error.value)
-
-        message = pool.submit(go_on).result(timeout=60)
-    assert "\n" not in message and "--config.data.num_processes (now 2)" in message
-    assert ("memory runs out" if number == signal.SIGKILL else "SIGSEGV") in message
+    settings = {"batch_size": 8, "seed": 0, "num_views": 2, "crop_size": 600}
+    expected = TrainLoader(records_of(), **settings).iterate(0)
+    found = TrainLoader(records_of(), **settings, num_processes=2).iterate(0)
+    killed = []
+    np.testing.assert_array_equal(next(found)["image"], next(expected)["image"])
+    for _ in range(3):
+        killed.append(workers()[0].pid)
+        os.kill(killed[-1], number)
+        for _ in range(4):
+            np.testing.assert_array_equal(next(found)["image"], next(expected)["image"])
+    assert len(set(killed)) == 3 and len(workers()) == 2
+    found.close()
+    expected.close()
     assert not workers()
+    told = capsys.readouterr().err.splitlines()
+    how = "was killed, as the system does" if number == signal.SIGKILL else "was ended by SIGSEGV"
+    assert [line.startswith("warning: worker process ") for line in told] == [True] * 3
+    for pid, line in zip(killed, told, strict=True):
+        assert f"process {pid} {how}" in line and "another one takes its place" in line
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_an_image_that_kills_its_reader_is_told_by_name_at_the_third_death(
+    tmp_path, num_processes, capsys
+):
+    settings = {"num_processes": num_processes, "batch_size": 8, "with_labels": False}
+    with pytest.raises(UserError) as error:
+        batches(Deadly(tmp_path, 100), **settings)
+    message, image = str(error.value), str(tmp_path / "5.png")
+    assert "\n" not in message and f"memory runs out at {image}, as 2 before it" in message
+    assert f"--config.data.num_processes (now {num_processes})" in message
+    told = capsys.readouterr().err.splitlines()  # also of the next batch, which is made ahead
+    assert all(line.endswith(f"at {image}; another one takes its place") for line in told)
+    assert 2 <= len(told) <= 2 * num_processes and not workers()
+
+
+def test_a_reader_that_dies_twice_at_an_image_changes_nothing(tmp_path):
+    (tmp_path / "killed").mkdir()
+    settings = {"batch_size": 8, "with_labels": False, "num_batches": 2}
+    found = batches(Deadly(tmp_path / "killed", 2), num_processes=2, **settings)
+    assert len(list((tmp_path / "killed").iterdir())) == 2
+    for batch, expected in zip(found, batches(Deadly(tmp_path, 0), **settings), strict=True):
+        np.testing.assert_array_equal(batch["image"], expected["image"])
+
+
+def test_what_a_process_is_reading_and_for_how_long_can_be_asked(tmp_path):
+    made = Processes(Reader(Sleepy(tmp_path, 0), 0, **CUT), 2, "number {}".format)
+    assert made.busy() == []
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: list(made.read([(0, i, i) for i in range(8)])))
+        wait_until(lambda: [one.image for one in made.busy()] == ["number 5"])
+        first = made.busy()[0]
+        time.sleep(0.3)
+        second = made.busy()[0]
+        assert first.who == second.who in [f"worker process {w.pid}" for w in workers()]
+        assert 0.3 <= second.seconds - first.seconds < 5
+        made.close()
+        with pytest.raises((UserError, CancelledError)):
+            reading.result(timeout=60)
+    assert not workers()
+
+
+def test_what_a_thread_is_reading_can_be_asked():
+    started, go_on = threading.Event(), threading.Event()
+
+    def read(step, place, i):
+        started.set()
+        assert go_on.wait(60)
+        return {"image": np.array(i)}
+
+    made = Threads(read, 1, "number {}".format)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: list(made.read([(0, 0, 7)])))
+        assert started.wait(60)
+        (one,) = made.busy()
+        assert one.who.startswith("thread decode") and one.image == "number 7"
+        go_on.set()
+        reading.result(timeout=60)
+        assert made.busy() == []
+    made.close()
+
+
+def test_an_image_is_called_by_its_file_or_its_number(tmp_path):
+    assert Reader(folder_of(tmp_path), 0, **CUT).image_name(3) == str(tmp_path / "03.png")
+    assert Reader(records_of(), 0, **CUT).image_name(3) == "image 3 of 'records'"
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_interrupts_and_requests_to_end_do_not_reach_the_workers():
