@@ -7,9 +7,7 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import shutil
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 from rich.filesize import decimal
 
-from gsg_jax import hosts
+from gsg_jax import hosts, integrity
 from gsg_jax.errors import UserError
 from gsg_jax.progress import say
 from gsg_jax.train_step import TrainState
@@ -44,11 +42,6 @@ _MEND = ": mend that, and the same command goes on from the newest one"
 # Bytes of a checkpoint besides the arrays, and of the logs.
 _MARGIN = 2_000_000
 
-# Where a checkpoint's arrays lie in its folder, and its score.
-_ARRAYS, _SCORE = "default", "metrics"
-# The SHA-256 of each file of a checkpoint, {"sha256": {name: hex digits}}.
-_DIGESTS = f"{_ARRAYS}/digests.json"
-_UNFINISHED = ".orbax-checkpoint-tmp"
 # Where damaged checkpoints are kept.
 DAMAGED = "damaged"
 
@@ -251,7 +244,7 @@ class Checkpoints:
           UserError: where the checkpoint is damaged.
         """
         with self._read_explained(step):
-            metadata = _metadata(self._arrays(step))
+            metadata = integrity.metadata(self._arrays(step))
         return {
             group: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata[group])
             for group in groups
@@ -283,7 +276,7 @@ class Checkpoints:
             steps, damaged, whole = saved_steps(self._workdir), {}, None
             while steps and whole is None:
                 step = steps.pop()
-                reason = _damage(self._folder / str(step))
+                reason = integrity.damage(self._folder / str(step))
                 if reason is None:
                     whole = step
                 elif (self._folder / str(step)).exists():  # else a run has just removed it
@@ -296,7 +289,7 @@ class Checkpoints:
                 )
             if not read_only:
                 for step in steps:  # Orbax reads the scores of all
-                    if reason := _score_damage(self._folder / str(step)):
+                    if reason := integrity.score_damage(self._folder / str(step)):
                         damaged[step] = reason
                 self._remove_unfinished(whole)
             for step, reason in damaged.items():
@@ -345,7 +338,7 @@ class Checkpoints:
 
         def finalize(directory: Any) -> None:
             finish(directory)
-            _write_digests(pathlib.Path(directory))
+            integrity.write_digests(pathlib.Path(directory))
             if not self._is_there():  # these are folders that TensorStore has made anew
                 self._remove_skeleton()
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
@@ -383,16 +376,16 @@ class Checkpoints:
 
     def _unfinished(self) -> list[pathlib.Path]:
         """The folders of saves that were cut off, or are under way."""
-        return list(self._folder.glob(f"*{_UNFINISHED}*"))
+        return list(self._folder.glob(f"*{integrity.UNFINISHED}*"))
 
     def _arrays(self, step: int) -> pathlib.Path:
-        return self._folder.resolve() / str(step) / _ARRAYS
+        return self._folder.resolve() / str(step) / integrity.ARRAYS
 
     def _check_shapes(self, step: int, params: Any) -> None:
         """Raises UserError where a whole checkpoint is of another network, or other channels."""
         if self._manager:
             self._manager.wait_until_finished()
-        metadata = _metadata(self._arrays(step))
+        metadata = integrity.metadata(self._arrays(step))
         branches = {branch: metadata["params"].get(branch, {}) for branch in params}
         there, here = _shapes(branches), _shapes(params)
         for name in sorted(there.keys() | here.keys()):
@@ -419,8 +412,8 @@ class Checkpoints:
             yield
         except _FAILURES as error:
             raise UserError(
-                f"{self._folder / str(step)} cannot be read ({_reason(error)}): mend that, or give "
-                "another --workdir"
+                f"{self._folder / str(step)} cannot be read ({integrity.reason(error)}): mend "
+                "that, or give another --workdir"
             ) from error
 
     @contextlib.contextmanager
@@ -429,8 +422,8 @@ class Checkpoints:
             yield
         except _FAILURES as error:
             raise UserError(
-                f"{self._folder} cannot be opened ({_reason(error)}): mend that, or give another "
-                "--workdir"
+                f"{self._folder} cannot be opened ({integrity.reason(error)}): mend that, or give "
+                "another --workdir"
             ) from error
 
     @contextlib.contextmanager
@@ -438,8 +431,8 @@ class Checkpoints:
         try:
             yield
         except _FAILURES as error:
-            number, is_there = _error_number(error), self._is_there()
-            what = f"a checkpoint cannot be saved in {self._folder} ({_reason(error)})"
+            number, is_there = integrity.error_number(error), self._is_there()
+            what = f"a checkpoint cannot be saved in {self._folder} ({integrity.reason(error)})"
             if number in _LASTING and is_there:
                 raise UserError(what + _MEND) from error
             raise _SaveFailed(what, number in _AWAY or not is_there) from error
@@ -478,103 +471,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _score(metrics: dict[str, float]) -> float:
     return metrics["knn_top1"]
-
-
-def _write_digests(arrays: pathlib.Path) -> None:
-    """Writes the digests of what a checkpoint holds; `arrays` may have its unfinished name yet."""
-    digests = {}
-    for path in sorted(arrays.parent.rglob("*")):
-        names = path.relative_to(arrays.parent).parts
-        if path.is_file() and len(names) > 1:  # Orbax goes on writing what lies above
-            item = names[0].partition(_UNFINISHED)[0]
-            digests["/".join((item, *names[1:]))] = _file_digest(path)
-    with (arrays / pathlib.Path(_DIGESTS).name).open("w") as file:
-        json.dump({"sha256": digests}, file, indent=0)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _file_digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damage(checkpoint: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None where it is whole.
-
-    One of an earlier version has no digests; it is whole where all its arrays can be read.
-    """
-    if not (checkpoint / _DIGESTS).exists():
-        return _score_damage(checkpoint) or _reading_damage(checkpoint)
-    try:
-        digests = json.loads((checkpoint / _DIGESTS).read_bytes())["sha256"].items()
-    except (ValueError, TypeError, LookupError, AttributeError):
-        return f"{_DIGESTS} cannot be understood"
-    for name, digest in digests:
-        try:
-            if _file_digest(checkpoint / name) != digest:
-                return f"{name} is not what was saved"
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-            return f"{ascii(name)[1:-1]} is missing"
-    return _score_damage(checkpoint)
-
-
-def _score_damage(checkpoint: pathlib.Path) -> str | None:
-    """What is wrong with the score of a checkpoint, which Orbax reads when it opens the folder."""
-    path = checkpoint / _SCORE / _SCORE
-    if not path.exists():
-        return None
-    try:
-        float(_score(json.loads(path.read_bytes())))
-    except (ValueError, TypeError, LookupError):
-        return f"{_SCORE}/{_SCORE} is no score"
-    return None
-
-
-def _reading_damage(checkpoint: pathlib.Path) -> str | None:
-    """Why the arrays of a checkpoint cannot be read; None where they can."""
-    arrays = checkpoint.resolve() / _ARRAYS
-    reader = ocp.PyTreeCheckpointHandler()
-    try:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), _metadata(arrays))
-        reader.restore(arrays, args=ocp.args.PyTreeRestore(restore_args=how))
-    except Exception as error:  # damaged files make Orbax raise whatever it may
-        number = _error_number(error)
-        if number not in (None, errno.ENOENT, errno.ENOTDIR):  # the store's fault, not the file's
-            raise OSError(number, os.strerror(number), str(arrays)) from error
-        return f"cannot be read: {_reason(error)}"
-    finally:
-        reader.close()
-    return None
-
-
-def _metadata(arrays: pathlib.Path) -> Any:
-    """The tree of a checkpoint, with the shape and type of each array."""
-    return ocp.StandardCheckpointHandler().metadata(arrays).tree
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong at the bottom of an error of Orbax, in a few words."""
-    if number := _error_number(error):
-        return os.strerror(number)
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
-
-
-def _error_number(error: BaseException) -> int | None:
-    """The number of the system's error at the bottom of an error of Orbax, where there is one."""
-    while error:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        text = str(error)
-        if code := re.search(r"os_error_code='(\d+)'", text):  # TensorStore's way
-            return int(code[1])
-        if text.startswith("NOT_FOUND"):
-            return errno.ENOENT
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def state_digest(state: Any) -> str:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh
 
-from gsg_jax import checkpoint
+from gsg_jax import integrity
 from gsg_jax import mesh as meshes
 from gsg_jax.checkpoint import Checkpoints, state_digest
 from gsg_jax.errors import UserError
@@ -203,13 +203,13 @@ def test_every_so_many_steps_one_is_kept(tmp_path):
 
 def test_a_save_goes_on_while_the_steps_do(tmp_path, monkeypatch):
     """What takes long, hashing among it, is waited for when the next is saved, or at the end."""
-    go_on, write = threading.Event(), checkpoint._write_digests
+    go_on, write = threading.Event(), integrity.write_digests
 
     def write_later(arrays):
         assert go_on.wait(60)
         write(arrays)
 
-    monkeypatch.setattr(checkpoint, "_write_digests", write_later)
+    monkeypatch.setattr(integrity, "write_digests", write_later)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_of(1), None)
         assert not (tmp_path / "checkpoints" / "1").exists()
@@ -289,7 +289,7 @@ def test_a_folder_that_is_away_is_waited_for(tmp_path, capsys):
 def test_a_save_that_failed_since_the_folder_was_away_is_told_and_the_next_made(
     tmp_path, capsys, monkeypatch
 ):
-    write = checkpoint._write_digests
+    write = integrity.write_digests
     workdir, away = tmp_path / "run", tmp_path / "away"
     workdir.mkdir()
     (workdir / "config.json").write_text("{}")
@@ -302,7 +302,7 @@ def test_a_save_that_failed_since_the_folder_was_away_is_told_and_the_next_made(
     with Checkpoints(workdir, patience=60) as checkpoints:
         checkpoints.save(state_of(1), None, wait=True)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "_write_digests", write_and_go_away)
+            patch.setattr(integrity, "write_digests", write_and_go_away)
             checkpoints.save(state_of(2), None)
             while not away.exists() or workdir.exists():
                 time.sleep(0.01)
