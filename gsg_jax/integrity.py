@@ -1,6 +1,6 @@
 """Whether a checkpoint is whole: by the digests of its files, or by reading it.
 
-Orbax and TensorStore notice a file that is missing or cut short, and not every bit that has changed.
+Orbax and TensorStore notice a file that is missing or cut short, but not every bit that changed.
 """
 
 import errno

@@ -80,14 +80,15 @@ def sharded(mesh: Mesh, state: Any) -> Any:
       state: arrays or shapes.
 
     Returns:
-      A tree of shardings like `state`. An array is split by the longest of its axes that "fsdp"
-      divides, and whole where there is none.
+      A tree of shardings like `state`. A matrix or kernel is split by the longest of its axes that
+      "fsdp" divides, and whole where there is none. Vectors are whole: they are a thousandth of the
+      state, and XLA would compute BatchNorm's statistics as the running ones lie, and gather them.
     """
     parts = mesh.shape.get("fsdp", 1)
 
     def of_leaf(leaf) -> NamedSharding:
         fitting = [n for n, size in enumerate(leaf.shape) if size and size % parts == 0]
-        if parts == 1 or not fitting:
+        if parts == 1 or leaf.ndim < 2 or not fitting:
             return replicated(mesh)
         longest = max(fitting, key=lambda n: leaf.shape[n])
         axes = ["fsdp" if n == longest else None for n in range(leaf.ndim)]
