@@ -64,8 +64,10 @@ def compiled(tmp_path_factory):
 
 
 def workers_of(run):
-    children = pathlib.Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    lines = {int(pid): pathlib.Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    # A worker that took another's place is the child of the thread that started it.
+    threads = pathlib.Path(f"/proc/{run.pid}/task").glob("*/children")
+    children = [int(pid) for thread in threads for pid in thread.read_text().split()]
+    lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
     return [pid for pid, line in lines.items() if "spawn_main" in line]
 
 
@@ -131,6 +133,7 @@ def test_a_worker_process_that_is_killed_is_replaced_and_the_run_goes_on(tmp_pat
     with running(flags, workdir) as run:
         for _ in range(2):
             killed = workers_of(run)
+            assert len(killed) == 2
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             target, end = num_logged(workdir) + 30, time.monotonic() + 120
