@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 METHODS = ("simsiam_gsg", "byol_gsg", "moco_v2")  # the last has a memory
 STEPS = ("--config.run.num_steps=20", "--config.run.log_every_steps=1")
-# Rounding grows from step to step: by MoCo's temperature and rate it would pass the limit.
-CALM = {"moco_v2": ("--config.optim.learning_rate=0.02",)}
+# Rounding grows from step to step, by MoCo's own temperature and rate to 1e-4 of a loss of 5.
+CALM = {"moco_v2": ("--config.optim.learning_rate=0.02", "--config.method.temperature=1.0")}
 SECONDS = 400  # of a run on a loaded machine
 
 
@@ -164,16 +164,15 @@ def test_a_folder_that_only_the_first_host_has_is_told(images, tmp_path):
     unscored = "--config.eval.knn_every_epochs=0"
     flags = [tiny("simsiam", images, tmp_path / name, unscored) for name in ("here", "there")]
     (here, out, err), (there, _, other_err) = finish_hosts(start_hosts(*flags))
-    assert (here, there, out) == (1, 1, "")
+    assert (here, there) == (1, 1) and "{" not in out  # Gloo says there who is connected
     assert "is not the folder that host 0 has made" in other_err
     assert "error: host 1 ended: --workdir=" in err
 
 
+@pytest.mark.parametrize("two_hosts", METHODS[:1], indirect=True)
 @pytest.mark.parametrize("job", ["knn", "linear"])
 def test_an_evaluation_of_two_hosts_says_what_one_says(two_hosts, job):
-    name, workdir, _, _ = two_hosts
-    if name != METHODS[0]:
-        pytest.skip("one method is enough")
+    _, workdir, _, _ = two_hosts
     flags = [config(job), f"--config.pretrained={workdir}", "--config.eval.batch_size=16"]
     if job == "knn":
         flags.append("--config.eval.knn_k=(3,5)")

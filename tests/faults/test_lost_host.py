@@ -13,7 +13,7 @@ from tests.test_multihost import finish_hosts, start_hosts, wait_for_step
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 120
+NUM_STEPS = 48
 # Until the other has ended: to notice takes no time, what is left is a loaded machine.
 SECONDS = GRACE_SECONDS + 20
 
@@ -46,7 +46,7 @@ def test_a_killed_host_ends_the_other_with_a_line_and_the_restart_resumes(tmp_pa
     victims = (1, 0, 1, 0) if FULL else (1,)
     for number, victim in enumerate(victims):
         hosts = start_hosts(flags(images, workdir), num_devices=1)
-        goal = (number + 1) * NUM_STEPS // (len(victims) + 2) + rng.randrange(8)
+        goal = (number + 1) * NUM_STEPS // (len(victims) + 2) + rng.randrange(4)
         wait_for_step(workdir, goal, hosts)
         hosts[victim].kill()
         begin = time.monotonic()
@@ -55,7 +55,8 @@ def test_a_killed_host_ends_the_other_with_a_line_and_the_restart_resumes(tmp_pa
         status, out, err = found[1 - victim]
         last = err.splitlines()[-1]
         is_told = f"error: host {victim} (127.0.0.1) is lost" in last and "Traceback" not in err
-        survived += is_told and (status, out) == (AGAIN, "") and seconds < SECONDS
+        has_ended = status == AGAIN and "{" not in out and seconds < SECONDS
+        survived += is_told and has_ended
     last, err = finished(images, workdir)
     tally("one of two hosts killed", len(victims), survived)
     assert "resuming from the checkpoint of step" in err
