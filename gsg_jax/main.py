@@ -6,6 +6,7 @@ stood still, or another of its hosts was lost, and it was ended: the same comman
 """
 
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from gsg_jax import hosts
@@ -207,7 +209,9 @@ def _drop_late_errors(unraisable) -> None:
 if __name__ == "__main__":
     # By these a worker process finds the program to import; it would take it seconds and 300 MiB.
     __spec__ = __file__ = None
-    logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback of every error that it raises
+    # Orbax logs a traceback of every error that it raises, and leaves some to asyncio.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _drop_late_errors
     try:
         status = main(sys.argv)

@@ -158,8 +158,8 @@ def test_a_state_that_is_not_finite_is_never_saved(images, tmp_path, monkeypatch
 
     jit_step = train.jit_step
 
-    def overflowing(experiment, mesh):
-        step_fn = jit_step(experiment, mesh)
+    def overflowing(experiment, mesh, shapes):
+        step_fn = jit_step(experiment, mesh, shapes)
 
         def step(state, *inputs):
             state, metrics = step_fn(state, *inputs)

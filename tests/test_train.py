@@ -27,8 +27,8 @@ def poison(monkeypatch, bad_step, name="loss"):
     """Makes a figure of one step NaN, as a loss that overflows would."""
     jit_step = train.jit_step
 
-    def poisoned(experiment, mesh):
-        step_fn = jit_step(experiment, mesh)
+    def poisoned(experiment, mesh, shapes):
+        step_fn = jit_step(experiment, mesh, shapes)
 
         def step(state, batch):
             state, metrics = step_fn(state, batch)
