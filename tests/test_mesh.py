@@ -137,7 +137,7 @@ def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, before, after):
 
 
 @pytest.mark.slow
-def test_a_run_in_shards_goes_on_whole_and_the_other_way(tmp_path, monkeypatch):
+def test_a_run_in_shards_goes_on_with_a_whole_state(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images")
     more = ["--config.eval.knn_every_epochs=0", "--config.run.num_steps=6"]
     losses = []
