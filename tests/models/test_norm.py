@@ -198,7 +198,8 @@ def test_groups_are_normalised_one_by_one(group_images):
     weights = np.random.default_rng(8).normal(size=x.shape)
     x, weights, *rest = map(jnp.float32, (x, weights, *rest))
     gradients, (found, stats) = training_pass(2, group_images)(x, *rest, weights)
-    y, mean, var = in_groups(np.asarray(x, np.float64), 2, group_images, *rest)
+    wide = [np.asarray(array, np.float64) for array in (x, *rest)]
+    y, mean, var = in_groups(wide[0], 2, group_images, *wide[1:])
     np.testing.assert_allclose(found, y, atol=2e-5)
     np.testing.assert_allclose(stats["mean"], mean, atol=1e-6)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
