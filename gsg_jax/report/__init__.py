@@ -1,0 +1,1 @@
+"""What is seen of runs and their images: pages, curves, galleries, maps."""
