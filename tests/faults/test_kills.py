@@ -20,7 +20,8 @@ from tests.runs import (
 
 pytestmark = pytest.mark.slow
 NUM_KILLS = 50 if FULL else 3
-NUM_STEPS = 750 if FULL else 120
+NUM_STEPS = 1000 if FULL else 120
+LAST_GOAL = NUM_STEPS * 7 // 10  # later ones would find the run at its end before they kill it
 FLAGS = (
     f"--config.run.num_steps={NUM_STEPS}",
     "--config.run.checkpoint_every_steps=15",
@@ -39,7 +40,7 @@ def test_kills_at_random_moments_and_while_saving_leave_no_trace(tmp_path, tally
     reference, workdir = tmp_path / "whole", tmp_path / "killed"
     wanted, _ = finish(*flags(reference))
     rng = random.Random(0)
-    goals = sorted(rng.randrange(NUM_STEPS) for _ in range(NUM_KILLS))
+    goals = sorted(rng.randrange(LAST_GOAL) for _ in range(NUM_KILLS))
     num_saving, num_others = 0, 0
     for number, goal in enumerate(goals):
         begin, run = time.time(), start(*flags(workdir))
