@@ -1,0 +1,303 @@
+"""Line charts as SVG, each with its figures as a table: read by eye, by keyboard and by ear.
+
+Written here, and not by a plotting library, for what a page needs of them together: colours that
+follow light and dark, lines that fit a phone, figures that a screen reader finds, and 10 KB a chart.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 480, 240
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 32  # margins
+MAX_POINTS = 400  # of a line
+NUM_COLOURS = 8  # that the page defines, as --c0 to --c7
+DASHES = ("", "6 3", "2 3")  # tell lines of one colour apart, and neighbours without colours
+
+
+class Line(NamedTuple):
+    """A line of a chart.
+
+    Attributes:
+      name: for the legend and the table.
+      points: (x, y) each, x not falling; y may be NaN or infinite, which leaves a gap.
+      is_level: a figure to compare with, drawn across the whole chart at the first y.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    is_level: bool = False
+
+
+class Chart(NamedTuple):
+    """A chart for a page.
+
+    Attributes:
+      title: what it shows.
+      note: a sentence about it, or "".
+      svg: the picture.
+      legend: (name, number of its colour, dashes) of each line, empty where there is one line.
+      head: of the table's columns.
+      rows: of the table, a text for each column.
+    """
+
+    title: str
+    note: str
+    svg: Markup
+    legend: tuple[tuple[str, int, str], ...]
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_name: str = "epoch",
+    note: str = "",
+    log_y: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+) -> Chart | None:
+    """Draws lines over one axis.
+
+    Args:
+      title: of the chart.
+      lines: at least one; those with many points are thinned to the lowest and the highest of each
+        stretch, which the note then says.
+      x_name: what the horizontal axis is.
+      note: a sentence about it.
+      log_y: logarithmic vertical axis; what is not above 0 is left out.
+      low: the least that the vertical axis ends at, where known.
+      high: the same of its greatest.
+
+    Returns:
+      The chart, or None where no line has a finite point.
+    """
+    drawn = [line._replace(points=_thinned(line.points)) for line in lines]
+    if any(len(old.points) > len(new.points) for old, new in zip(lines, drawn, strict=True)):
+        note = f"{note} Of each stretch of steps the lowest and the highest are drawn.".strip()
+    visible = [_finite(line, log_y) for line in drawn]
+    visible = [line for line in visible if any(not math.isnan(y) for _, y in line.points)]
+    if not visible:
+        return None
+    xs = [x for line in visible if not line.is_level for x, _ in line.points] or [0.0, 1.0]
+    ys = [y for line in visible for _, y in line.points if not math.isnan(y)]
+    ys += [limit for limit in (low, high) if limit is not None and not log_y]
+    place = _Place(min(xs), max(xs), min(ys), max(ys), log_y)
+    named = {line.name: number for number, line in enumerate(lines)}
+    parts = [_axes(place, x_name)]
+    parts += [_line(place, line, named[line.name]) for line in visible]
+    svg = Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-x="{} {} {} {}">{}</svg>'
+    ).format(
+        *(WIDTH, HEIGHT, f"{title}. {_in_words(visible, x_name)}"),
+        *(place.x0, place.x1, LEFT, WIDTH - RIGHT),
+        Markup("").join(parts),
+    )
+    legend = tuple((line.name, colour(n), dashes(n)) for n, line in enumerate(lines))
+    head, rows = _table(drawn, x_name)
+    return Chart(title, note, svg, legend if len(lines) > 1 else (), head, rows)
+
+
+def colour(number: int) -> int:
+    """The number of a line's colour."""
+    return number % NUM_COLOURS
+
+
+def dashes(number: int) -> str:
+    """How a line is dashed: the first ones are whole."""
+    return DASHES[number // NUM_COLOURS % len(DASHES)]
+
+
+def figure(value: float) -> str:
+    """A number as a table shows it: four digits, or what it is instead of a number."""
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    if value and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+class _Place:
+    """Where a point lies in the picture."""
+
+    def __init__(self, x0: float, x1: float, y0: float, y1: float, log_y: bool):
+        self.x0, self.x1 = x0, x1 if x1 > x0 else x0 + 1
+        self.ticks_y, self.log_y = (_log_ticks if log_y else ticks)(y0, y1), log_y
+        self.y0, self.y1 = min(y0, self.ticks_y[0]), max(y1, self.ticks_y[-1])
+        if not self.y1 > self.y0:
+            self.y0, self.y1 = self.y0 / 2, self.y0 * 2
+
+    def x(self, value: float) -> float:
+        share = (value - self.x0) / (self.x1 - self.x0)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        if self.log_y:
+            share = math.log(value / self.y0) / math.log(self.y1 / self.y0)
+        else:
+            share = (value - self.y0) / (self.y1 - self.y0)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def ticks(low: float, high: float, num: int = 4) -> list[float]:
+    """Round numbers that cover a range.
+
+    Args:
+      low: of the range.
+      high: of the range, at least low.
+      num: about how many steps.
+
+    Returns:
+      Two or more numbers, the first at most low, the last at least high.
+    """
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):  # one value: room around it
+        room = abs(low) / 10 or 1.0
+        low, high = low - room, high + room
+    raw = (high - low) / num
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * n for n in (1, 2, 2.5, 5, 10) if unit * n >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [n * step for n in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = max(1, (last - first) // 5)
+    return [10.0**n for n in range(first, max(last, first + 1) + every, every)]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_POINTS of them: the lowest and the highest of as many stretches as fit."""
+    points = list(points)
+    if len(points) <= MAX_POINTS:
+        return points
+    kept = {0, len(points) - 1}
+    size = len(points) / (MAX_POINTS // 2 - 1)
+    starts = [round(n * size) for n in range(MAX_POINTS // 2 - 1)] + [len(points)]
+    for start, end in zip(starts, starts[1:], strict=False):
+        finite = [i for i in range(start, end) if math.isfinite(points[i][1])]
+        if finite:
+            kept |= {
+                min(finite, key=lambda i: points[i][1]),
+                max(finite, key=lambda i: points[i][1]),
+            }
+        else:  # the gap stays
+            kept.add(start)
+    return [points[i] for i in sorted(kept)]
+
+
+def _finite(line: Line, log_y: bool) -> Line:
+    """The same with NaN wherever nothing can be drawn."""
+    points = [
+        (x, y if math.isfinite(y) and (y > 0 or not log_y) else math.nan) for x, y in line.points
+    ]
+    return line._replace(points=points)
+
+
+def _axes(place: _Place, x_name: str) -> Markup:
+    parts, bottom = [], HEIGHT - BOTTOM
+    for value in place.ticks_y:
+        y = place.y(value)
+        parts.append(
+            Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}">{}</text>').format(
+                LEFT, y, WIDTH - RIGHT, LEFT - 6, y + 4, _tick(value)
+            )
+        )
+    for value in ticks(place.x0, place.x1, 5):
+        if place.x0 <= value <= place.x1:
+            parts.append(
+                Markup('<text class="x" x="{}" y="{}">{}</text>').format(
+                    place.x(value), bottom + 15, _tick(value)
+                )
+            )
+    name = Markup('<text class="x" x="{}" y="{}">{}</text>')
+    parts.append(name.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 2, x_name))
+    return Markup('<g aria-hidden="true">{}</g>').format(Markup("").join(parts))
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e4 and abs(value) < 1e7 else f"{value:.4g}"
+
+
+def _line(place: _Place, line: Line, number: int) -> Markup:
+    style = Markup('class="line" style="stroke:var(--c{})" stroke-dasharray="{}"').format(
+        colour(number), "4 4" if line.is_level else dashes(number)
+    )
+    if line.is_level:
+        level = line.points[0][1]
+        return Markup('<path {} d="M{} {}H{}"/>').format(
+            style, LEFT, place.y(level), WIDTH - RIGHT
+        )
+    path, dots, is_drawing = [], [], False
+    for i, (x, y) in enumerate(line.points):
+        if math.isnan(y):
+            is_drawing = False
+            continue
+        before_gap = i + 1 == len(line.points) or math.isnan(line.points[i + 1][1])
+        if not is_drawing and before_gap:  # a point alone
+            dots.append((place.x(x), place.y(y)))
+        path.append(f"{'L' if is_drawing else 'M'}{place.x(x):g} {place.y(y):g}")
+        is_drawing = True
+    alone = Markup("").join(
+        Markup('<circle cx="{}" cy="{}" r="2.5" style="fill:var(--c{})"/>').format(
+            x, y, colour(number)
+        )
+        for x, y in dots
+    )
+    return Markup('<path {} d="{}"/>').format(style, "".join(path)) + alone
+
+
+def _in_words(lines: Sequence[Line], x_name: str) -> str:
+    """What a screen reader says of the picture."""
+    said = []
+    for line in lines:
+        points = [(x, y) for x, y in line.points if not math.isnan(y)]
+        if line.is_level:
+            said.append(f"{line.name}: {figure(points[0][1])}")
+            continue
+        ys = [y for _, y in points]
+        said.append(
+            f"{line.name}: from {figure(ys[0])} at {x_name} {figure(points[0][0])} to "
+            f"{figure(ys[-1])} at {x_name} {figure(points[-1][0])}, lowest {figure(min(ys))}, "
+            f"highest {figure(max(ys))}"
+        )
+    return ". ".join(said) + ". The table below has the figures."
+
+
+def _table(lines: Sequence[Line], x_name: str) -> tuple[tuple[str, ...], tuple]:
+    """A row for each x, a column for each line; levels go into the head."""
+    curves = [line for line in lines if not line.is_level]
+    levels = [line for line in lines if line.is_level]
+    head = (x_name, *(line.name for line in curves))
+    head = (*head, *(f"{line.name} (throughout)" for line in levels))
+    by_x = [dict(line.points) for line in curves]
+    xs = sorted({x for points in by_x for x in points}) or [0.0]
+    constant = tuple(figure(line.points[0][1]) for line in levels)
+    return head, tuple(
+        (
+            figure(x),
+            *(figure(points[x]) if x in points else "" for points in by_x),
+            *constant,
+        )
+        for x in xs
+    )
+
+
+def bar(share: float) -> Markup:
+    """A bar beside a figure of a table, for the eye alone.
+
+    Args:
+      share: in [0, 1].
+
+    Returns:
+      HTML.
+    """
+    return Markup('<span class="bar" aria-hidden="true" style="width:{}%"></span>').format(
+        escape(f"{100 * share:.1f}")
+    )

@@ -1,0 +1,334 @@
+"""What a report says: every section's figures and pictures, before they become a page."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from gsg_jax.config import flat, from_record
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.collapse import effective_rank
+from gsg_jax.report import embeddings, pictures
+from gsg_jax.report.charts import Chart, Line, figure, line_chart
+from gsg_jax.report.curves import curves
+from gsg_jax.report.embeddings import EmbeddedImages
+from gsg_jax.report.record import RunRecord
+
+NUM_NEAR = 5  # neighbours that the map shows of a point
+MAX_CONFUSION = 30  # classes of a whole confusion matrix; of more the commonest confusions
+COORDINATES = 4095  # a map's coordinates are whole numbers from 0 to this
+
+
+class Embedded(NamedTuple):
+    """The images of a run, embedded.
+
+    Attributes:
+      bank: where neighbours are looked for.
+      query: the images that are looked at; the same object where there are no test images.
+      class_names: one a label, or empty.
+      step: of the checkpoint.
+    """
+
+    bank: EmbeddedImages
+    query: EmbeddedImages
+    class_names: tuple[str, ...]
+    step: int
+
+
+class Report(NamedTuple):
+    """Everything that a page shows.
+
+    Attributes:
+      title: of the run.
+      cards: (name, figure) of the headline.
+      missing: a sentence for each thing that is not there.
+      settings: (key, value) of the config.
+      curves: charts of what was logged.
+      evaluation: (figure, value) of evaluation.json.
+      views: the augmentation sheet.
+      map: what the page's map needs, for JSON; None without embeddings.
+      groups: (name, images, places on each map) of the classes or clusters of the map.
+      gallery: rows of neighbours.
+      spectrum: chart of the eigenvalues.
+      confusion: of k-NN, or None.
+      class_names: one a label.
+      about: (name, text) of what was embedded.
+    """
+
+    title: str
+    cards: list[tuple[str, str]]
+    missing: list[str]
+    settings: list[tuple[str, str]]
+    curves: list[Chart]
+    evaluation: list[tuple[str, str]]
+    views: list[pictures.View]
+    map: dict[str, Any] | None
+    groups: list[tuple[str, int, list[str]]]
+    gallery: list[dict[str, Any]]
+    spectrum: Chart | None
+    confusion: embeddings.Confusion | None
+    class_names: tuple[str, ...]
+    about: list[tuple[str, str]]
+
+
+def run_report(
+    record: RunRecord, embedded: Embedded | None, options: ml_collections.ConfigDict, missing: list
+) -> Report:
+    """Gathers what a page shows of a run.
+
+    Args:
+      record: what the run has left.
+      embedded: its images by its newest checkpoint, or None.
+      options: config.report of configs/report.py.
+      missing: why there are none, and whatever else is not there.
+
+    Returns:
+      The report.
+
+    Raises:
+      UserError: where UMAP is asked for and not installed.
+    """
+    missing = [*record.missing, *missing]
+    config = from_record(record.config) if record.config else None
+    charts = curves(record)
+    if not charts and record.lines:
+        missing.append("Nothing that was logged can be drawn.")
+    parts: dict[str, Any] = {"map": None, "groups": [], "gallery": [], "spectrum": None}
+    parts |= {"confusion": None, "views": [], "about": [], "class_names": ()}
+    if embedded:
+        parts |= _embedded_parts(embedded, config, options, missing)
+    return Report(
+        title=record.name,
+        cards=_cards(record, embedded, parts["confusion"]),
+        missing=missing,
+        settings=[(key, _as_text(value)) for key, value in flat(record.config).items()],
+        curves=charts,
+        evaluation=[(n, _as_text(v)) for n, v in record.evaluation.items() if v is not None],
+        **parts,
+    )
+
+
+def _embedded_parts(
+    embedded: Embedded,
+    config: ml_collections.ConfigDict,
+    options: ml_collections.ConfigDict,
+    missing: list[str],
+) -> dict[str, Any]:
+    bank, query, names = embedded.bank, embedded.query, embedded.class_names
+    about = [
+        ("map, spectrum", f"{len(query.h):,} {query.split}"),
+        ("neighbours from", f"{len(bank.h):,} {bank.split}"),
+        ("embedding", f"{query.h.shape[1]} channels, checkpoint of step {embedded.step:,}"),
+    ]
+    parts: dict[str, Any] = {"about": about, "class_names": names}
+    has_labels = bool(names) and bool((query.label >= 0).any())
+    if not has_labels:
+        missing.append(
+            "The images have no labels: the map is coloured by cluster, and there are no k-NN "
+            "accuracy, accuracies by class and confusion matrix."
+        )
+    parts["views"] = pictures.augmentation_sheet(query.source.image(0), config)
+    if len(query.h) < embeddings.FEWEST:
+        missing.append(
+            f"There are {len(query.h)} images; a map, clusters and a spectrum take at least "
+            f"{embeddings.FEWEST}."
+        )
+    else:
+        parts |= _map_parts(query, names if has_labels else (), config, options, missing)
+        parts["spectrum"] = _spectrum(query.h)
+    parts["gallery"] = _gallery(bank, query, names, options)
+    if not parts["gallery"]:
+        missing.append("There is one image: it has no neighbours.")
+    if has_labels:
+        if (bank.label >= 0).sum() > (bank is query):
+            parts["confusion"] = embeddings.confusion(
+                bank,
+                query,
+                k=config.eval.knn_k,
+                temperature=config.eval.knn_temperature,
+                num_classes=len(names),
+            )
+        else:
+            missing.append("Too few images have a label for k-NN.")
+    return parts
+
+
+def _map_parts(
+    query: EmbeddedImages,
+    class_names: tuple[str, ...],
+    config: ml_collections.ConfigDict,
+    options: ml_collections.ConfigDict,
+    missing: list[str],
+) -> dict[str, Any]:
+    seed = config.run.seed
+    maps = embeddings.embedding_maps(query.h, seed=seed, umap=options.umap)
+    if class_names:
+        group = query.label
+    else:
+        group = embeddings.clusters(query.h, seed=seed)
+    num_groups = int(group.max()) + 1
+    names = list(class_names) or [f"cluster {n + 1}" for n in range(num_groups)]
+    sheets = pictures.thumbnail_sheets(query.source)
+    if sheets.num < len(query.h):
+        missing.append(
+            f"{len(query.h) - sheets.num:,} of the {len(query.h):,} images have no thumbnail on "
+            "the map: the page would be too large. Lower --config.report.max_images."
+        )
+    near = min(NUM_NEAR, len(query.h) - 1)
+    _, index = embeddings.neighbours(query.h, query.h, near, leave_one_out=True)
+    placed = {name: _whole_numbers(place) for name, place in maps.items()}
+    data = {
+        "places": {name: place.ravel().tolist() for name, place in placed.items()},
+        "extent": COORDINATES,
+        "group": group.tolist(),
+        "groups": names,
+        "names": image_names(query),
+        "near": index.ravel().tolist(),
+        "numNear": near,
+        "sheets": sheets.uris,
+        "columns": pictures.COLUMNS,
+        "rows": pictures.ROWS,
+        "side": sheets.side,
+        "numThumbnails": sheets.num,
+    }
+    groups = []
+    for number in np.unique(group):
+        of = group == number
+        centres = [
+            "{:.0f}, {:.0f}".format(*placed[name][of].mean(axis=0)) for name in placed
+        ]
+        name = names[number] if number >= 0 else "unknown"
+        groups.append((name, int(of.sum()), centres))
+    return {"map": data, "groups": groups}
+
+
+def _whole_numbers(place: np.ndarray) -> np.ndarray:
+    """Coordinates [N, 2] scaled into the map's square, in their own proportions."""
+    low, high = place.min(axis=0), place.max(axis=0)
+    extent = max(float((high - low).max()), 1e-12)
+    centred = (place - (low + high)[None] / 2) / extent + 0.5
+    return np.round(COORDINATES * centred).astype(int)
+
+
+def image_names(images: EmbeddedImages) -> list[str]:
+    """Names of images for people: the end of their paths, or their numbers."""
+    paths = images.source.paths
+    if not paths:
+        return [f"image {n}" for n in range(len(images.h))]
+    return ["/".join(pathlib.Path(path).parts[-2:]) for path in paths]
+
+
+def _gallery(
+    bank: EmbeddedImages,
+    query: EmbeddedImages,
+    class_names: tuple[str, ...],
+    options: ml_collections.ConfigDict,
+) -> list[dict[str, Any]]:
+    found = embeddings.gallery(
+        bank, query, num_queries=options.num_queries, k=options.num_neighbours
+    )
+    of_query = pictures.image_uris(query.source, [row.query for row in found])
+    of_bank = pictures.image_uris(bank.source, [n for row in found for n in row.rows])
+    query_names, bank_names = image_names(query), image_names(bank)
+
+    def class_of(images: EmbeddedImages, row: int) -> str:
+        label = images.label[row]
+        return class_names[label] if class_names and label >= 0 else ""
+
+    return [
+        {
+            "uri": of_query[row.query],
+            "name": query_names[row.query],
+            "label": class_of(query, row.query),
+            "neighbours": [
+                {
+                    "uri": of_bank[int(n)],
+                    "name": bank_names[n],
+                    "label": class_of(bank, n),
+                    "similarity": f"{similarity:.3f}",
+                    "is_same": class_of(bank, n) == class_of(query, row.query),
+                }
+                for n, similarity in zip(row.rows, row.similarity, strict=True)
+            ],
+        }
+        for row in found
+    ]
+
+
+def _spectrum(h: np.ndarray) -> Chart | None:
+    shares = embeddings.spectrum(h)
+    shares = shares[shares > 1e-9]
+    if not len(shares):
+        return None
+    num_most = int(np.searchsorted(np.cumsum(shares), 0.9)) + 1
+    note = (
+        f"{num_most} of {h.shape[1]} directions hold 90 % of the variance; the effective rank is "
+        f"{float(effective_rank(h)):.1f} (of the first {min(len(h), 256)} images). A steep fall "
+        "means that many channels say the same."
+    )
+    points = [(float(n), float(share)) for n, share in enumerate(shares, 1)]
+    return line_chart(
+        "Share of the variance by direction",
+        [Line("share of the variance", points)],
+        x_name="direction",
+        note=note,
+        log_y=True,
+    )
+
+
+def _cards(
+    record: RunRecord, embedded: Embedded | None, confusion: embeddings.Confusion | None
+) -> list[tuple[str, str]]:
+    """The figures of the headline."""
+
+    def last(name: str) -> float | None:
+        return next((line[name] for line in reversed(record.lines) if name in line), None)
+
+    shares = {
+        "k-NN accuracy": last("knn_top1"),
+        "untrained": record.baselines.get("knn_top1_untrained"),
+        "raw pixels": record.baselines.get("knn_top1_pixels"),
+    }
+    cards = [(name, f"{100 * value:.1f} %") for name, value in shares.items() if _is_some(value)]
+    if not _is_some(shares["k-NN accuracy"]) and confusion:
+        cards.insert(0, ("k-NN accuracy", f"{100 * confusion.top1:.1f} %"))
+    if record.lines:
+        cards.append(("step", f"{record.lines[-1]['step']:,}"))
+    for name, text in (("loss", "loss"), ("embedding_rank", "effective rank")):
+        if _is_some(value := last(name)):
+            cards.append((text, figure(value)))
+    seconds = record.clock[-1].get("train_seconds") if record.clock else None
+    if seconds:
+        cards.append(("training", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"))
+    if embedded and not record.lines:
+        cards.append(("step", f"{embedded.step:,}"))
+    return cards
+
+
+def _is_some(value: Any) -> bool:
+    return value is not None and value == value
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_as_text(part) for part in value) or "none"
+    return "''" if value == "" else str(value)
+
+
+def attempt(what: Callable[[], Any], missing: list[str], lacks: str) -> Any:
+    """What a function returns; None where the user's files do not allow it, which is then said.
+
+    Args:
+      what: the function.
+      missing: gets the sentence.
+      lacks: what a page is without.
+    """
+    try:
+        return what()
+    except UserError as error:
+        missing.append(f"{str(error).rstrip('.')}. The page lacks {lacks}.")
+        return None

@@ -1,0 +1,113 @@
+"""What a run's folder tells, read so that what is missing is said and the rest is used."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gsg_jax.errors import UserError
+from gsg_jax.metrics import read_lines
+from gsg_jax.workdir import read_config, read_object
+
+# Files of a run, and what a page lacks without them.
+FILES = {
+    "config.json": "the settings, the images and the map",
+    "metrics.jsonl": "the curves",
+    "throughput.jsonl": "the speed",
+    "baselines.json": "the k-NN figures of the untrained encoder and of raw pixels",
+}
+
+
+class RunRecord(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+      workdir: DIR.
+      config: plain dicts and lists; {} where config.json is missing.
+      lines: of metrics.jsonl.
+      clock: of throughput.jsonl.
+      baselines: k-NN figures to beat.
+      evaluation: figures of evaluation.json, {} where there is none.
+      missing: a sentence for each thing that is not there, or that is damaged.
+    """
+
+    workdir: pathlib.Path
+    config: dict[str, Any]
+    lines: list[dict[str, float]]
+    clock: list[dict[str, float]]
+    baselines: dict[str, float]
+    evaluation: dict[str, Any]
+    missing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The method and the recipe, as far as they are known."""
+        method = self.config.get("method", {}).get("name")
+        recipe = self.config.get("recipe")
+        return ", ".join(str(part) for part in (method, recipe) if part) or self.workdir.name
+
+
+def read_run_record(workdir: pathlib.Path) -> RunRecord:
+    """Reads the files of a run.
+
+    Args:
+      workdir: DIR.
+
+    Returns:
+      What they hold, and what is missing.
+
+    Raises:
+      UserError: where there is nothing of a run at all.
+    """
+    if not any((workdir / name).is_file() for name in FILES):
+        raise UserError(
+            f"{workdir} holds no run (none of {', '.join(FILES)}): give the --workdir of one"
+        )
+    missing = []
+
+    def read(name: str, reader: Callable[[], Any], nothing: Any) -> Any:
+        if not (workdir / name).is_file():
+            missing.append(f"{name} is missing: without it the page lacks {FILES[name]}.")
+            return nothing
+        try:
+            return reader()
+        except UserError as error:
+            missing.append(f"{str(error).rstrip('.')}. The page lacks {FILES[name]}.")
+            return nothing
+
+    config = read("config.json", lambda: read_config(workdir), {})
+    lines = read("metrics.jsonl", lambda: read_lines(workdir / "metrics.jsonl"), [])
+    clock = read("throughput.jsonl", lambda: read_lines(workdir / "throughput.jsonl"), [])
+    baselines = {}
+    # Where nothing has labels, a run leaves no baselines.
+    if (workdir / "baselines.json").is_file() or any("knn_top1" in line for line in lines):
+        baselines = read("baselines.json", lambda: read_object(workdir / "baselines.json"), {})
+    missing += _not_finite(lines)
+    evaluation = _evaluation(workdir / "evaluation.json", missing)
+    return RunRecord(workdir, config, lines, clock, baselines, evaluation, tuple(missing))
+
+
+def _not_finite(lines: list[dict[str, float]]) -> list[str]:
+    """A sentence for each figure that is not always a number."""
+    names = {name for line in lines for name in line}
+    counts = {
+        name: sum(not math.isfinite(line[name]) for line in lines if name in line) for name in names
+    }
+    return [
+        f"{name} is no finite number at {count} of the {len(lines)} logged steps: its curve has gaps."
+        for name, count in sorted(counts.items())
+        if count
+    ]
+
+
+def _evaluation(path: pathlib.Path, missing: list[str]) -> dict[str, Any]:
+    """The figures of every evaluation, one after another; {} where none was run."""
+    if not path.is_file():
+        return {}
+    try:
+        parts = json.loads(path.read_text())["figures"].values()
+        return {name: value for part in parts for name, value in part.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing.append(f"{path.name} is damaged ({error}): the page lacks the evaluations.")
+        return {}
