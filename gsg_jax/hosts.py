@@ -1,8 +1,10 @@
 """The hosts of a run: found, joined once at the start, and told apart."""
 
 import contextlib
+import ctypes
 import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -98,6 +100,7 @@ def joined(place: Place | None, timeout: int = TIMEOUT) -> Iterator[None]:
         about=f"gsg_jax {__version__}, jax {jax.__version__}",
         say=progress.say_everywhere,
     )
+    _abort_slowly()
     jax.distributed.initialize(
         place.coordinator,
         place.num_hosts,
@@ -135,6 +138,21 @@ def leave_note(text: str) -> None:
 def notes() -> dict[int, str]:
     """What the hosts have told last, {host: text}; {} where there is only one."""
     return _line.notes() if _line else {}
+
+
+def _abort_slowly() -> None:
+    """Gives the line time to say who is lost: JAX aborts the process where host 0 is.
+
+    The handler is the C library's sleep, called with the signal's number: the thread that aborts
+    stops for six seconds, twice the line's GRACE_SECONDS, and the others go on. Python's own
+    handlers would run too late, and JAX's callback takes the process down with an error of its own.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = (
+        (ctypes.c_int, ctypes.c_void_p),
+        ctypes.c_void_p,
+    )
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def _place_in_cluster(timeout: int) -> Place:

@@ -176,13 +176,15 @@ def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> 
       config: what it has become.
 
     Returns:
-      runs/NAME-RECIPE; of an evaluation PRETRAINED/NAME, of all of them PRETRAINED itself.
+      runs/NAME-RECIPE; of an evaluation PRETRAINED/NAME; of all of them, and of the report,
+      PRETRAINED itself.
     """
     path, _, recipe = path_and_recipe.partition(":")
     name = pathlib.Path(path).stem
     if not config.get("pretrained"):
         return f"runs/{name}-{recipe or 'default'}"
-    return config.pretrained if config.job == "evaluate_all" else f"{config.pretrained}/{name}"
+    beside = config.job in ("evaluate_all", "report")
+    return config.pretrained if beside else f"{config.pretrained}/{name}"
 
 
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:

@@ -19,7 +19,7 @@ GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
 FREE = (
     *("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp"),
     *("run.keep_checkpoints", "run.keep_every", "run.store_patience_seconds"),
-    *("optim.max_skipped_steps", "run.watchdog_seconds"),
+    *("optim.max_skipped_steps", "run.watchdog_seconds", "run.report"),
 )
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"

@@ -49,6 +49,7 @@ TINY = (
     "--config.run.num_steps=10",
     "--config.run.log_every_steps=3",
     "--config.run.checkpoint_every_steps=5",
+    "--config.run.report=false",
 )
 
 

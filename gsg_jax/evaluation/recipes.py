@@ -58,6 +58,20 @@ def add_knn(config: ConfigDict) -> None:
     )
 
 
+def report() -> ConfigDict:
+    """What a run's report reads."""
+    config = evaluation("report")
+    config.report = ConfigDict(
+        {
+            "max_images": 2000,  # on the map, evenly spaced where there are more
+            "num_queries": 12,  # rows of the gallery of neighbours
+            "num_neighbours": 10,  # in each
+            "umap": False,  # a map by UMAP besides t-SNE and PCA; takes gsg_jax[report]
+        }
+    )
+    return config
+
+
 def add_probe(config: ConfigDict) -> None:
     """Adds what linear probes on cached embeddings read: a grid, all of it trained at once."""
     _add_seed(config)

@@ -10,17 +10,19 @@ from gsg_jax.jobs.finetune import finetune_backbone
 from gsg_jax.jobs.import_torch import import_checkpoint
 from gsg_jax.jobs.knn import classify_by_knn
 from gsg_jax.jobs.linear import classify_linearly
+from gsg_jax.jobs.pretrain import pretrain_and_report
+from gsg_jax.jobs.report import write_report
 from gsg_jax.jobs.transfer import transfer_to_suite
-from gsg_jax.train import pretrain
 
 JOBS = {
-    "pretrain": pretrain,
+    "pretrain": pretrain_and_report,
     "features": embed_splits,
     "knn": classify_by_knn,
     "linear": classify_linearly,
     "finetune": finetune_backbone,
     "transfer": transfer_to_suite,
     "evaluate_all": run_every_evaluation,
+    "report": write_report,
     "import_torch": import_checkpoint,
     "export": export_weights,
 }

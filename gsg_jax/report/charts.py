@@ -1,7 +1,7 @@
 """Line charts as SVG, each with its figures as a table: read by eye, by keyboard and by ear.
 
 Written here, and not by a plotting library, for what a page needs of them together: colours that
-follow light and dark, lines that fit a phone, figures that a screen reader finds, and 10 KB a chart.
+follow light and dark, lines that fit a phone, figures that a screen reader finds, in 10 KB a chart.
 """
 
 import math
@@ -91,7 +91,8 @@ def line_chart(
     parts = [_axes(place, x_name)]
     parts += [_line(place, line, named[line.name]) for line in visible]
     svg = Markup(
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-x="{} {} {} {}">{}</svg>'
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" '
+        'data-x="{} {} {} {}">{}</svg>'
     ).format(
         *(WIDTH, HEIGHT, f"{title}. {_in_words(visible, x_name)}"),
         *(place.x0, place.x1, LEFT, WIDTH - RIGHT),
@@ -202,13 +203,10 @@ def _finite(line: Line, log_y: bool) -> Line:
 
 def _axes(place: _Place, x_name: str) -> Markup:
     parts, bottom = [], HEIGHT - BOTTOM
+    grid = Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}">{}</text>')
     for value in place.ticks_y:
         y = place.y(value)
-        parts.append(
-            Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}">{}</text>').format(
-                LEFT, y, WIDTH - RIGHT, LEFT - 6, y + 4, _tick(value)
-            )
-        )
+        parts.append(grid.format(LEFT, y, WIDTH - RIGHT, LEFT - 6, y + 4, _tick(value)))
     for value in ticks(place.x0, place.x1, 5):
         if place.x0 <= value <= place.x1:
             parts.append(
@@ -231,9 +229,7 @@ def _line(place: _Place, line: Line, number: int) -> Markup:
     )
     if line.is_level:
         level = line.points[0][1]
-        return Markup('<path {} d="M{} {}H{}"/>').format(
-            style, LEFT, place.y(level), WIDTH - RIGHT
-        )
+        return Markup('<path {} d="M{} {}H{}"/>').format(style, LEFT, place.y(level), WIDTH - RIGHT)
     path, dots, is_drawing = [], [], False
     for i, (x, y) in enumerate(line.points):
         if math.isnan(y):

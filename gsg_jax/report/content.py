@@ -196,9 +196,7 @@ def _map_parts(
     groups = []
     for number in np.unique(group):
         of = group == number
-        centres = [
-            "{:.0f}, {:.0f}".format(*placed[name][of].mean(axis=0)) for name in placed
-        ]
+        centres = ["{:.0f}, {:.0f}".format(*placed[name][of].mean(axis=0)) for name in placed]
         name = names[number] if number >= 0 else "unknown"
         groups.append((name, int(of.sum()), centres))
     return {"map": data, "groups": groups}
@@ -301,7 +299,9 @@ def _cards(
             cards.append((text, figure(value)))
     seconds = record.clock[-1].get("train_seconds") if record.clock else None
     if seconds:
-        cards.append(("training", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"))
+        cards.append(
+            ("training", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s")
+        )
     if embedded and not record.lines:
         cards.append(("step", f"{embedded.step:,}"))
     return cards

@@ -47,7 +47,11 @@ CHARTS = (
 LEVELS = (("knn_top1_untrained", "untrained encoder"), ("knn_top1_pixels", "raw pixels"))
 SPEED = (
     ("Throughput", (("views_per_second", "views a second"),), "What the clock decided."),
-    ("Waiting for data", (("data_wait_share", "share of the time"),), "0 where the input keeps up."),
+    (
+        "Waiting for data",
+        (("data_wait_share", "share of the time"),),
+        "0 where the input keeps up.",
+    ),
 )
 NO_CURVES = {"step", "epoch"}
 SHARES = {KNN, "Closest of the four view pairs", "Waiting for data"}

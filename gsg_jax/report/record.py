@@ -95,7 +95,8 @@ def _not_finite(lines: list[dict[str, float]]) -> list[str]:
         name: sum(not math.isfinite(line[name]) for line in lines if name in line) for name in names
     }
     return [
-        f"{name} is no finite number at {count} of the {len(lines)} logged steps: its curve has gaps."
+        f"{name} is no finite number at {count} of the {len(lines)} logged steps: its curve has "
+        "gaps."
         for name, count in sorted(counts.items())
         if count
     ]

@@ -1,0 +1,16 @@
+"""A run as one HTML file: settings, curves, a map of the embeddings, neighbours, views, classes.
+
+    python -m gsg_jax.main --config=configs/report.py --config.pretrained=runs/simsiam_gsg-default
+
+It lands in runs/simsiam_gsg-default/report.html, or in --workdir=DIR. Every pretraining writes one
+at its end, unless --config.run.report=false.
+"""
+
+from ml_collections import ConfigDict
+
+from gsg_jax.evaluation import recipes
+
+
+def get_config() -> ConfigDict:
+    """Builds the config of the job."""
+    return recipes.report()

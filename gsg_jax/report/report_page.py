@@ -1,0 +1,97 @@
+"""A run's report as a page: its sections in order, and the tables beside its pictures."""
+
+from typing import Any
+
+from gsg_jax import __version__
+from gsg_jax.report.content import MAX_CONFUSION, Report
+from gsg_jax.report.embeddings import Confusion, most_confused
+from gsg_jax.report.page import page
+
+MOST_CONFUSED = 20
+# Settings that are shown first.
+MAIN_SETTINGS = (
+    *("recipe", "method.name", "method.target", "method.predictor", "method.num_views"),
+    *("model.backbone", "model.width", "data.name", "data.dir", "data.batch_size", "views.size"),
+    *("optim.name", "optim.learning_rate", "optim.weight_decay", "run.num_epochs"),
+    *("run.num_steps", "run.seed"),
+)
+
+
+def report_page(report: Report) -> str:
+    """Makes a page of a report.
+
+    Args:
+      report: of a run.
+
+    Returns:
+      The text of one HTML file.
+    """
+    settings = dict(report.settings)
+    map_names = list(report.map["places"]) if report.map else []
+    most = max((len(row["neighbours"]) for row in report.gallery), default=0)
+    return page(
+        "report.html",
+        title=report.title,
+        about_run=", ".join(
+            f"{key.split('.')[-1]} {settings[key]}"
+            for key in ("model.backbone", "data.name", "run.seed")
+            if key in settings
+        ),
+        report=report,
+        sections=_sections(report),
+        main_settings=[(key, settings[key]) for key in MAIN_SETTINGS if key in settings],
+        map_names=[f"{name} (x, y)" for name in map_names],
+        group_rows=[(name, f"{num:,}", *centres) for name, num, centres in report.groups],
+        neighbour_head=[f"nearest {n}" for n in range(1, most + 1)],
+        neighbour_rows=[
+            (row["name"], *(f"{n['name']} {n['similarity']}" for n in row["neighbours"]))
+            for row in report.gallery
+        ],
+        confusion=report.confusion and _of_classes(report.confusion, report.class_names),
+        version=__version__,
+    )
+
+
+def _sections(report: Report) -> list[tuple[str, str]]:
+    """Anchors and names of the sections that the page has."""
+    sections = {
+        ("missing", "What is missing"): report.missing,
+        ("curves", "Curves"): report.curves,
+        ("map", "Map"): report.map,
+        ("neighbours", "Neighbours"): report.gallery,
+        ("views", "Views"): report.views,
+        ("spectrum", "Spectrum"): report.spectrum,
+        ("classes", "Classes"): report.confusion,
+        ("evaluations", "Evaluations"): report.evaluation,
+        ("settings", "Settings"): report.settings,
+    }
+    return [section for section, content in sections.items() if content]
+
+
+def _of_classes(confusion: Confusion, names: tuple[str, ...]) -> dict[str, Any]:
+    """What the page shows of a confusion matrix."""
+    counts, totals = confusion.counts, confusion.counts.sum(axis=1)
+    classes = [
+        {
+            "name": name,
+            "num": f"{total:,}",
+            "share": float(recall) if total else 0.0,
+            "text": f"{100 * recall:.1f} %" if total else "no image",
+        }
+        for name, total, recall in zip(names, totals, confusion.recall, strict=True)
+    ]
+    matrix = [
+        [{"num": int(n), "share": f"{n / max(1, total):.3f}"} for n in row]
+        for row, total in zip(counts, totals, strict=True)
+    ]
+    return {
+        "k": confusion.k,
+        "num_voters": confusion.num_voters,
+        "num_asked": int(counts.sum()),
+        "top1": f"{100 * confusion.top1:.1f} %",
+        "classes": classes,
+        "matrix": matrix if len(names) <= MAX_CONFUSION else [],
+        "pairs": [
+            (names[i], names[j], f"{num:,}") for i, j, num in most_confused(counts, MOST_CONFUSED)
+        ],
+    }
