@@ -14,7 +14,8 @@ WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 32  # margins
 MAX_POINTS = 400  # of a line
 NUM_COLOURS = 8  # that the page defines, as --c0 to --c7
-DASHES = ("", "6 3", "2 3")  # tell lines of one colour apart, and neighbours without colours
+DASHES = ("", "6 3", "2 3")  # tell lines of one colour apart
+LEVEL_DASHES = "4 4"
 
 
 class Line(NamedTuple):
@@ -98,7 +99,7 @@ def line_chart(
         *(place.x0, place.x1, LEFT, WIDTH - RIGHT),
         Markup("").join(parts),
     )
-    legend = tuple((line.name, colour(n), dashes(n)) for n, line in enumerate(lines))
+    legend = tuple((line.name, colour(n), _dashes(line, n)) for n, line in enumerate(lines))
     head, rows = _table(drawn, x_name)
     return Chart(title, note, svg, legend if len(lines) > 1 else (), head, rows)
 
@@ -108,9 +109,9 @@ def colour(number: int) -> int:
     return number % NUM_COLOURS
 
 
-def dashes(number: int) -> str:
-    """How a line is dashed: the first ones are whole."""
-    return DASHES[number // NUM_COLOURS % len(DASHES)]
+def _dashes(line: Line, number: int) -> str:
+    """How a line is dashed: levels always, of the others the first ones not."""
+    return LEVEL_DASHES if line.is_level else DASHES[number // NUM_COLOURS % len(DASHES)]
 
 
 def figure(value: float) -> str:
@@ -128,7 +129,7 @@ class _Place:
     """Where a point lies in the picture."""
 
     def __init__(self, x0: float, x1: float, y0: float, y1: float, log_y: bool):
-        self.x0, self.x1 = x0, x1 if x1 > x0 else x0 + 1
+        self.x0, self.x1 = (x0, x1) if x1 > x0 else (x0 - 1, x0 + 1)
         self.ticks_y, self.log_y = (_log_ticks if log_y else ticks)(y0, y1), log_y
         self.y0, self.y1 = min(y0, self.ticks_y[0]), max(y1, self.ticks_y[-1])
         if not self.y1 > self.y0:
@@ -225,7 +226,7 @@ def _tick(value: float) -> str:
 
 def _line(place: _Place, line: Line, number: int) -> Markup:
     style = Markup('class="line" style="stroke:var(--c{})" stroke-dasharray="{}"').format(
-        colour(number), "4 4" if line.is_level else dashes(number)
+        colour(number), _dashes(line, number)
     )
     if line.is_level:
         level = line.points[0][1]

@@ -136,6 +136,8 @@ def _embedded_parts(
             f"{embeddings.FEWEST}."
         )
     else:
+        if embeddings.is_collapsed(query.h):
+            missing.append("All embeddings are the same: the run has collapsed.")
         parts |= _map_parts(query, names if has_labels else (), config, options, missing)
         parts["spectrum"] = _spectrum(query.h)
     parts["gallery"] = _gallery(bank, query, names, options)

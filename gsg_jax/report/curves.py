@@ -54,7 +54,7 @@ SPEED = (
     ),
 )
 NO_CURVES = {"step", "epoch"}
-SHARES = {KNN, "Closest of the four view pairs", "Waiting for data"}
+SHARES = ("Closest of the four view pairs", "Waiting for data")  # drawn from 0 to 1
 
 
 def curves(record: RunRecord) -> list[Chart]:
@@ -66,22 +66,19 @@ def curves(record: RunRecord) -> list[Chart]:
     Returns:
       A chart for each figure that was logged; those that are known first.
     """
+    axis = _Axis([record])
     charts = []
-    for title, names, note in CHARTS:
-        lines = [Line(text, _points(record, name)) for name, text in names]
+    for title, names, note in (*CHARTS, *SPEED):
+        lines = [Line(text, axis.points(record, name)) for name, text in names]
         if title == KNN and any(line.points for line in lines):
             lines += [
                 Line(text, [(0.0, float(record.baselines[name]))], is_level=True)
                 for name, text in LEVELS
                 if name in record.baselines
             ]
-        charts.append(_chart(title, lines, note, record))
-    charts += [
-        _chart(title, [Line(text, _points(record, name)) for name, text in names], note, record)
-        for title, names, note in SPEED
-    ]
+        charts.append(axis.chart(title, lines, note))
     for name in _other_figures(record):
-        charts.append(_chart(name, [Line(name, _points(record, name))], "", record))
+        charts.append(axis.chart(name, [Line(name, axis.points(record, name))], ""))
     return [chart for chart in charts if chart]
 
 
@@ -95,27 +92,43 @@ def curves_of_several(records: Sequence[RunRecord], names: Sequence[str]) -> lis
     Returns:
       A chart for each figure that at least one of them has logged.
     """
+    axis = _Axis(records)
     known = {name: (title, note) for title, of, note in (*CHARTS, *SPEED) for name, _ in of}
     alone = {name for _, of, _ in (*CHARTS, *SPEED) if len(of) == 1 for name, _ in of}
     others = dict.fromkeys(name for record in records for name in _other_figures(record))
     charts = []
     for figure in (*known, *others):
         title, note = known.get(figure, (figure, ""))
-        title = title if figure in alone else f"{title}: {figure}"
+        title = title if figure in alone or figure in others else f"{title}: {figure}"
         lines = [
-            Line(name, _points(record, figure)) for record, name in zip(records, names, strict=True)
+            Line(name, axis.points(record, figure))
+            for record, name in zip(records, names, strict=True)
         ]
-        charts.append(_chart(title, lines, note, records[0]))
+        charts.append(axis.chart(title, lines, note))
     return [chart for chart in charts if chart]
 
 
-def _chart(title: str, lines: Sequence[Line], note: str, record: RunRecord) -> Chart | None:
-    lines = [line for line in lines if line.points]
-    if not lines:
-        return None
-    low, high = (0.0, 1.0) if title in SHARES - {KNN} else (None, None)
-    x_name = "epoch" if _epochs_a_step(record) else "step"
-    return line_chart(title, lines, note=note, x_name=x_name, low=low, high=high)
+class _Axis:
+    """The horizontal axis: epochs, or steps where a run does not tell its epochs."""
+
+    def __init__(self, records: Sequence[RunRecord]):
+        ratios = [_epochs_a_step(record) for record in records]
+        self._has_epochs = all(ratios)
+
+    def points(self, record: RunRecord, name: str) -> list[tuple[float, float]]:
+        """Where the figure was logged."""
+        ratio = _epochs_a_step(record) if self._has_epochs else 1.0
+        lines = record.clock if any(name in line for line in record.clock) else record.lines
+        return [(line["step"] * ratio, float(line[name])) for line in lines if name in line]
+
+    def chart(self, title: str, lines: Sequence[Line], note: str) -> Chart | None:
+        """A chart of the lines that have points; None where none has."""
+        lines = [line for line in lines if line.points]
+        if not lines:
+            return None
+        low, high = (0.0, 1.0) if title.startswith(SHARES) else (None, None)
+        x_name = "epoch" if self._has_epochs else "step"
+        return line_chart(title, lines, note=note, x_name=x_name, low=low, high=high)
 
 
 def _other_figures(record: RunRecord) -> list[str]:
@@ -123,13 +136,6 @@ def _other_figures(record: RunRecord) -> list[str]:
     drawn = {name for _, of, _ in (*CHARTS, *SPEED) for name, _ in of} | NO_CURVES
     logged = dict.fromkeys(name for line in record.lines for name in line)
     return [name for name in logged if name not in drawn]
-
-
-def _points(record: RunRecord, name: str) -> list[tuple[float, float]]:
-    """(epoch, figure) wherever it was logged; (step, figure) where epochs are not known."""
-    ratio = _epochs_a_step(record) or 1.0
-    lines = record.clock if any(name in line for line in record.clock) else record.lines
-    return [(line["step"] * ratio, float(line[name])) for line in lines if name in line]
 
 
 def _epochs_a_step(record: RunRecord) -> float:

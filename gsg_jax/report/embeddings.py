@@ -31,6 +31,11 @@ class EmbeddedImages(NamedTuple):
     split: str
 
 
+def is_collapsed(h: np.ndarray) -> bool:
+    """Whether embeddings [N, F] are all the same."""
+    return bool((h == h[:1]).all())
+
+
 def principal_components(h: np.ndarray, num: int) -> np.ndarray:
     """The directions in which embeddings differ most.
 
@@ -41,6 +46,8 @@ def principal_components(h: np.ndarray, num: int) -> np.ndarray:
     Returns:
       Coordinates, float32 [N, num], of falling variance; 0 where there are no more directions.
     """
+    if is_collapsed(h):
+        return np.zeros((len(h), num), np.float32)
     from sklearn.decomposition import PCA  # a second of import that only reports need
 
     kept = min(num, *h.shape)
@@ -65,9 +72,11 @@ def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndar
     from sklearn.manifold import TSNE
 
     unit = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)  # cosines, as k-NN's
-    channels = principal_components(unit, PCA_CHANNELS)
-    channels = channels[:, : min(PCA_CHANNELS, *h.shape)]
-    channels = channels / max(float(channels.std()), 1e-12)
+    names = ("t-SNE", "PCA", "UMAP") if umap else ("t-SNE", "PCA")
+    if is_collapsed(unit):
+        return {name: np.zeros((len(h), 2), np.float32) for name in names}
+    channels = principal_components(unit, min(PCA_CHANNELS, *h.shape))
+    channels = channels / float(channels.std())
     tsne = TSNE(
         perplexity=min(PERPLEXITY, (len(h) - 1) / 3),
         init="pca" if channels.shape[1] >= 2 else "random",
@@ -75,10 +84,10 @@ def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndar
         random_state=seed,
         n_jobs=-1,
     )
-    maps = {"t-SNE": tsne.fit_transform(channels), "PCA": principal_components(unit, 2)}
+    places = [tsne.fit_transform(channels), principal_components(unit, 2)]
     if umap:
-        maps["UMAP"] = _umap(channels, seed)
-    return {name: place.astype(np.float32) for name, place in maps.items()}
+        places.append(_umap(channels, seed))
+    return {name: place.astype(np.float32) for name, place in zip(names, places, strict=True)}
 
 
 def _umap(channels: np.ndarray, seed: int) -> np.ndarray:

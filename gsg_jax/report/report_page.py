@@ -8,6 +8,8 @@ from gsg_jax.report.embeddings import Confusion, most_confused
 from gsg_jax.report.page import page
 
 MOST_CONFUSED = 20
+# What stands below the title.
+ABOUT = {"backbone": "model.backbone", "data": "data.name", "seed": "run.seed"}
 # Settings that are shown first.
 MAIN_SETTINGS = (
     *("recipe", "method.name", "method.target", "method.predictor", "method.num_views"),
@@ -33,9 +35,7 @@ def report_page(report: Report) -> str:
         "report.html",
         title=report.title,
         about_run=", ".join(
-            f"{key.split('.')[-1]} {settings[key]}"
-            for key in ("model.backbone", "data.name", "run.seed")
-            if key in settings
+            f"{name} {settings[key]}" for name, key in ABOUT.items() if key in settings
         ),
         report=report,
         sections=_sections(report),

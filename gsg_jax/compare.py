@@ -1,0 +1,237 @@
+"""`python -m gsg_jax.compare DIR DIR ...`: several runs side by side, on a terminal and in a page.
+
+Prints two tables on standard error, where the configs differ and what the runs came to; writes
+both, and every curve of all runs in one chart each, into --output; the last line of standard
+output is one JSON object of the figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong
+usage.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gsg_jax import __version__
+from gsg_jax.config import flat
+from gsg_jax.errors import UserError
+from gsg_jax.metrics import write_atomically
+from gsg_jax.progress import say
+from gsg_jax.report.charts import figure
+from gsg_jax.report.curves import curves_of_several
+from gsg_jax.report.page import page
+from gsg_jax.report.record import RunRecord, read_run_record
+
+# Figures that every comparison begins with, where a run has them.
+FIRST = (
+    *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "linear_top1", "loss"),
+    *("projection_std", "embedding_rank", "views_per_second", "train_seconds"),
+)
+NONE = "none"  # a key or a figure that a run has not
+
+
+class Comparison(NamedTuple):
+    """What several runs have in common, and what not.
+
+    Attributes:
+      names: of the runs, each another.
+      differences: {key: a text for each run} of the configs.
+      figures: {name: a value for each run, None where it has none}.
+      missing: a sentence for each thing that a run lacks.
+    """
+
+    names: list[str]
+    differences: dict[str, list[str]]
+    figures: dict[str, list[float | None]]
+    missing: list[str]
+
+
+def main(argv: list[str]) -> int:
+    """Compares runs.
+
+    Args:
+      argv: the command line without the program's name.
+
+    Returns:
+      The exit status.
+    """
+    arguments = parse(argv)
+    try:
+        records = [read_run_record(folder.expanduser()) for folder in arguments.workdirs]
+        comparison = compare(records)
+        show(comparison)
+        write_page(arguments.output, comparison, records)
+    except (UserError, OSError, RuntimeError) as error:
+        say(f"error: {' '.join(str(error).splitlines())}")
+        return 1
+    figures = {
+        name: {what: _as_json(values[n]) for what, values in comparison.figures.items()}
+        for n, name in enumerate(comparison.names)
+    }
+    last = {"job": "compare", "page": str(arguments.output), "runs": figures}
+    print(json.dumps(last | {"differences": comparison.differences}), flush=True)
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads the command line; ends the program with status 2 where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gsg_jax.compare", description=__doc__.splitlines()[0].split(": ", 1)[1]
+    )
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="DIR", help="of runs")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("compare.html"),
+        metavar="FILE",
+        help="the page (compare.html)",
+    )
+    arguments = parser.parse_args(argv)
+    if len(arguments.workdirs) < 2:
+        parser.error(f"one run, {arguments.workdirs[0]}, cannot be compared: give two or more")
+    if len({folder.resolve() for folder in arguments.workdirs}) < len(arguments.workdirs):
+        parser.error("a run is given twice: give each once")
+    if arguments.output.is_dir():
+        parser.error(f"--output={arguments.output}: is a folder; give the name of a file")
+    return arguments
+
+
+def compare(records: Sequence[RunRecord]) -> Comparison:
+    """Sets the figures and the configs of runs beside one another.
+
+    Args:
+      records: of two or more runs.
+
+    Returns:
+      What differs, and what they came to.
+    """
+    configs = [flat(record.config) for record in records]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    differences = {}
+    for key in keys:
+        values = [_as_text(config.get(key, NONE)) for config in configs]
+        if len(set(values)) > 1:
+            differences[key] = values
+    figures = [_figures(record) for record in records]
+    known = dict.fromkeys((*FIRST, *(name for of in figures for name in of)))
+    names = run_names([record.workdir for record in records])
+    return Comparison(
+        names,
+        differences,
+        {
+            name: [of.get(name) for of in figures]
+            for name in known
+            if any(name in of for of in figures)
+        },
+        [
+            f"{name}: {sentence}"
+            for name, record in zip(names, records, strict=True)
+            for sentence in record.missing
+        ],
+    )
+
+
+def run_names(folders: Sequence[pathlib.Path]) -> list[str]:
+    """The shortest ends of paths that tell folders apart.
+
+    Args:
+      folders: all different.
+
+    Returns:
+      A name for each, all different.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    names = [of[-1] for of in parts]
+    length = 1
+    while len(set(names)) < len(names):
+        length += 1
+        names = ["/".join(of[-length:]) for of in parts]
+    return names
+
+
+def show(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints the comparison on a terminal.
+
+    Args:
+      comparison: of runs.
+      console: standard error, where none is given.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    if comparison.differences:
+        table = Table("key", *map(escape, comparison.names), title="Where the configs differ")
+        for key, values in comparison.differences.items():
+            table.add_row(key, *map(escape, values))
+        console.print(table)
+    else:
+        console.print("The configs are the same.")
+    table = Table("figure", *map(escape, comparison.names), title="What the runs came to")
+    for name, values in comparison.figures.items():
+        table.add_row(name, *("" if v is None else figure(v) for v in values))
+    console.print(table)
+    for sentence in comparison.missing:
+        console.print(Text(sentence))
+
+
+def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[RunRecord]) -> None:
+    """Writes the comparison as one HTML file that needs no network.
+
+    Args:
+      path: of the file; its folder is made.
+      comparison: of the runs.
+      records: of the same runs.
+    """
+    sections = {
+        ("missing", "What is missing"): comparison.missing,
+        ("differences", "Differences"): True,
+        ("figures", "Figures"): comparison.figures,
+        ("curves", "Curves"): (charts := curves_of_several(records, comparison.names)),
+    }
+    text = page(
+        "compare.html",
+        title=f"{len(records)} runs",
+        names=comparison.names,
+        sections=[section for section, content in sections.items() if content],
+        missing=comparison.missing,
+        differences=[(key, *values) for key, values in comparison.differences.items()],
+        figures=[
+            (name, *("" if v is None else figure(v) for v in values))
+            for name, values in comparison.figures.items()
+        ],
+        charts=charts,
+        version=__version__,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+    say(f"the page is {path}")
+
+
+def _figures(record: RunRecord) -> dict[str, Any]:
+    """The last figure of each name that a run has logged or was judged by."""
+    logged: dict[str, Any] = {}
+    for line in (*record.lines, *record.clock):
+        logged |= line
+    logged.pop("interval_seconds", None)
+    judged = {
+        name: value for name, value in record.evaluation.items() if isinstance(value, int | float)
+    }
+    return logged | record.baselines | judged
+
+
+def _as_json(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""A chart's picture and its table say what was given."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from gsg_jax.report import charts
+from gsg_jax.report.charts import Line, line_chart, ticks
+
+
+def drawn_points(svg: str, number: int = 0) -> list[list[tuple[float, float]]]:
+    """The stretches of a line, in units of the axes: read back by the labels of the axes."""
+
+    def scale(kind, axis):
+        found = re.findall(
+            rf'<text class="{kind}" x="([\d.]+)" y="([\d.]+)">([-\d.e+,]+)</text>', svg
+        )
+        pixel = [float(place[axis]) - 4 * axis for place in found]
+        value = [float(place[2].replace(",", "")) for place in found]
+        return np.polyfit(pixel, value, 1)
+
+    of_x, of_y = scale("x", 0), scale("y", 1)
+    paths = re.findall(r'class="line"[^>]* d="([^"]+)"', svg)
+    stretches = []
+    for stretch in paths[number].split("M")[1:]:
+        pairs = [tuple(map(float, pair.split())) for pair in stretch.split("L")]
+        stretches.append([(np.polyval(of_x, x), np.polyval(of_y, y)) for x, y in pairs])
+    return stretches
+
+
+def test_a_line_lies_where_the_labels_of_the_axes_say():
+    rng = np.random.default_rng()
+    points = [
+        (float(x), float(y)) for x, y in zip(range(3, 40), rng.normal(7, 30, 37), strict=True)
+    ]
+    chart = line_chart("title", [Line("a", points)])
+    (stretch,) = drawn_points(chart.svg)
+    np.testing.assert_allclose(stretch, points, atol=1.0)  # a pixel is about 0.5
+    assert [row[0] for row in chart.rows] == [charts.figure(x) for x, _ in points]
+    assert [row[1] for row in chart.rows] == [charts.figure(y) for _, y in points]
+
+
+def test_what_is_no_number_leaves_a_gap_and_the_table_says_so():
+    points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 4.0), (4, math.inf), (5, 6.0), (6, 7.0)]
+    chart = line_chart("title", [Line("a", points)])
+    stretches = drawn_points(chart.svg)
+    assert [len(stretch) for stretch in stretches] == [2, 1, 2]
+    assert chart.svg.count("<circle") == 1  # the point between two gaps
+    assert chart.rows[2] == ("2", "not a number")
+    assert chart.rows[4] == ("4", "infinite")
+    assert "nan" not in chart.svg and "inf " not in chart.svg
+
+
+@pytest.mark.parametrize("points", [[], [(0, math.nan), (1, math.inf)]])
+def test_a_line_without_a_number_is_no_chart(points):
+    assert line_chart("title", [Line("a", points)]) is None
+
+
+def test_of_many_points_the_lowest_and_the_highest_are_kept():
+    rng = np.random.default_rng()
+    values = rng.normal(size=30_000)
+    values[12_345], values[23_456] = 50.0, -60.0
+    values[777] = math.nan
+    chart = line_chart("title", [Line("a", list(enumerate(values)))], note="Note.")
+    assert len(chart.rows) <= charts.MAX_POINTS
+    shown = {row[1] for row in chart.rows}
+    assert {"50", "-60"} <= shown
+    assert chart.note.startswith("Note. Of each stretch")
+    few = line_chart("title", [Line("a", list(enumerate(values[:400])))], note="Note.")
+    assert few.note == "Note." and len(few.rows) == 400
+
+
+def test_a_level_is_drawn_across_and_named_in_the_table():
+    lines = [Line("a", [(0, 0.5), (8, 0.75)]), Line("to beat", [(0, 0.25)], is_level=True)]
+    chart = line_chart("title", lines)
+    assert chart.head == ("epoch", "a", "to beat (throughout)")
+    assert chart.rows == (("0", "0.5", "0.25"), ("8", "0.75", "0.25"))
+    assert [(name, dashes) for name, _, dashes in chart.legend] == [("a", ""), ("to beat", "4 4")]
+
+
+def test_lines_of_other_steps_share_a_table():
+    chart = line_chart("title", [Line("a", [(1, 1.0), (3, 3.0)]), Line("b", [(2, 5.0), (3, 6.0)])])
+    assert chart.rows == (("1", "1", ""), ("2", "", "5"), ("3", "3", "6"))
+
+
+def test_a_logarithmic_axis_leaves_out_what_has_no_logarithm():
+    points = [(1, 0.1), (2, 0.01), (3, 0.0), (4, 1e-4)]
+    chart = line_chart("title", [Line("a", points)], log_y=True)
+    path = re.findall(r'class="line"[^>]* d="([^"]+)"', chart.svg)[0]
+    ys = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path)]
+    assert len(ys) == 3
+    assert ys[2] - ys[1] == pytest.approx(2 * (ys[1] - ys[0]), abs=0.3)  # two decades, one decade
+
+
+def test_names_are_text_and_never_markup():
+    chart = line_chart("<b>title", [Line('"><script>', [(0, 1.0)]), Line("b", [(0, 2.0)])])
+    assert "<script>" not in chart.svg and "<b>" not in chart.svg
+    assert "&lt;b&gt;title" in chart.svg
+
+
+def test_ticks_are_few_round_numbers_that_cover_the_range():
+    rng = np.random.default_rng()
+    for _ in range(500):
+        low, extent = rng.normal() * 10 ** rng.uniform(-8, 8), 10 ** rng.uniform(-8, 8)
+        found = ticks(low, low + extent)
+        assert found[0] <= low + 1e-6 * extent and found[-1] >= low + extent - 1e-6 * extent
+        assert 2 <= len(found) <= 12
+    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert ticks(3, 3)[0] < 3 < ticks(3, 3)[-1]
+    assert ticks(0, 0)[0] < 0 < ticks(0, 0)[-1]
+
+
+def test_the_words_for_a_screen_reader_have_the_figures():
+    chart = line_chart("Loss", [Line("loss", [(0, 4.0), (5, -1.0), (9, 2.0)])])
+    assert (
+        'aria-label="Loss. loss: from 4 at epoch 0 to 2 at epoch 9, lowest -1, highest 4.'
+        in chart.svg
+    )
