@@ -1,0 +1,83 @@
+"""How long a report of many embeddings takes, and how large it is.
+
+    python benchmarks/report.py [--images=10000] [--output=report.html]
+
+The embedded images by an encoder as it is drawn, without training: what a page costs does not depend
+on what was learned. Prints what each part took, and as its last line one JSON object.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+from gsg_jax.config import as_json, check_pretraining, load_config, resolve
+from gsg_jax.data.base import ArraySource
+from gsg_jax.data.sources import open_source
+from gsg_jax.evaluation import recipes
+from gsg_jax.evaluation.encoder import open_encoder
+from gsg_jax.evaluation.features import embed_source
+from gsg_jax.progress import say
+from gsg_jax.report.content import Embedded, run_report
+from gsg_jax.report.embeddings import EmbeddedImages
+from gsg_jax.report.record import read_run_record
+from gsg_jax.report.report_page import report_page
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Makes one report and says what it cost."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=10_000, help="at most 10,000")
+    parser.add_argument("--output", type=pathlib.Path, help="where the page is kept, if anywhere")
+    arguments = parser.parse_args()
+
+    config = load_config(str(ROOT / "configs/simsiam_gsg.py"))
+    check_pretraining(config)
+    config = resolve(config)
+    options = recipes.report()
+    options.encoder = "untrained"
+    source = all_images(config.data, arguments.images)
+    encoder = open_encoder(options, config, source)
+    h = embed_source(encoder.embed, source, batch_size=500, size=None)
+    images = EmbeddedImages(source, h, source.labels, "images")
+
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder)
+        (workdir / "config.json").write_text(as_json(config))
+        (workdir / "metrics.jsonl").write_text(
+            "".join(
+                json.dumps({"step": n, "epoch": n / 312, "loss": -n / 5000}) + "\n"
+                for n in range(10, 5000, 10)
+            )
+        )
+        begin = time.monotonic()
+        embedded = Embedded(images, images, source.class_names, 0)
+        report = run_report(read_run_record(workdir), embedded, options.report, [])
+        gathered = time.monotonic()
+        page = report_page(report)
+        seconds = time.monotonic() - begin
+    if arguments.output:
+        arguments.output.write_text(page)
+    size = len(page.encode())
+    say(
+        f"{len(source):,} embeddings of {h.shape[1]} channels: {seconds:.1f} s, {size / 1e6:.2f} MB"
+    )
+    say(f"figures and pictures {gathered - begin:.1f} s, page {begin + seconds - gathered:.1f} s")
+    print(json.dumps({"images": len(source), "seconds": round(seconds, 1), "bytes": size}))
+
+
+def all_images(data, num: int) -> ArraySource:
+    """Both splits of the embedded images as one."""
+    parts = [open_source(data, split) for split in ("train", "test")]
+    pixels = np.concatenate([part.images for part in parts])[:num]
+    labels = np.concatenate([part.labels for part in parts])[:num]
+    return ArraySource("embedded", pixels, labels, parts[0].class_names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Sheets fit, single images are theirs, and views are those of the step."""
+
+import base64
+import io
+
+import jax
+import numpy as np
+from PIL import Image
+
+from gsg_jax.config import view_recipe
+from gsg_jax.data.augment import make_views
+from gsg_jax.data.base import ArraySource
+from gsg_jax.report import pictures
+from gsg_jax.report.thumbnails import thumbnail
+from tests.small import images, small_config
+
+
+def read(uri: str) -> np.ndarray:
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), int
+    )
+
+
+def test_every_image_has_its_place_on_the_sheets():
+    rng = np.random.default_rng()
+    colours = rng.integers(0, 255, (1030, 1, 1, 3)).astype(np.uint8)
+    source = ArraySource("plain", np.broadcast_to(colours, (1030, 9, 6, 3)))
+    sheets = pictures.thumbnail_sheets(source)
+    assert (sheets.num, sheets.side, len(sheets.uris)) == (1030, 9, 2)
+    shown = [read(uri) for uri in sheets.uris]
+    for image in (0, 31, 32, 1023, 1024, 1029):
+        row, column = divmod(image % 1024, 32)
+        square = shown[image // 1024][9 * row :, 9 * column :][:9, :9]
+        assert np.abs(square[4, 4] - colours[image, 0, 0]).max() < 60  # WebP blurs the edges
+
+
+def test_sheets_above_the_limit_lose_quality_and_then_the_last_images():
+    rng = np.random.default_rng()
+    source = ArraySource("noise", rng.integers(0, 255, (2100, 8, 8, 3)).astype(np.uint8))
+    whole = pictures.thumbnail_sheets(source)
+    size = sum(map(len, whole.uris))
+    smaller = pictures.thumbnail_sheets(source, size - 1)
+    assert smaller.num == 2100 and sum(map(len, smaller.uris)) < size
+    fewest = pictures.thumbnail_sheets(source, len(smaller.uris[0]))
+    assert fewest.num in (0, 1024) and sum(map(len, fewest.uris)) <= len(smaller.uris[0])
+
+
+def test_single_images_are_those_of_their_rows():
+    rng = np.random.default_rng()
+    colours = rng.integers(0, 255, (9, 1, 1, 3)).astype(np.uint8)
+    source = ArraySource("plain", np.broadcast_to(colours, (9, 8, 8, 3)))
+    found = pictures.image_uris(source, [7, 2, 7])
+    assert set(found) == {2, 7}
+    for row, uri in found.items():
+        assert np.abs(read(uri)[4, 4] - colours[row, 0, 0]).max() < 12
+
+
+def test_the_views_are_drawn_as_the_step_draws_them():
+    config = small_config("simsiam_gsg")
+    config.views.num_local = 3
+    config.views.local_size = 8
+    image = images(1)[0]
+    shown = pictures.augmentation_sheet(image, config)
+    names = [view.name for view in shown]
+    assert names == [
+        "image",
+        *(f"view {n}" for n in range(1, pictures.NUM_VIEWS + 1)),
+        *(f"local view {n}" for n in range(1, 4)),
+    ]
+    recipe = view_recipe(config.views)
+    key, _ = jax.random.split(jax.random.key(config.run.seed))
+    views = np.asarray(make_views(image[None], key, recipe, pictures.NUM_VIEWS))
+    for view, expected in zip(shown[1:], views, strict=False):
+        pixels = expected * np.array(recipe.std)[None, None] + np.array(recipe.mean)[None, None]
+        pixels = np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
+        assert np.abs(read(view.uri) - thumbnail(pixels, 12)).mean() < 15
+    assert read(shown[-1].uri).shape == (8, 8, 3)

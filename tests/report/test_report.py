@@ -1,0 +1,211 @@
+"""The report of a run: all there is, and what is missing is said."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsg_jax.evaluation import recipes
+from gsg_jax.jobs.report import write_report
+from gsg_jax.report.content import run_report
+from gsg_jax.report.page import as_json
+from gsg_jax.report.record import read_run_record
+from gsg_jax.report.report_page import report_page
+from tests.runs import call, config, figures, tiny, write_images
+
+LOSS = "<figcaption>Loss</figcaption>"
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images, one class of which has a name that would be markup."""
+    folder = write_images(tmp_path_factory.mktemp("images"))
+    for split in ("train", "test"):
+        (folder / split / "uneven").rename(folder / split / EVIL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """(its folder, its last line, what people read) of a run that has written a report."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    status, out, err = call(*tiny("simsiam_gsg", images, folder, "--config.run.report=true"))
+    assert status == 0, err
+    return folder, figures(out), err
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the run that a test may damage."""
+    return shutil.copytree(run[0], tmp_path / "run")
+
+
+def report(folder, *flags):
+    """Reports by the command line: the last line, and the page."""
+    status, out, err = call(config("report"), f"--config.pretrained={folder}", *flags)
+    assert status == 0, err
+    assert "Traceback" not in err
+    last = figures(out)
+    return last, (folder / "report.html").read_text()
+
+
+def test_a_pretraining_ends_with_a_report_that_has_every_section(run):
+    folder, last, err = run
+    page = (folder / "report.html").read_text()
+    assert f"the report is in {folder / 'report.html'}" in err
+    assert last["job"] == "pretrain"
+    for section in ("curves", "map", "neighbours", "views", "spectrum", "classes", "settings"):
+        assert f'<section id="{section}"' in page
+    assert 'id="missing"' not in page
+
+
+def test_the_page_asks_no_other_machine_for_anything(run):
+    page = (run[0] / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+    assert "default-src 'none'" in page
+
+
+def test_its_accuracy_is_the_runs(run):
+    folder, last, _ = run
+    page = (folder / "report.html").read_text()
+    told = page.split("are taken for what they are")[0].rsplit("; ", 1)[1].strip()
+    assert told == f"{100 * last['knn_top1']:.1f} %"
+
+
+def test_names_that_would_be_markup_are_text(run):
+    page = (run[0] / "report.html").read_text()
+    assert EVIL not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "\\u003cimg src=x" in page
+
+
+def test_json_in_a_page_cannot_end_its_element():
+    text = as_json({"a": "</script><!--", "b": [1, "&"]})
+    assert "<" not in text and "&" not in text
+    assert json.loads(text) == {"a": "</script><!--", "b": [1, "&"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        as_json(float("nan"))
+
+
+def test_a_run_that_is_stopped_or_told_not_to_has_no_report(images, tmp_path):
+    status, _, err = call(*tiny("simsiam_gsg", images, tmp_path / "run"))
+    assert status == 0 and "report" not in err
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_does_not_lose_the_run(images, tmp_path):
+    (tmp_path / "run" / "report.html" / "in the way").mkdir(parents=True)
+    flags = tiny("simsiam_gsg", images, tmp_path / "run", "--config.run.report=true")
+    status, out, err = call(*flags)
+    assert status == 0 and figures(out)["step"] == 10
+    assert "warning: the run is done, but not its report" in err
+
+
+def test_images_without_labels_are_coloured_by_cluster(copy, tmp_path):
+    rng = np.random.default_rng()
+    for n in range(30):
+        path = tmp_path / "photos" / f"{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (14, 14, 3)).astype(np.uint8)).save(path)
+    last, page = report(copy, f"--config.data.dir={tmp_path / 'photos'}")
+    assert last["num_images"] == 30
+    assert any("no labels" in sentence for sentence in last["missing"])
+    assert "cluster 1" in page and 'id="classes"' not in page and 'id="neighbours"' in page
+    assert "no labels" in page
+
+
+def test_one_image_has_its_views_and_no_map(copy, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (14, 14), "red").save(tmp_path / "photos" / "only.png")
+    last, page = report(copy, f"--config.data.dir={tmp_path / 'photos'}")
+    assert last["num_images"] == 1
+    assert 'id="views"' in page and 'id="map"' not in page and 'id="neighbours"' not in page
+    text = " ".join(last["missing"])
+    assert "There are 1 images; a map" in text and "it has no neighbours" in text
+
+
+def test_a_run_whose_figures_are_no_numbers_has_a_report_that_says_so(copy):
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        line["loss"] = float("nan")
+    lines[-1]["embedding_rank"] = float("inf")
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    last, page = report(copy)
+    assert f"loss is no finite number at {len(lines) - 1} of the {len(lines)} logged steps" in page
+    assert "not a number" in page
+    assert "NaN" not in page.split("<script>")[0]
+    assert len(last["missing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("gone", "told", "without", "within"),
+    [
+        ("checkpoints", "holds no checkpoint", '<section id="map"', LOSS),
+        ("metrics.jsonl", "metrics.jsonl is missing", LOSS, '<section id="map"'),
+        ("config.json", "config.json is missing", '<section id="map"', LOSS),
+    ],
+)
+def test_an_old_workdir_with_missing_files_has_a_report_that_names_them(
+    copy, gone, told, without, within
+):
+    path = copy / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    last, page = report(copy)
+    assert any(told in sentence for sentence in last["missing"]), last["missing"]
+    assert without not in page and within in page
+    assert 'id="missing"' in page
+
+
+def test_images_that_have_gone_are_named(copy):
+    last, page = report(copy, "--config.data.dir=/nowhere")
+    assert "/nowhere" in last["missing"][0]
+    assert '<section id="curves"' in page and '<section id="map"' not in page
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    status, _, err = call(config("report"), f"--config.pretrained={tmp_path}")
+    assert status == 1
+    assert err.splitlines()[-1].startswith("error: ") and "holds no run" in err
+
+
+def test_max_images_limits_the_map_evenly(copy):
+    last, _ = report(copy, "--config.report.max_images=5")
+    assert last["num_images"] == 5
+
+
+def test_collapsed_embeddings_have_a_report_that_says_so(copy, monkeypatch):
+    monkeypatch.setattr(
+        "gsg_jax.jobs.report.embed_source",
+        lambda embed, source, **_: np.ones((len(source), 6), np.float32),
+    )
+    last, page = report(copy)
+    assert "All embeddings are the same: the run has collapsed." in last["missing"]
+    assert 'id="map"' in page and 'id="spectrum"' not in page
+
+
+def test_embeddings_that_are_no_numbers_leave_the_rest(copy, monkeypatch):
+    monkeypatch.setattr(
+        "gsg_jax.jobs.report.embed_source",
+        lambda embed, source, **_: np.full((len(source), 6), np.nan, np.float32),
+    )
+    last, page = report(copy)
+    assert "hold NaN or infinity" in last["missing"][0]
+    assert '<section id="curves"' in page and '<section id="map"' not in page
+
+
+def test_a_page_of_a_record_alone_has_its_curves(run):
+    record = read_run_record(run[0])
+    page = report_page(run_report(record, None, recipes.report().report, []))
+    assert '<section id="curves"' in page and '<section id="map"' not in page
+
+
+def test_the_job_takes_the_config_from_python_too(copy):
+    options = recipes.report()
+    options.pretrained = str(copy)
+    last = write_report(options, copy)
+    assert last["bytes"] == (copy / "report.html").stat().st_size
+    assert last["missing"] == []
