@@ -2,8 +2,8 @@
 
     python benchmarks/report.py [--images=10000] [--output=report.html]
 
-The embedded images by an encoder as it is drawn, without training: what a page costs does not depend
-on what was learned. Prints what each part took, and as its last line one JSON object.
+The embedded images by an encoder as it is drawn, without training: what a page costs does not
+depend on what was learned. Prints what each part took, and as its last line one JSON object.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from gsg_jax import hosts
+from gsg_jax import mesh as meshes
 from gsg_jax.config import check_evaluation
 from gsg_jax.data.part import Part
 from gsg_jax.data.sources import Source, open_source
@@ -42,6 +43,7 @@ def write_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
       UserError: where the folder holds nothing of a run, or report.html cannot be written.
     """
     check_evaluation(config)
+    meshes.wait_for_hosts("the run is done")  # all read the same files
     start = time.monotonic()
     record = read_run_record(pathlib.Path(config.pretrained).expanduser())
     missing = []
