@@ -215,7 +215,7 @@ def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[Run
 def _figures(record: RunRecord) -> dict[str, Any]:
     """The last figure of each name that a run has logged or was judged by."""
     logged: dict[str, Any] = {}
-    for line in (*record.lines, *record.clock):
+    for line in (*record.clock, *record.lines):
         logged |= line
     logged.pop("interval_seconds", None)
     judged = {

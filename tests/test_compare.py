@@ -1,0 +1,122 @@
+"""Runs side by side: what differs in their configs comes first, and nothing is made up."""
+
+import contextlib
+import io
+import json
+import pathlib
+
+import pytest
+from rich.console import Console
+
+from gsg_jax import compare
+from gsg_jax.config import as_json
+from gsg_jax.recipes import pretraining
+from gsg_jax.report.record import read_run_record
+
+
+def write_run(folder: pathlib.Path, losses: list[float], **overrides) -> pathlib.Path:
+    """A run's folder with these logged losses and config keys."""
+    folder.mkdir(parents=True)
+    config = pretraining("default")
+    config.update_from_flattened_dict(overrides)
+    (folder / "config.json").write_text(as_json(config))
+    lines = [{"step": n, "epoch": n / 4, "loss": loss} for n, loss in enumerate(losses, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "throughput.jsonl").write_text('{"step": 1, "views_per_second": 50.0}\n')
+    return folder
+
+
+def call(*arguments) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = compare.main(list(map(str, arguments)))
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_only_keys_that_differ_are_shown(tmp_path):
+    a = write_run(tmp_path / "a", [1.0, 0.5], **{"run.seed": 3, "method.ema_decay": 0.5})
+    b = write_run(tmp_path / "b", [1.0, 0.25], **{"run.seed": 4, "method.ema_decay": 0.5})
+    found = compare.compare([read_run_record(folder) for folder in (a, b)])
+    assert found.differences == {"run.seed": ["3", "4"]}
+    assert found.figures["loss"] == [0.5, 0.25]
+    assert found.figures["step"] == [2, 2]
+    assert found.names == ["a", "b"] and found.missing == []
+
+
+def test_a_key_or_figure_that_one_run_lacks_is_none(tmp_path):
+    a = write_run(tmp_path / "a", [1.0])
+    b = write_run(tmp_path / "b", [1.0], **{"method.name": "simclr"})
+    config = json.loads((b / "config.json").read_text())
+    config["method"]["temperature"] = 0.5
+    (b / "config.json").write_text(json.dumps(config))
+    (b / "evaluation.json").write_text('{"figures": {"probe": {"linear_top1": 0.75}}}')
+    found = compare.compare([read_run_record(folder) for folder in (a, b)])
+    assert found.differences == {
+        "method.name": ["", "simclr"],
+        "method.temperature": ["none", "0.5"],
+    }
+    assert found.figures["linear_top1"] == [None, 0.75]
+
+
+def test_names_are_the_shortest_ends_that_differ():
+    folders = [pathlib.Path(path) for path in ("/x/one/run", "/x/two/run", "/x/two/other")]
+    assert compare.run_names(folders) == ["one/run", "two/run", "two/other"]
+    assert compare.run_names(folders[1:]) == ["run", "other"]
+
+
+def test_the_command_prints_tables_and_writes_a_page(tmp_path):
+    a = write_run(tmp_path / "a [red]", [1.0, 0.5, 0.25])
+    b = write_run(tmp_path / "b<i>", [1.0, float("nan"), 0.125], **{"run.seed": 7})
+    status, out, err = call(a, b, "--output", tmp_path / "pages" / "both.html")
+    assert status == 0
+    assert "Where the configs differ" in err and "a [red]" in err
+    assert "loss is no finite number at 1 of the 3 logged steps" in err
+    last = json.loads(out.splitlines()[-1])
+    assert last["runs"]["a [red]"]["loss"] == 0.25
+    assert last["differences"] == {"run.seed": ["0", "7"]}
+    page = (tmp_path / "pages" / "both.html").read_text()
+    assert page.index('id="differences"') < page.index('id="figures"') < page.index('id="curves"')
+    assert "<i>" not in page and "b&lt;i&gt;" in page
+    assert "<figcaption>Loss</figcaption>" in page
+
+
+def test_a_last_figure_that_is_no_number_is_null_in_the_last_line(tmp_path):
+    a = write_run(tmp_path / "a", [1.0])
+    b = write_run(tmp_path / "b", [float("nan")])
+    _, out, _ = call(a, b, "--output", tmp_path / "page.html")
+    assert json.loads(out, parse_constant=pytest.fail)["runs"]["b"]["loss"] is None
+
+
+def test_runs_of_one_config_are_said_to_be(tmp_path):
+    folders = [write_run(tmp_path / name, [1.0]) for name in "ab"]
+    text = io.StringIO()
+    compare.show(
+        compare.compare([read_run_record(folder) for folder in folders]), Console(file=text)
+    )
+    assert "The configs are the same." in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["a"], "give two or more"),
+        (["a", "a/../a"], "given twice"),
+        (["a", "b", "--output", "b"], "is a folder"),
+    ],
+)
+def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, names, told):
+    for name in "ab":
+        write_run(tmp_path / name, [1.0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        compare.main(names)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    a = write_run(tmp_path / "a", [1.0])
+    status, out, err = call(a, tmp_path / "nothing", "--output", tmp_path / "page.html")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ") and "holds no run" in err
+    assert not (tmp_path / "page.html").exists()
