@@ -173,6 +173,7 @@ def _imagenet() -> ConfigDict:
             "fsdp": 1,  # devices that share one copy of the train state
             # A run that stands still for so long says where, and ends after as long again; 0 = off
             "watchdog_seconds": 1800.0,
+            "wandb_project": "",  # of Weights & Biases, which gets the logged figures too; "" = off
         }
     )
     return config
