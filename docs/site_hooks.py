@@ -12,6 +12,8 @@ log = logging.getLogger("mkdocs.gsg_jax")  # below mkdocs, whose warnings --stri
 
 # Pages that are files of the root, each with its name on the site.
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+# What these link to, and the site holds as it is.
+COPIED = ("notebooks/quickstart.ipynb",)
 # Attributes by which a page loads what it names; of <link> those whose rel is none of NOT_LOADED.
 LOADING = {"src", "srcset", "poster", "data"}
 NOT_LOADED = {"canonical", "alternate", "prev", "next", "author", "license"}
@@ -27,6 +29,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         for other, name in FROM_ROOT.items():
             text = text.replace(f"]({other}", f"]({name}")
         files.append(File.generated(config, page, content=text))
+    for name in COPIED:
+        files.append(File.generated(config, name, abs_src_path=str(root / name)))
     return files
 
 

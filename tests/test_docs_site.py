@@ -72,7 +72,7 @@ def test_the_roots_files_are_pages_whose_links_are_seen_from_docs(hooks):
     config.plugins = PluginCollection()
     config.plugins._current_plugin = ""  # as where mkdocs calls a hook
     pages = {file.src_uri: file for file in hooks.on_files(Files([]), config=config)}
-    assert pages.keys() == {"index.md", "contributing.md"}
+    assert pages.keys() == {"index.md", "contributing.md", "notebooks/quickstart.ipynb"}
     index = pages["index.md"].content_string
     assert "](methods.md)" in index and "](quickstart.png)" in index
     assert "](contributing.md)" in index and "](docs/" not in index
