@@ -35,17 +35,18 @@ class WandbLog:
           Exception: of wandb, where it cannot.
         """
         wandb = import_wandb()
-        self._run = wandb.init(
-            project=config.run.wandb_project,
-            id=_run_id(workdir),
-            resume="allow",
-            dir=workdir,
-            config=config.to_dict(),
-            allow_val_change=True,  # of what may change while a run goes on
-            reinit="create_new",  # another run of this process is not ours
-            # wandb would copy all that is printed.
-            settings=wandb.Settings(console="off", finish_timeout=FINISH_SECONDS),
-        )
+        with _standard_output_is_standard_error():
+            self._run = wandb.init(
+                project=config.run.wandb_project,
+                id=_run_id(workdir),
+                resume="allow",
+                dir=workdir,
+                config=config.to_dict(),
+                allow_val_change=True,  # of what may change while a run goes on
+                reinit="create_new",  # another run of this process is not ours
+                # wandb would copy all that is printed.
+                settings=wandb.Settings(console="off", finish_timeout=FINISH_SECONDS),
+            )
         # The first step that wandb lacks: of one handed over twice it would warn.
         self._next_step = 0 if self._run.disabled else self._run.step
 
@@ -134,6 +135,18 @@ def import_wandb():
             "--config.run.wandb_project needs wandb: pip install 'gsg_jax[wandb]', or leave it ''"
         ) from error
     return wandb
+
+
+@contextlib.contextmanager
+def _standard_output_is_standard_error() -> Iterator[None]:
+    """For the process that wandb starts: it may print behind the job's last line."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _run_id(workdir: pathlib.Path) -> str:

@@ -1,5 +1,6 @@
 """wandb gets the figures that the files have, once each, and nothing that it does costs a run."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -98,8 +99,13 @@ def project(name="mine"):
 
 def services_of(pid):
     """The processes that wandb has started for another."""
-    commands = (path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"))
-    return [c for c in commands if b"wandb-core" in c and f"--pid\0{pid}\0".encode() in c]
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            command = (path / "cmdline").read_bytes()
+            if b"wandb-core" in command and f"--pid\0{pid}\0".encode() in command:
+                found.append(path)
+    return found
 
 
 class StandIn:
@@ -253,7 +259,10 @@ def test_offline_no_request_is_made_and_the_service_of_a_killed_run_ends(
         run = start(*tiny("simsiam_gsg", images, tmp_path, MINE, "--config.run.num_steps=4000"))
         try:
             wait_until(lambda: last_step(tmp_path) >= 10, run)
-            assert services_of(run.pid)
+            (service,) = services_of(run.pid)
+            # What it prints is not taken for the job's last line.
+            assert (service / "fd/1").readlink() == (service / "fd/2").readlink()
+            assert (service / "fd/1").readlink() != pathlib.Path(f"/proc/{run.pid}/fd/1").readlink()
         finally:
             run.kill()
             run.communicate()
