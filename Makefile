@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-fast faults lint format bench bench-all compare results clean
+.PHONY: help setup quickstart test test-fast faults lint format docs bench bench-all compare results clean
 help: ## says what the verbs are
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -30,6 +30,10 @@ $(VENV)/.bench: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -q -e '.[bench]' >&2
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -q -e '.[docs]' >&2
+	@touch $@
+
 quickstart: setup ## pretrains simsiam_gsg on the embedded images (runs/quickstart)
 	@$(BIN)/python -m gsg_jax.main --config=configs/simsiam_gsg.py --workdir=$(QUICKSTART_DIR)
 
@@ -51,6 +55,9 @@ format: $(VENV)/.dev ## mends style and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(VENV)/.docs ## builds the documentation into site/, and stops at a broken link
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: setup ## times the step of every method
 	@$(BIN)/python benchmarks/step_time.py
 
@@ -63,5 +70,5 @@ compare: setup ## pretrains briefly with every method and prints one table (runs
 results: setup ## pretrains with four methods by three seeds, judges them, and writes docs/results.md
 	@$(BIN)/python benchmarks/results.py --output=docs/results.md
 
-clean: ## removes .venv and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+clean: ## removes .venv, site/ and caches; runs/ stays
+	rm -rf $(VENV) site .pytest_cache .ruff_cache *.egg-info

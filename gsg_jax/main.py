@@ -210,7 +210,9 @@ def _drop_late_errors(unraisable) -> None:
 
 if __name__ == "__main__":
     # By these a worker process finds the program to import; it would take it seconds and 300 MiB.
-    __spec__ = __file__ = None
+    # None would do for __file__ as well, but that trips `inspect`, which wandb's imports call.
+    __spec__ = None
+    del __file__
     # Orbax logs a traceback of every error that it raises, and leaves some to asyncio.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -4,7 +4,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Protocol
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -15,6 +16,16 @@ from gsg_jax.errors import UserError
 
 # Of a line of throughput.jsonl, what is read again.
 TIMED = ("views_per_second", "interval_seconds", "train_seconds")
+
+
+class Copy(Protocol):
+    """Where the logged steps go besides the files of DIR."""
+
+    def catch_up(self, lines: Iterable[dict[str, float]]) -> None:
+        """Takes the steps that were logged before, each with its step among its figures."""
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """Takes one logged step."""
 
 
 class MetricsWriter:
@@ -29,8 +40,14 @@ class MetricsWriter:
       seconds_before: train_seconds of the run's earlier processes.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int):
-        """Opens the files of DIR, which hold the lines of steps up to `first_step` afterwards."""
+    def __init__(self, workdir: pathlib.Path, first_step: int, copy: Copy | None = None):
+        """Opens the files of DIR, which hold the lines of steps up to `first_step` afterwards.
+
+        Args:
+          workdir: DIR.
+          first_step: of this process; the steps after it will be done again.
+          copy: gets all that is written, and what was written before and it lacks.
+        """
         self._metrics_path = workdir / "metrics.jsonl"
         self._throughput_path = workdir / "throughput.jsonl"
         self.past = _keep_steps(self._metrics_path, first_step)
@@ -39,6 +56,10 @@ class MetricsWriter:
         self._metrics = self._metrics_path.open("a")
         self._throughput = self._throughput_path.open("a")
         self._events = _Events(workdir / "tensorboard", first_step)
+        self._copy = copy
+        if copy:
+            clock = {line["step"]: line for line in past_clock}
+            copy.catch_up(line | clock.get(line["step"], {}) for line in self.past)
 
     def write(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
         """Writes one logged step.
@@ -52,6 +73,8 @@ class MetricsWriter:
             file.write(json.dumps({"step": step, **figures}) + "\n")
             file.flush()  # for those who watch the file
         self._events.write(step, values | clock)
+        if self._copy:
+            self._copy.write(step, values | clock)
 
     def flush(self) -> None:
         """Brings what was written to the disk, as a checkpoint of the same step will rely on it.
@@ -98,10 +121,11 @@ class MetricsReader:
 MetricsLog = MetricsWriter | MetricsReader
 
 
-def open_metrics(workdir: pathlib.Path, first_step: int) -> MetricsLog:
-    """Opens the logs of DIR, on the one host that writes them to be written."""
-    kind = MetricsWriter if hosts.is_writer() else MetricsReader
-    return kind(workdir, first_step)
+def open_metrics(workdir: pathlib.Path, first_step: int, copy: Copy | None = None) -> MetricsLog:
+    """Opens the logs of DIR, on the one host that writes them to be written, and copied."""
+    if hosts.is_writer():
+        return MetricsWriter(workdir, first_step, copy)
+    return MetricsReader(workdir, first_step)
 
 
 class _Events:

@@ -174,6 +174,7 @@ def _imagenet() -> ConfigDict:
             # A run that stands still for so long says where, and ends after as long again; 0 = off
             "watchdog_seconds": 1800.0,
             "report": True,  # report.html at the end
+            "wandb_project": "",  # of Weights & Biases, which gets the logged figures too; "" = off
         }
     )
     return config

@@ -37,6 +37,7 @@ from gsg_jax.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_a
 from gsg_jax.optim import learning_rate_schedule
 from gsg_jax.progress import RunDisplay, say
 from gsg_jax.train_step import FIGURES, TrainState, init_state, skipped_steps
+from gsg_jax.wandb_log import check_wandb, open_wandb
 
 # The k-NN figures of a run, and whose they are.
 SCORED = {
@@ -64,6 +65,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     """
     check_pretraining(config)
     config = resolve(config)
+    check_wandb(config.run.wandb_project)
     mesh = meshes.make_mesh(config.data.batch_size, config.run.fsdp)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
@@ -118,10 +120,12 @@ class Pretraining:
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until it is told to stop; returns the final figures."""
-        with stop_signals() as told_to_stop, self.watchdog, self.checkpoints:
+        is_new = not self.checkpoints.newest_step()
+        wandb = open_wandb(self.config, self.workdir, is_new=is_new)
+        with stop_signals() as told_to_stop, wandb as copy, self.watchdog, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
-            writer = open_metrics(self.workdir, first_step)
+            writer = open_metrics(self.workdir, first_step, copy)
             clock = Clock(self._views_per_step, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:

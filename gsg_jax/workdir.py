@@ -15,11 +15,11 @@ from gsg_jax.metrics import is_number, write_atomically
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
 # What may change while a run goes on: how quickly batches are made, not what is in them, where the
-# state lies, which checkpoints are kept, and how long a run is patient.
+# state lies, which checkpoints are kept, how long a run is patient, and who else gets its figures.
 FREE = (
     *("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp"),
     *("run.keep_checkpoints", "run.keep_every", "run.store_patience_seconds"),
-    *("optim.max_skipped_steps", "run.watchdog_seconds", "run.report"),
+    *("optim.max_skipped_steps", "run.watchdog_seconds", "run.report", "run.wandb_project"),
 )
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"

@@ -33,6 +33,7 @@ CHECKED_BY_THEIR_READER = {
     "data.test_split",
     "method.pairing",
     "method.form",
+    "run.wandb_project",
 }
 
 
