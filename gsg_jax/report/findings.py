@@ -131,8 +131,8 @@ def find_duplicates(images: Listing, index: Index, threshold: float, show: int) 
     num_in_groups = sum(len(group["images"]) for group in groups)
     copies = sum(image["copy_of"] is not None for group in groups for image in group["images"])
     say(
-        f"{len(groups):,} groups of images with a similarity of {threshold:g} or more: "
-        f"{num_in_groups:,} images, {copies:,} of them copies of others byte for byte"
+        f"similarity of {threshold:g} or more: {num_in_groups:,} images in {len(groups):,} groups, "
+        f"{copies:,} of them copies of another byte for byte"
     )
     table, pictures = _shown_groups(images, index, found.rows[:show], groups)
     if len(groups) > show:
