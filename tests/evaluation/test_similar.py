@@ -67,11 +67,12 @@ def test_a_chain_is_one_group_though_its_ends_are_far_apart(monkeypatch):
     assert similar.similar_groups(h[::2], 0.98).rows == []
 
 
-def test_equal_embeddings_reach_a_threshold_of_one_and_no_others_do():
-    h = np.random.default_rng(1).normal(size=(40, 33)).astype(np.float32)
-    h[[5, 30]], h[[7, 8, 39]] = h[2], h[3]
+def test_embeddings_of_one_direction_reach_a_threshold_of_one_and_no_others_do():
+    rng = np.random.default_rng(1)
+    h = rng.normal(size=(300, 33)).astype(np.float32)
+    h[150:] = h[:150] * rng.uniform(0.1, 9, size=(150, 1))  # many a cosine is rounded below 1
     found = similar.similar_groups(h, 1.0)
-    assert [rows.tolist() for rows in found.rows] == [[3, 7, 8, 39], [2, 5, 30]]
+    assert [rows.tolist() for rows in found.rows] == [[n, 150 + n] for n in range(150)]
 
 
 def test_when_all_are_alike_nothing_grows_with_the_pairs(monkeypatch):

@@ -26,7 +26,7 @@ def indexed(images, seed=0, width=7):
     h = np.random.default_rng(seed).normal(size=(len(images.id), width)).astype(np.float32)
     h[20] = 3 * h[4]
     h[21] = h[4] + np.float32(1e-2)
-    return Index(h, images.id, images.stamp)
+    return Index(h, images.id, images.stamp.copy())
 
 
 def cosines_of(h, query):
@@ -107,6 +107,17 @@ def test_a_group_of_nothing_but_copies_is_identical(photos):
     index.h[21] = -index.h[4]
     (group,) = find_duplicates(photos, index, 0.99999, 20).figures["groups"]
     assert group["identical"] and len(group["images"]) == 2
+
+
+def test_files_of_different_sizes_are_not_read_to_be_compared(photos):
+    def refuse(*_):
+        raise AssertionError("read")
+
+    index = indexed(photos)
+    index.stamp[:] = index.stamp + np.arange(NUM)[:, None]
+    unread = type("Unread", (type(photos),), {"digest": refuse})(*photos)
+    (group,) = find_duplicates(unread, index, 0.9995, 20).figures["groups"]
+    assert [image["copy_of"] for image in group["images"]] == [None] * 3
 
 
 def test_without_duplicates_there_is_nothing_to_show(photos):
