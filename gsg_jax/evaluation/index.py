@@ -141,8 +141,10 @@ def update_index(
             f"{images.title}: none of the {len(images.id)} images can be decoded: give JPEG, PNG "
             "or WebP files"
         )
-    _save(path, about, index)
-    return index._replace(num_embedded=len(missing) - len(source.unreadable))
+    num_embedded = len(missing) - len(source.unreadable)
+    if num_embedded or num_gone:
+        _save(path, about, index)
+    return index._replace(num_embedded=num_embedded)
 
 
 def check_writable(folder: Path) -> None:
@@ -263,4 +265,7 @@ def _tell_unreadable(images: Listing, unreadable: Sequence[str]) -> None:
     if paths:
         names = ", ".join(map(str, paths[:_NAMED_FILES]))
         more = ", ..." if len(paths) > _NAMED_FILES else ""
-        say(f"warning: {len(paths)} images cannot be decoded and are left out: {names}{more}")
+        say(
+            f"warning: {len(paths)} of the {len(images.id) + len(images.not_files)} images of "
+            f"{images.title} cannot be decoded and are left out: {names}{more}"
+        )
