@@ -7,7 +7,7 @@ from PIL import Image
 
 ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_EVAL_RESIZE = 256 / 224
+EVAL_RESIZE = 256 / 224
 
 Box = tuple[int, int, int, int]
 
@@ -93,12 +93,14 @@ def random_crops(
     return np.stack([cut(pixels, box, size) for box in boxes])
 
 
-def centre_cut(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resizes the short side to 256/224 of a size and cuts the centre, as ImageNet is evaluated.
+def centre_cut(pixels: np.ndarray, size: int, resize: float = EVAL_RESIZE) -> np.ndarray:
+    """Resizes the short side and cuts the centre, as ImageNet is evaluated.
 
     Args:
       pixels: uint8 [H, W, C], C 1 or 3.
       size: S, side of the result in pixels.
+      resize: what the short side becomes, in units of S, at least 1; ImageNet's is 256/224, and
+        with 1 an image of S x S pixels stays as it is.
 
     Returns:
       uint8 [S, S, C].
@@ -106,7 +108,7 @@ def centre_cut(pixels: np.ndarray, size: int) -> np.ndarray:
     Source: torchvision.transforms.Resize (the long side is rounded down) and CenterCrop.
     """
     height, width = pixels.shape[:2]
-    short = round(size * _EVAL_RESIZE)
+    short = round(size * resize)
     scaled_height = max(short, int(short * height / width))
     scaled_width = max(short, int(short * width / height))
     scaled = _resize(pixels, scaled_height, scaled_width)

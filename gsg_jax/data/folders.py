@@ -112,6 +112,37 @@ def open_folder(directory: str, split: str, memory_limit_mb: float) -> base.Sour
     return _check(root, found, class_names, memory_limit_mb)
 
 
+def training_folder(directory: str) -> Path:
+    """The folder of a run's training images: `directory` itself, or train/ in it.
+
+    Args:
+      directory: as of open_folder.
+
+    Raises:
+      UserError: where it cannot be listed.
+    """
+    return _split_roots(Path(directory).expanduser())[0]
+
+
+def images_below(root: Path) -> list[Path]:
+    """All images in and below a folder, however they are filed, in a fixed order.
+
+    Args:
+      root: the folder; its own sub-folders may be links, those further down are not followed.
+
+    Returns:
+      The files with an image's extension, hidden ones left out; not one of them was opened.
+
+    Raises:
+      UserError: where a folder cannot be listed.
+    """
+    folders, images = _list(root)
+    return [
+        *(root / name for name in images),
+        *(path for name in folders for path in _images_below(root / name)),
+    ]
+
+
 def _split_roots(root: Path) -> tuple[Path, Path | None]:
     """Returns the folders of the training and of the test set."""
     folders, images = _list(root)

@@ -21,7 +21,7 @@ from gsg_jax.workdir import read_object
 
 SAVE_EVERY_SECONDS = 5.0
 MAX_CLASSES = 1_000_000
-_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 class LabelledFeatures(NamedTuple):
@@ -119,7 +119,7 @@ def read_features(path: pathlib.Path) -> LabelledFeatures:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             h, label = arrays["h"], arrays["label"]
             names = arrays["id"] if "id" in arrays else np.arange(label.size)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise UserError(
             f"{path} cannot be read ({error}): it must be an .npz of h [N, F], label [N] and id"
         ) from error
@@ -176,7 +176,7 @@ def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
     """Whether the rows of an earlier call are all there, written or not."""
     try:
         rows = np.load(rows_path, mmap_mode="r")  # a shorter file than its header says is refused
-    except _READ_ERRORS:
+    except READ_ERRORS:
         return False
     return rows.ndim == 2 and len(rows) == about["num_images"]
 

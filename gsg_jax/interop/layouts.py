@@ -208,7 +208,7 @@ def to_tensors(
       UserError: where the layout has no names for the network.
     """
     names = LAYOUTS[layout]
-    channels = _channels(run, variables["params"]["backbone"])
+    channels = image_channels(run, variables["params"]["backbone"])
     branches = {"backbone": (names.backbone, backbone_tensors(run.model, channels))}
     for branch in ("projector", "predictor"):
         prefix = getattr(names, branch)
@@ -237,7 +237,16 @@ def _written(
     return written
 
 
-def _channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
+def image_channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
+    """Channels of the images that a network takes.
+
+    Args:
+      run: its config.
+      backbone: its parameters, or their shapes.
+
+    Returns:
+      1 for grayscale, 3 for RGB.
+    """
     if "patch_embed" in backbone:
         return backbone["patch_embed"]["kernel"].shape[0] // run.model.patch_size**2
     return backbone["conv1"]["kernel"].shape[2]

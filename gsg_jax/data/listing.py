@@ -1,0 +1,165 @@
+"""Images to be searched: named, told from what they were before, and read one by one."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from gsg_jax.data.decode import DECODE_ERRORS, decode
+from gsg_jax.data.folders import EXTENSIONS, images_below, training_folder
+from gsg_jax.data.sources import open_source
+from gsg_jax.errors import UserError
+
+# Of an image that is no file of its own, and so does not change by itself.
+_NO_STAMP = (-1, -1)
+
+
+class Listing(NamedTuple):
+    """Images in a fixed order, not one of them opened yet.
+
+    Attributes:
+      title: for people.
+      key: tells these images from others on this machine.
+      root: the folder of the files; None where the images are no files.
+      id: [N], paths below the root, or the images' numbers.
+      stamp: int64 [N, 2], size in bytes and time of the last change in ns of each file.
+      not_files: paths of what has an image's name and is no file, such as a broken link.
+      read: (an id, channels) -> uint8 [H, W, channels]; raises UserError where it cannot.
+    """
+
+    title: str
+    key: str
+    root: Path | None
+    id: np.ndarray
+    stamp: np.ndarray
+    not_files: tuple[Path, ...]
+    read: Callable[[str | int, int], np.ndarray]
+
+    def name(self, image: str | int) -> str | int:
+        """What the user calls an image: its path, or its number."""
+        return int(image) if self.root is None else str(self.root / image)
+
+    def digest(self, image: str | int) -> str:
+        """Hex digits of an image's bytes; of its pixels where it is no file.
+
+        Raises:
+          UserError: where the file cannot be read.
+        """
+        if self.root is None:
+            return hashlib.sha256(self.read(image, 0).tobytes()).hexdigest()
+        try:
+            with open(self.root / image, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(
+                f"cannot read {self.root / image} ({error.strerror}): start again"
+            ) from error
+
+
+def list_folder(root: Path) -> Listing:
+    """Lists all images in and below a folder, by their names alone.
+
+    Args:
+      root: the folder.
+
+    Returns:
+      Its images.
+
+    Raises:
+      UserError: where the folder is missing, cannot be listed, or holds no image.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give --folder=PHOTOS, a folder of images")
+    names, stamps, not_files = [], [], []
+    for path in images_below(root):
+        found = _stat(path)
+        if found is None:
+            not_files.append(path)
+            continue
+        names.append(str(path.relative_to(root)))
+        stamps.append((found.st_size, found.st_mtime_ns))
+    if not names:
+        raise UserError(
+            f"{root} holds no image: give a folder with JPEG, PNG or WebP files "
+            f"({' '.join(EXTENSIONS)})"
+        )
+
+    def read(name: str | int, channels: int) -> np.ndarray:
+        return read_photo(root / name, channels)
+
+    return Listing(
+        title=str(root),
+        key=str(root.resolve()),
+        root=root,
+        id=np.array(names),
+        stamp=np.array(stamps, np.int64),
+        not_files=tuple(not_files),
+        read=read,
+    )
+
+
+def list_training_images(data: ml_collections.ConfigDict) -> Listing:
+    """Lists the images that a run was trained on.
+
+    Args:
+      data: config group of the run.
+
+    Returns:
+      Its training images; those of a folder as files, others by their numbers.
+
+    Raises:
+      UserError: where they are no longer there.
+    """
+    if data.name == "folder":
+        return list_folder(training_folder(data.dir))
+    source = open_source(data, "train")
+
+    def read(number: str | int, channels: int) -> np.ndarray:
+        del channels  # the run's own
+        return source.image(int(number))
+
+    return Listing(
+        title=f"{data.name}, {data.train_split}",
+        key=f"{data.name}:{data.train_split}:{data.dir}",
+        root=None,
+        id=np.arange(len(source)),
+        stamp=np.full((len(source), 2), _NO_STAMP, np.int64),
+        not_files=(),
+        read=read,
+    )
+
+
+def read_photo(path: Path, channels: int) -> np.ndarray:
+    """Decodes an image file, turned the way its camera says.
+
+    Args:
+      path: of the file.
+      channels: 3 for RGB, 1 for grayscale.
+
+    Returns:
+      uint8 [H, W, channels].
+
+    Raises:
+      UserError: where it cannot be decoded.
+    """
+    try:
+        return decode(path, channels=channels, exif=True)
+    except DECODE_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(
+            f"cannot decode {path} ({reason}): give a JPEG, PNG or WebP file"
+        ) from error
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Size and time of a file; None of what is none, since to open a pipe would wait for ever."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None

@@ -1,0 +1,271 @@
+"""The index of a set of images: their embeddings on the disk, kept while they stay the same.
+
+A row is an image's, by its path, size and time of the last change. So one way of bringing an index
+up to date is all there is to photographs that were added, changed or removed, and to a process that
+was stopped half way: what has a row is kept, what has none is embedded.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gsg_jax.data.crops import centre_cut
+from gsg_jax.data.listing import Listing
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.feature_files import READ_ERRORS, read_features
+from gsg_jax.evaluation.features import Embed, embed_batches
+from gsg_jax.progress import counting, say
+
+BATCH_SIZE = 64
+SAVE_EVERY_SECONDS = 30.0
+SAVING_SHARE = 0.05  # of the time, at most, where a save takes long
+VERSION = 1  # of the file
+_NAMED_FILES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How an image, whatever its size, becomes one that a network takes.
+
+    Attributes:
+      size: side of the square that it is cut to, pixels.
+      resize: what its short side becomes before, in units of the size.
+      channels: 3 for RGB, 1 for grayscale.
+    """
+
+    size: int
+    resize: float
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what comes out."""
+        return self.size, self.size, self.channels
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Resizes and cuts uint8 [H, W, channels] to `shape`."""
+        return centre_cut(pixels, self.size, self.resize)
+
+
+class Prepared:
+    """Some images of a listing, prepared for a network; satisfies Source.
+
+    Attributes:
+      unreadable: places, in `rows`, of files that could not be decoded; each is a black image.
+    """
+
+    labels, class_names, paths = None, (), ()
+
+    def __init__(self, images: Listing, rows: np.ndarray, prepare: Preparation):
+        """Takes the images of the given rows, in their order."""
+        self.name = images.title
+        self.image_shape = prepare.shape
+        self.unreadable: set[int] = set()
+        self._images, self._rows, self._prepare = images, rows, prepare
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i as the network takes it; raises UserError where it is no file, and damaged."""
+        try:
+            pixels = self._images.read(self._images.id[self._rows[i]], self._prepare.channels)
+        except UserError:
+            if self._images.root is None:
+                raise
+            self.unreadable.add(i)
+            return np.zeros(self.image_shape, np.uint8)
+        return self._prepare(pixels)
+
+
+class Index(NamedTuple):
+    """Embeddings of images.
+
+    Attributes:
+      h: float32 [N, F].
+      id: [N], as in the listing and in its order; files that cannot be decoded are left out.
+      stamp: int64 [N, 2], likewise.
+      num_embedded: how many of them were embedded just now.
+    """
+
+    h: np.ndarray
+    id: np.ndarray
+    stamp: np.ndarray
+    num_embedded: int = 0
+
+
+def update_index(
+    path: Path, images: Listing, embed: Embed, prepare: Preparation, about: dict[str, Any]
+) -> Index:
+    """Brings the index of some images up to date: embeds those that it lacks, drops those gone.
+
+    Args:
+      path: the .npz file; a file of features too, with h, label (-1) and id.
+      images: what is to be in it.
+      embed: of backbone_embed.
+      prepare: makes of an image what `embed` takes.
+      about: whose embeddings they are; an index about something else is made anew.
+
+    Returns:
+      The index.
+
+    Raises:
+      UserError: where no image can be decoded, or the file's folder cannot be written.
+    """
+    about = {"version": VERSION, **about, "images": images.key} | dataclasses.asdict(prepare)
+    kept = _read(path, about)
+    row_of = {} if kept is None else {key: row for row, key in enumerate(_keys(kept))}
+    kept_row = np.array([row_of.get(key, -1) for key in _keys(images)])
+    missing = np.flatnonzero(kept_row < 0)
+    num_gone = 0 if kept is None else len(np.setdiff1d(kept.id, images.id))
+    _tell(path, images, int(np.sum(kept_row >= 0)), len(missing), num_gone)
+    if not len(missing) and not num_gone:
+        _tell_unreadable(images, [])
+        return kept
+
+    check_writable(path.parent)
+    rows, source = _Rows(images, kept, kept_row), Prepared(images, missing, prepare)
+    if len(missing):
+        _embed_missing(rows, missing, source, embed, partial(_save, path, about))
+    _tell_unreadable(images, images.id[missing[sorted(source.unreadable)]])
+    index = rows.index()
+    if not len(index.h):
+        raise UserError(
+            f"{images.title}: none of the {len(images.id)} images can be decoded: give JPEG, PNG "
+            "or WebP files"
+        )
+    num_embedded = len(missing) - len(source.unreadable)
+    if num_embedded or num_gone:
+        _save(path, about, index)
+    return index._replace(num_embedded=num_embedded)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder; raises UserError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): the index is kept there; give a DIR "
+            "that you may write to, such as a copy of the run"
+        ) from error
+
+
+class _Rows:
+    """Embeddings of a listing's images, of which more and more are known."""
+
+    def __init__(self, images: Listing, kept: Index | None, kept_row: np.ndarray):
+        self._images, self._is_known, self._h = images, kept_row >= 0, None
+        if kept is not None:
+            self._make_room(kept.h.shape[1])
+            self._h[self._is_known] = kept.h[kept_row[self._is_known]]
+
+    def put(self, rows: np.ndarray, h: np.ndarray) -> None:
+        """Makes some known; rows int [n], h [n, F]."""
+        if self._h is None:
+            self._make_room(h.shape[1])
+        self._h[rows], self._is_known[rows] = h, True
+
+    def index(self) -> Index:
+        """Those that are known."""
+        known = slice(None) if self._is_known.all() else self._is_known  # a slice spares the copy
+        return Index(self._h[known], self._images.id[known], self._images.stamp[known])
+
+    def _make_room(self, width: int) -> None:
+        self._h = np.empty((len(self._is_known), width), np.float32)
+
+
+def _embed_missing(
+    rows: _Rows,
+    missing: np.ndarray,
+    source: Prepared,
+    embed: Embed,
+    save: Callable[[Index], None],
+) -> None:
+    """Embeds what is missing, and saves what is known now and then."""
+    done, saved, save_seconds = 0, time.monotonic(), 0.0
+    batch_size = min(BATCH_SIZE, len(missing))
+    with counting("embedding", len(missing)) as show:
+        for h in embed_batches(embed, source, batch_size=batch_size, size=None):
+            good = [i for i in range(len(h)) if done + i not in source.unreadable]
+            rows.put(missing[done : done + len(h)][good], h[good])
+            done += len(h)
+            show(done)
+            now = time.monotonic()
+            if now - saved > max(SAVE_EVERY_SECONDS, save_seconds / SAVING_SHARE):
+                save(rows.index())
+                saved = time.monotonic()
+                save_seconds = saved - now
+
+
+def _keys(images: Listing | Index) -> Iterator[tuple]:
+    """What an image and its row are matched by."""
+    return zip(images.id.tolist(), *images.stamp.T.tolist(), strict=True)
+
+
+def _read(path: Path, about: dict[str, Any]) -> Index | None:
+    """The index that an earlier call has left; None, said in a line, where it is of no use."""
+    if not path.exists():
+        return None
+    try:
+        features = read_features(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            stamp, there = arrays["stamp"], json.loads(str(arrays["about"]))
+        is_whole = stamp.shape == (len(features.h), 2) and isinstance(there, dict)
+    except (UserError, *READ_ERRORS):
+        is_whole = False
+    if not is_whole:
+        say(f"{path} is damaged: it is made anew")
+        return None
+    differing = sorted(key for key in {*there, *about} if there.get(key) != about.get(key))
+    if "backbone_digest" in differing:
+        steps = f"step {there.get('step')} there, {about['step']} here"
+        say(f"{path} is of another checkpoint ({steps}): it is made anew")
+    elif differing:
+        key = differing[0]
+        said = f"{key} {there.get(key)} there, {about.get(key)} here"
+        say(f"{path} was made otherwise ({said}): it is made anew")
+    return None if differing else Index(features.h, features.id, stamp)
+
+
+def _save(path: Path, about: dict[str, Any], index: Index) -> None:
+    partial_path = path.with_suffix(".npz.partial")
+    with partial_path.open("wb") as file:
+        label = np.full(len(index.h), -1, np.int32)
+        np.savez(
+            file, about=json.dumps(about), label=label, h=index.h, id=index.id, stamp=index.stamp
+        )
+    partial_path.replace(path)
+
+
+def _tell(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone: int) -> None:
+    if not num_kept and not num_gone:
+        say(f"{images.title}: {num_missing:,} images are embedded into {path}")
+    elif not num_missing and not num_gone:
+        say(f"{path}: {num_kept:,} embeddings, and nothing has changed")
+    else:
+        say(
+            f"{path}: of {images.title}, {num_missing:,} are new or changed and embedded, "
+            f"{num_kept:,} are as they were, {num_gone:,} are gone"
+        )
+
+
+def _tell_unreadable(images: Listing, unreadable: Sequence[str]) -> None:
+    """Names what is left out, in one warning."""
+    paths = [*images.not_files, *(images.root / name for name in unreadable)]
+    if paths:
+        names = ", ".join(map(str, paths[:_NAMED_FILES]))
+        more = ", ..." if len(paths) > _NAMED_FILES else ""
+        say(
+            f"warning: {len(paths)} of the {len(images.id) + len(images.not_files)} images of "
+            f"{images.title} cannot be decoded and are left out: {names}{more}"
+        )

@@ -1,0 +1,135 @@
+"""What embeddings tell of a set of images: which are nearly the same, and which stand apart."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from gsg_jax.evaluation.knn import neighbours
+from gsg_jax.similarity import normalize
+
+BLOCK = 2048  # rows against as many others at once: 16 MiB of similarities
+ROUNDING = 1e-6  # equal embeddings have a cosine of 1 but for this
+
+
+class Groups(NamedTuple):
+    """Images that are joined by similarity.
+
+    Attributes:
+      rows: of each group, two or more, int [n] in their order; the largest group first, of equal
+        ones that with the lowest row.
+      closest: float32 [N], the highest similarity to another image where that reaches the
+        threshold, else -1.
+    """
+
+    rows: list[np.ndarray]
+    closest: np.ndarray
+
+
+def similar_groups(h: np.ndarray, threshold: float) -> Groups:
+    """Joins every two embeddings whose cosine reaches a threshold, and those joined with them.
+
+    Exact. Half the pairs are looked at, block by block: of the memory that takes, nothing grows
+    with more than the number of images.
+
+    Args:
+      h: embeddings, finite, float [N, F].
+      threshold: from 0.01 to 1; cosines below it by rounding (1e-6) reach it too.
+
+    Returns:
+      The groups.
+
+    Raises:
+      ValueError: where an embedding is not finite.
+    """
+    if not np.isfinite(h).all():
+        raise ValueError("an embedding holds NaN or inf: has the encoder diverged?")
+    num_blocks = -(-len(h) // BLOCK)
+    size = -(-len(h) // num_blocks)
+    group = np.arange(len(h), dtype=np.int32)  # images with one number are joined
+    closest = np.full(len(h), -1, np.float32)
+    for first, unit in _blocks(h, size):
+        for other_first, other in _blocks(h, size, first):
+            here, there = slice(first, first + size), slice(other_first, other_first + size)
+            is_linked, of_here, of_there = _links(
+                unit,
+                other,
+                _padded(group[here], size),
+                _padded(group[there], size),
+                threshold - ROUNDING,
+                is_same=first == other_first,
+            )
+            for part, highest in ((closest[here], of_here), (closest[there], of_there)):
+                np.maximum(part, np.asarray(highest)[: len(part)], out=part)
+            rows, columns = np.nonzero(is_linked)
+            if len(rows):
+                group = _joined(group, first + rows, other_first + columns)
+    return Groups(_by_size(group), closest)
+
+
+def nearest_mean(h: np.ndarray, k: int) -> np.ndarray:
+    """How close each image is to the others: the mean cosine of its k nearest neighbours.
+
+    Args:
+      h: embeddings, float [N, F].
+      k: neighbours, from 1 to N - 1.
+
+    Returns:
+      float32 [N], in [-1, 1].
+
+    Raises:
+      ValueError: where k is too large, or an embedding is not finite.
+    """
+    similarity, _ = neighbours(h, h, k, leave_one_out=True)
+    return similarity.mean(axis=1)
+
+
+def _blocks(h: np.ndarray, size: int, first: int = 0) -> Iterator[tuple[int, jax.Array]]:
+    """The first row of each block from `first` on, and its rows of length 1, padded with zeros."""
+    for start in range(first, len(h), size):
+        yield start, _unit(_padded(h[start : start + size], size))
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(rows, [(0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)])
+
+
+@jax.jit
+def _unit(rows):
+    return normalize(rows.astype(jnp.float32))
+
+
+@partial(jax.jit, static_argnames="is_same")
+def _links(rows, others, group, other_group, threshold, *, is_same):
+    """Pairs [Q, B] that join two groups, and the highest similarity of each row and of each other.
+
+    Similarities below the threshold count as -1, as do those of a row to itself. Padding is zero,
+    and so below.
+    """
+    similarity = jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
+    similarity = jnp.where(similarity >= threshold, similarity, -1.0)
+    if is_same:
+        similarity = jnp.where(jnp.eye(len(rows), dtype=bool), -1.0, similarity)
+    is_linked = (similarity > -1) & (group[:, None] != other_group[None, :])
+    return is_linked, similarity.max(axis=1), similarity.max(axis=0)
+
+
+def _joined(group: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The groups, with those of rows[i] and columns[i] made one."""
+    links = coo_array(
+        (np.ones(len(rows), bool), (group[rows], group[columns])), (len(group), len(group))
+    )
+    _, component = connected_components(links, directed=False)
+    return component[group].astype(np.int32)
+
+
+def _by_size(group: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(group, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    joined = [part for part in parts if len(part) > 1]
+    return sorted(joined, key=lambda part: (-len(part), part[0]))

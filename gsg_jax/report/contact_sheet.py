@@ -1,0 +1,110 @@
+"""Contact sheets: many images on one picture, each with a caption, groups of them in rows."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gsg_jax.data.base import num_decode_threads
+from gsg_jax.report.thumbnails import sheet, thumbnail
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MOST_IMAGES = 240  # on a sheet
+COLUMNS = 6
+TILE = 184  # pixels, a square that holds an image and its caption
+THUMBNAIL = 136
+MARGIN = 5  # above an image, in which a frame is drawn
+FONT_SIZE = 13
+LINE_HEIGHT = 17
+PAPER, INK, FAINT, FRAME = (255, 255, 255), (20, 20, 20), (110, 110, 110), (214, 90, 20)
+
+
+class Picture(NamedTuple):
+    """An image on a sheet.
+
+    Attributes:
+      read: gives its pixels, uint8 [H, W, C], C 1 or 3.
+      caption: what is written below it.
+      name: what is written below that, shortened where it is long.
+      is_framed: whether it stands out.
+    """
+
+    read: Callable[[], np.ndarray]
+    caption: str
+    name: str
+    is_framed: bool = False
+
+
+def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
+    """Writes a contact sheet; each group begins a row.
+
+    Args:
+      path: of the picture; its ending is one of FORMATS.
+      groups: of one picture or more each; those beyond the first MOST_IMAGES pictures are left out.
+
+    Returns:
+      How many pictures are on it.
+
+    Raises:
+      UserError: where an image cannot be read.
+      OSError: where the file cannot be written.
+    """
+    shown = _first(groups, MOST_IMAGES)
+    with ThreadPoolExecutor(num_decode_threads()) as pool:
+        tiles = pool.map(_tile, [picture for group in shown for picture in group])
+        laid = []
+        for group in shown:
+            laid += [next(tiles) for _ in group]
+            laid += [_paper()] * (-len(group) % COLUMNS)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        Image.fromarray(sheet(laid, COLUMNS)).save(file, FORMATS[path.suffix.lower()])
+    partial.replace(path)
+    return sum(map(len, shown))
+
+
+def _first(groups: Sequence[Sequence[Picture]], most: int) -> list[Sequence[Picture]]:
+    """The first pictures of groups, whole groups but for the last."""
+    shown = []
+    for group in groups:
+        if most:
+            shown.append(group[:most])
+            most -= len(shown[-1])
+    return shown
+
+
+def _tile(picture: Picture) -> np.ndarray:
+    """The image, and its caption below, uint8 [TILE, TILE, 3]."""
+    tile = Image.fromarray(_paper())
+    draw = ImageDraw.Draw(tile)
+    left = (TILE - THUMBNAIL) // 2
+    if picture.is_framed:
+        edges = left - MARGIN, 0, left + THUMBNAIL + MARGIN - 1, THUMBNAIL + 2 * MARGIN - 1
+        draw.rectangle(edges, outline=FRAME, width=MARGIN - 1)
+    tile.paste(Image.fromarray(thumbnail(picture.read(), THUMBNAIL)), (left, MARGIN))
+    font = ImageFont.load_default(FONT_SIZE)
+    top = THUMBNAIL + 2 * MARGIN
+    for text, colour in ((picture.caption, INK), (picture.name, FAINT)):
+        text = _shortened(text, font, TILE - 2 * MARGIN)
+        draw.text((TILE // 2, top), text, colour, font, anchor="ma")
+        top += LINE_HEIGHT
+    return np.asarray(tile)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Text that is at most so many pixels wide; of a longer one the middle is left out."""
+    text = "".join(c if c.isprintable() else "?" for c in text)  # a line break has no width
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        shorter = f"{text[: (kept + 1) // 2]}...{text[-(kept // 2) :]}"
+        if font.getlength(shorter) <= width:
+            return shorter
+    return "..."
+
+
+def _paper() -> np.ndarray:
+    return np.full((TILE, TILE, 3), PAPER, np.uint8)

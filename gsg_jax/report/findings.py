@@ -1,0 +1,225 @@
+"""What a search of images has found: figures for programs, a table for people, pictures for both.
+
+An image is named by its path, {"path": ...}, or where it is no file by its number, {"number": ...}.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from gsg_jax.data.listing import Listing, read_photo
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.index import Index
+from gsg_jax.evaluation.knn import neighbours
+from gsg_jax.evaluation.similar import Groups, nearest_mean, similar_groups
+from gsg_jax.progress import say
+from gsg_jax.report.contact_sheet import Picture
+
+MOST_OF_GROUP = 12  # images that table and sheet show of a group of duplicates
+
+
+class Found(NamedTuple):
+    """What a search has found.
+
+    Attributes:
+      figures: for the last line.
+      table: for people.
+      pictures: for the contact sheet, in groups.
+    """
+
+    figures: dict[str, Any]
+    table: Table
+    pictures: list[list[Picture]]
+
+
+def find_similar(
+    images: Listing, index: Index, queries: Sequence[Path], query_h: np.ndarray, k: int
+) -> Found:
+    """The images of an index that are most similar to others.
+
+    Args:
+      images: those of the index, and perhaps more.
+      index: their embeddings.
+      queries: files of the other images.
+      query_h: their embeddings, [Q, F].
+      k: neighbours of each; where the index has fewer, all of them are taken.
+
+    Returns:
+      Figures k and neighbours: for each query in turn its k nearest, {query, rank, path or number,
+      similarity}.
+
+    Raises:
+      UserError: where an embedding is not finite.
+    """
+    k = _at_most(k, len(index.h))
+    similarity, rows = _checked(neighbours, index.h, query_h, k)
+    table = Table("rank", "similarity", "image", title="most similar")
+    figures, pictures = [], []
+    for query, of_query, found in zip(queries, similarity, rows, strict=True):
+        if len(queries) > 1:
+            table.add_row("", "", Text(f"like {query}:"))
+        pictures.append([Picture(partial(read_photo, query, 3), "query", query.name, True)])
+        for rank, (cosine, row) in enumerate(zip(of_query, found, strict=True), 1):
+            image = index.id[row]
+            entry = {"query": str(query), "rank": rank, **_named(images, image, cosine)}
+            table.add_row(str(rank), f"{entry['similarity']:.4f}", _path(images, image))
+            pictures[-1].append(_picture(images, image, f"{rank}   {entry['similarity']:.4f}"))
+            figures.append(entry)
+    return Found({"k": k, "neighbours": figures}, table, pictures)
+
+
+def find_outliers(images: Listing, index: Index, k: int, show: int) -> Found:
+    """The images that are least similar to their nearest neighbours.
+
+    Args:
+      images: those of the index, and perhaps more.
+      index: their embeddings.
+      k: neighbours; where there are fewer, all of them are taken.
+      show: outliers at most.
+
+    Returns:
+      Figures k and outliers: the worst first, {rank, path or number, similarity}, the mean cosine
+      of the k nearest.
+
+    Raises:
+      UserError: where there is one image, or an embedding is not finite.
+    """
+    _check_several(images, index)
+    k = _at_most(k, len(index.h) - 1)
+    similarity = _checked(nearest_mean, index.h, k)
+    table = Table("rank", "similarity", "image", title=f"least similar to their {k} nearest")
+    figures, pictures = [], []
+    for rank, row in enumerate(np.argsort(similarity, kind="stable")[:show], 1):
+        entry = {"rank": rank, **_named(images, index.id[row], similarity[row])}
+        table.add_row(str(rank), f"{entry['similarity']:.4f}", _path(images, index.id[row]))
+        pictures.append(_picture(images, index.id[row], f"{rank}   {entry['similarity']:.4f}"))
+        figures.append(entry)
+    return Found({"k": k, "outliers": figures}, table, [pictures])
+
+
+def find_duplicates(images: Listing, index: Index, threshold: float, show: int) -> Found:
+    """Images that are nearly the same, and those that are the same byte by byte.
+
+    Args:
+      images: those of the index, and perhaps more.
+      index: their embeddings.
+      threshold: cosine from which on two images are in one group.
+      show: groups in the table and on the sheet, at most; the figures have all.
+
+    Returns:
+      Figures threshold, num_groups, num_in_groups, num_copies (images that are another one byte by
+      byte) and groups: the largest first, {identical, images}; each image {path or number,
+      similarity (the highest to another image), copy_of (the first with the same bytes, or null)}.
+
+    Raises:
+      UserError: where there is one image, one can no longer be read, or an embedding is not finite.
+    """
+    _check_several(images, index)
+    found = _checked(similar_groups, index.h, threshold)
+    if found.rows and len(found.rows[0]) > len(index.h) / 2:
+        say(
+            f"warning: one group holds {len(found.rows[0]):,} of the {len(index.h):,} images: give "
+            "a higher --threshold; to a network that was trained briefly much looks alike"
+        )
+    groups = [_group(images, index, rows, found) for rows in found.rows]
+    num_in_groups = sum(len(group["images"]) for group in groups)
+    copies = sum(image["copy_of"] is not None for group in groups for image in group["images"])
+    say(
+        f"similarity of {threshold:g} or more: {num_in_groups:,} images in {len(groups):,} groups, "
+        f"{copies:,} of them copies of another byte for byte"
+    )
+    table, pictures = _shown_groups(images, index, found.rows[:show], groups)
+    if len(groups) > show:
+        table.caption = f"the {show} largest of {len(groups):,} groups; --show=N shows more"
+    figures = {
+        "threshold": threshold,
+        "num_groups": len(groups),
+        "num_in_groups": num_in_groups,
+        "num_copies": copies,
+        "groups": groups,
+    }
+    return Found(figures, table, pictures)
+
+
+def _shown_groups(
+    images: Listing, index: Index, rows_of_groups: Sequence[np.ndarray], groups: Sequence[dict]
+) -> tuple[Table, list[list[Picture]]]:
+    """The first groups as people see them, and the first images of each."""
+    table, pictures = Table("group", "similarity", "image", title="duplicates"), []
+    for number, (rows, group) in enumerate(zip(rows_of_groups, groups, strict=False), 1):
+        pictures.append([])
+        for row, image in list(zip(rows, group["images"], strict=True))[:MOST_OF_GROUP]:
+            said = f"{image['similarity']:.4f}" if image["copy_of"] is None else "copy"
+            table.add_row(str(number), said, _path(images, index.id[row]))
+            pictures[-1].append(_picture(images, index.id[row], f"group {number}   {said}"))
+        if len(rows) > MOST_OF_GROUP:
+            table.add_row(str(number), "", f"... {len(rows) - MOST_OF_GROUP:,} more")
+    return table, pictures
+
+
+def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> dict[str, Any]:
+    """A group of duplicates as the last line has it."""
+    copy_of = _copies(images, index, rows)
+    members = []
+    for row in rows:
+        original = copy_of.get(row)
+        original = None if original is None else images.name(index.id[original])
+        entry = _named(images, index.id[row], found.closest[row])
+        members.append({**entry, "copy_of": original})
+    return {"identical": len(copy_of) == len(rows) - 1, "images": members}
+
+
+def _copies(images: Listing, index: Index, rows: np.ndarray) -> dict[int, int]:
+    """Rows whose image another of the rows before has byte for byte, and that row.
+
+    Only files of one size are read.
+    """
+    sizes = index.stamp[rows, 0]
+    common = {size for size, count in Counter(sizes.tolist()).items() if count > 1}
+    first, copy_of = {}, {}
+    for row, size in zip(rows, sizes, strict=True):
+        if size in common:
+            original = first.setdefault((size, images.digest(index.id[row])), row)
+            if original != row:
+                copy_of[row] = original
+    return copy_of
+
+
+def _check_several(images: Listing, index: Index) -> None:
+    if len(index.h) < 2:
+        raise UserError(f"{images.title} holds one image: give a --folder with two or more")
+
+
+def _at_most(k: int, most: int) -> int:
+    if k > most:
+        say(f"--k={k}: there are {most:,} neighbours, and all are taken")
+    return min(k, most)
+
+
+def _checked(search, *arguments):
+    """What a search returns; its ValueError, of embeddings that are not finite, is the user's."""
+    try:
+        return search(*arguments)
+    except ValueError as error:
+        raise UserError(f"the index cannot be searched: {error}") from error
+
+
+def _named(images: Listing, image: str | int, similarity: float) -> dict[str, Any]:
+    """An image as the last line has it; rounding takes no cosine beyond 1."""
+    kind = "number" if images.root is None else "path"
+    return {kind: images.name(image), "similarity": round(float(np.clip(similarity, -1, 1)), 6)}
+
+
+def _path(images: Listing, image: str | int) -> Text:
+    return Text(str(images.name(image)), overflow="fold")
+
+
+def _picture(images: Listing, image: str | int, caption: str) -> Picture:
+    name = f"image {image}" if images.root is None else Path(str(image)).name
+    return Picture(partial(images.read, image, 3), caption, name)

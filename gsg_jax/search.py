@@ -1,0 +1,324 @@
+"""`python -m gsg_jax.search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
+
+--image finds the images most similar to one, --duplicates those that are nearly the same, and
+--outliers those that are like no other. Each prints a table on standard error, leaves a contact
+sheet, and prints as the last line of standard output one JSON object with all of it. Exit status: 0
+done, 1 failed with one clear line, 2 wrong usage. The images are only read; what is written, but
+for a --sheet elsewhere, lies in DIR/search/.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import ml_collections
+import numpy as np
+from absl import logging as absl_logging
+from rich.console import Console
+
+from gsg_jax import mesh as meshes
+from gsg_jax.checkpoint import Checkpoints
+from gsg_jax.compile_cache import caching
+from gsg_jax.data.crops import EVAL_RESIZE
+from gsg_jax.data.listing import Listing, list_folder, list_training_images, read_photo
+from gsg_jax.errors import UsageError, UserError
+from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
+from gsg_jax.evaluation.index import (
+    BATCH_SIZE,
+    Index,
+    Preparation,
+    Prepared,
+    check_writable,
+    update_index,
+)
+from gsg_jax.evaluation.recipes import evaluation
+from gsg_jax.interop.layouts import image_channels
+from gsg_jax.progress import say
+from gsg_jax.report.contact_sheet import FORMATS, MOST_IMAGES, write_sheet
+from gsg_jax.report.findings import find_duplicates, find_outliers, find_similar
+
+LARGEST_K = 1000
+LEAST_THRESHOLD = 0.01
+DEFAULTS = {"k": 10, "threshold": 0.98, "show": 20}
+# The modes, and which of these flags each takes.
+MODES = {
+    "image": ("k",),
+    "duplicates": ("threshold", "show"),
+    "outliers": ("k", "show"),
+}
+
+
+class Searched(NamedTuple):
+    """What is searched.
+
+    Attributes:
+      images: all of them.
+      index: the embeddings of those that can be decoded.
+      query_h: embeddings of the --image files, float32 [Q, F].
+      about: the first figures of the last line.
+    """
+
+    images: Listing
+    index: Index
+    query_h: np.ndarray
+    about: dict[str, Any]
+
+
+def main(argv: list[str]) -> int:
+    """Searches as the command line says.
+
+    Args:
+      argv: the command line without the program's name.
+
+    Returns:
+      The exit status.
+    """
+    try:
+        figures = search(parse(argv))
+    except UserError as error:
+        # What an error names may have line breaks.
+        status, text = (2 if isinstance(error, UsageError) else 1), " ".join(str(error).split("\n"))
+    except KeyboardInterrupt:
+        status, text = 1, "interrupted; the same command goes on with what it has embedded"
+    except OSError as error:  # a full disk, a folder that vanished
+        where = f"{error.filename}: " if error.filename else ""
+        status, text = 1, f"{where}{error.strerror or error}; mend that, and give the command again"
+    else:
+        print(json.dumps(figures), flush=True)
+        return 0
+    say(f"error: {text}")
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help says what there is")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads the flags.
+
+    Args:
+      argv: the command line without the program's name.
+
+    Returns:
+      workdir, mode, image (a list), folder, k, threshold, show and sheet.
+
+    Raises:
+      UsageError: where one is unknown, out of range, or not of the mode.
+    """
+    parser = _Parser(
+        prog="python -m gsg_jax.search", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("workdir", metavar="DIR", help="the --workdir of a pretraining run")
+    parser.add_argument(
+        "--image", action="append", default=[], help="find what is similar; may be given again"
+    )
+    parser.add_argument("--duplicates", action="store_true", help="find (near-)duplicates")
+    parser.add_argument("--outliers", action="store_true", help="find what is like no other image")
+    parser.add_argument("--folder", help="of images; without it, what the run was trained on")
+    parser.add_argument("--k", type=int, help="neighbours of --image and --outliers (10)")
+    parser.add_argument("--threshold", type=float, help="cosine of --duplicates (0.98)")
+    parser.add_argument("--show", type=int, help="outliers, or groups of duplicates, to show (20)")
+    parser.add_argument("--sheet", help="the contact sheet (a file in DIR/search)")
+    arguments = parser.parse_args(argv)
+    modes = [mode for mode in MODES if getattr(arguments, mode)]
+    if len(modes) != 1:
+        raise UsageError(
+            f"{' and '.join(f'--{mode}' for mode in modes) or 'no mode'} given: give one of "
+            "--image=FILE, --duplicates and --outliers"
+        )
+    arguments.mode = modes[0]
+    _check_numbers(arguments)
+    for flag in ("workdir", "folder", "sheet"):
+        value = getattr(arguments, flag)
+        setattr(arguments, flag, None if value is None else _path(flag, value))
+    arguments.image = [_path("image", value) for value in arguments.image]
+    if arguments.sheet and arguments.sheet.suffix.lower() not in FORMATS:
+        raise UsageError(f"--sheet={arguments.sheet}: must end in one of {', '.join(FORMATS)}")
+    return arguments
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Sets what was not given; raises UsageError where a number is out of range or of no use."""
+    limits = {"k": (1, LARGEST_K), "threshold": (LEAST_THRESHOLD, 1), "show": (1, MOST_IMAGES)}
+    for flag, (low, high) in limits.items():
+        value = getattr(arguments, flag)
+        if value is None:
+            setattr(arguments, flag, DEFAULTS[flag])
+        elif flag not in MODES[arguments.mode]:
+            of = " and ".join(f"--{mode}" for mode in MODES if flag in MODES[mode])
+            raise UsageError(f"--{flag}={value}: is of {of}, not of --{arguments.mode}: leave it")
+        elif not low <= value <= high:
+            raise UsageError(f"--{flag}={value}: must be a number from {low} to {high:,}")
+
+
+def _path(flag: str, value: str) -> Path:
+    if not value:
+        raise UsageError(f"{_flag(flag)} is empty: give a path")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{_flag(flag)}={value}: {error} Give its whole path") from error
+
+
+def _flag(name: str) -> str:
+    return "DIR" if name == "workdir" else f"--{name}"
+
+
+def search(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Brings the index up to date, searches it, and shows what was found.
+
+    Args:
+      arguments: of `parse`.
+
+    Returns:
+      The last line.
+
+    Raises:
+      UserError: the message says what to mend.
+    """
+    with caching(arguments.workdir / "search" / "compilation_cache"):
+        return _search(arguments)
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, Any]:
+    images, index, query_h, about = open_searched(arguments)
+    if arguments.mode == "image":
+        found = find_similar(images, index, arguments.image, query_h, arguments.k)
+    elif arguments.mode == "duplicates":
+        found = find_duplicates(images, index, arguments.threshold, arguments.show)
+    else:
+        found = find_outliers(images, index, arguments.k, arguments.show)
+    figures = {"job": "search", "mode": arguments.mode, **about, **found.figures}
+    if not found.pictures:
+        return figures | {"sheet": None}
+    Console(stderr=True, highlight=False).print(found.table)
+    num_shown, num_all = write_sheet(arguments.sheet, found.pictures), sum(map(len, found.pictures))
+    rest = f" (the first {num_shown} of {num_all:,} images)" if num_shown < num_all else ""
+    say(f"contact sheet: {arguments.sheet}{rest}")
+    return figures | {"sheet": str(arguments.sheet)}
+
+
+def open_searched(arguments: argparse.Namespace) -> Searched:
+    """Opens run and images, and brings the index up to date.
+
+    Args:
+      arguments: of `parse`; its sheet is set where it was not given.
+
+    Returns:
+      What is to be searched.
+
+    Raises:
+      UserError: the message says what to mend.
+    """
+    config = evaluation("search")
+    config.pretrained = str(arguments.workdir)
+    run = read_run(config)
+    check_checkpoint(config)
+    prepare = preparation(arguments.workdir, run)
+    queries = [prepare(read_photo(path, prepare.channels)) for path in arguments.image]
+    images = _listed(arguments.folder, run)
+    if prepare.channels == 1 and (images.root or queries):
+        say("the run was trained on grayscale images: photographs are taken without their colours")
+    index_path = arguments.workdir / "search" / f"{_index_name(images)}.npz"
+    arguments.sheet = _checked_sheet(arguments, run, images, index_path)
+
+    encoder = open_encoder(config, run, Prepared(images, np.arange(len(images.id)), prepare))
+    about = {"backbone_digest": encoder.digest, "step": encoder.step}
+    index = update_index(index_path, images, encoder.embed, prepare, about)
+    parts = [queries[i : i + BATCH_SIZE] for i in range(0, len(queries), BATCH_SIZE)]
+    query_h = [encoder.embed(np.stack(part)) for part in parts]
+    return Searched(
+        images,
+        index,
+        np.concatenate(query_h) if queries else index.h[:0],
+        {
+            **encoder.about,
+            "images": images.title,
+            "num_images": len(index.h),
+            "num_embedded": index.num_embedded,
+            "num_left_out": len(images.id) + len(images.not_files) - len(index.h),
+            "index": str(index_path),
+        },
+    )
+
+
+def preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
+    """How images become what a run's network takes, photographs of any size included.
+
+    They are cut as in evaluation where the run cuts its images while decoding (data.crop="host").
+    A run that takes its images whole gets squares of the same side, nothing but the ends of the
+    long side cut off: its own images, where they are such squares, stay as they are.
+
+    Args:
+      workdir: of the run.
+      run: its config.
+
+    Returns:
+      The preparation, with the channels of the network in the newest checkpoint.
+
+    Raises:
+      UserError: where that is damaged.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        shapes = checkpoints.shapes(checkpoints.required_step(), ("params",))
+    return Preparation(
+        size=run.views.size,
+        resize=EVAL_RESIZE if run.data.crop == "host" else 1.0,
+        channels=image_channels(run, shapes["params"]["backbone"]),
+    )
+
+
+def _listed(folder: Path | None, run: ml_collections.ConfigDict) -> Listing:
+    if folder is not None:
+        return list_folder(folder)
+    try:
+        return list_training_images(run.data)
+    except UserError as error:
+        raise UserError(f"the images of the run: {error}; or give --folder=PHOTOS") from error
+
+
+def _index_name(images: Listing) -> str:
+    """A name of its own for each folder, and for each set and split."""
+    name = images.title if images.root is None else images.root.resolve().name
+    readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
+    digest = hashlib.sha256(images.key.encode(errors="surrogateescape")).hexdigest()
+    return f"{readable}-{digest[:8]}"
+
+
+def _checked_sheet(
+    arguments: argparse.Namespace, run: ml_collections.ConfigDict, images: Listing, index_path: Path
+) -> Path:
+    """Where the contact sheet goes; never among photographs, of which it would become one."""
+    sheet = arguments.sheet or index_path.with_name(_sheet_name(arguments, index_path.stem))
+    trained_on = Path(run.data.dir).expanduser() if run.data.name == "folder" else None
+    for folder in filter(None, (images.root, trained_on)):
+        if sheet.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--sheet={sheet}: lies in the folder of images {folder}, and would become one of "
+                "them: give --sheet=FILE elsewhere"
+            )
+    if arguments.sheet and not sheet.parent.is_dir():
+        raise UserError(f"--sheet={sheet}: there is no folder {sheet.parent}: make it")
+    if not arguments.sheet:
+        check_writable(sheet.parent)
+    return sheet
+
+
+def _sheet_name(arguments: argparse.Namespace, index_name: str) -> str:
+    if arguments.mode != "image":
+        return f"{index_name}-{arguments.mode}.png"
+    more = len(arguments.image) - 1
+    return arguments.image[0].stem + (f"-and-{more}-more.png" if more else ".png")
+
+
+if __name__ == "__main__":
+    meshes.give_fake_devices_threads()
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback of every error
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""Images to be searched are listed by their names alone, and read as they were trained on."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsg_jax.data import listing
+from gsg_jax.data.sources import open_source
+from gsg_jax.errors import UserError
+from gsg_jax.recipes import pretraining
+
+
+def save(path, colour=(200, 10, 10), size=(6, 4), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def test_images_are_listed_however_they_are_filed_and_none_is_opened(tmp_path, monkeypatch):
+    for name in ("b.JPG", "a.png", "trip/c.webp", "trip/deeper/d.jpeg"):
+        save(tmp_path / name)
+    for name in (".hidden/e.png", ".f.png"):
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    os.symlink(tmp_path / "nowhere", tmp_path / "lost.png")
+    os.mkfifo(tmp_path / "pipe.png")
+
+    def refuse(*_, **__):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(listing, "decode", refuse)
+    images = listing.list_folder(tmp_path)
+    assert images.id.tolist() == ["a.png", "b.JPG", "trip/c.webp", "trip/deeper/d.jpeg"]
+    found = (tmp_path / "trip" / "c.webp").stat()
+    assert images.stamp[2].tolist() == [found.st_size, found.st_mtime_ns]
+    assert images.not_files == (tmp_path / "lost.png", tmp_path / "pipe.png")
+    assert images.name(images.id[2]) == str(tmp_path / "trip" / "c.webp")
+
+
+def test_one_folder_has_one_key_however_it_is_reached(tmp_path, monkeypatch):
+    save(tmp_path / "photos" / "a.png")
+    os.symlink(tmp_path / "photos", tmp_path / "link")
+    monkeypatch.chdir(tmp_path)
+    keys = {
+        listing.list_folder(folder).key
+        for folder in (tmp_path / "photos", tmp_path / "link", tmp_path / "link" / ".." / "photos")
+    }
+    assert keys == {str(tmp_path / "photos")}
+
+
+def test_a_photograph_is_turned_as_its_camera_says_in_the_channels_that_are_asked_for(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "a.jpg", size=(6, 4), exif=exif)
+    images = listing.list_folder(tmp_path)
+    assert images.read("a.jpg", 3).shape == (6, 4, 3)
+    assert images.read("a.jpg", 1).shape == (6, 4, 1)
+
+
+def test_digests_tell_bytes_apart_and_not_names(tmp_path):
+    for name, colour in (("a.png", (1, 2, 3)), ("b.png", (1, 2, 3)), ("c.png", (1, 2, 4))):
+        save(tmp_path / name, colour)
+    images = listing.list_folder(tmp_path)
+    a, b, c = (images.digest(name) for name in images.id)
+    assert a == b != c
+    (tmp_path / "c.png").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*c\.png"):
+        images.digest("c.png")
+
+
+def test_a_run_on_a_folder_lists_its_training_images(tmp_path):
+    for name in ("train/x/a.png", "train/y/b.png", "test/x/c.png"):
+        save(tmp_path / name)
+    data = pretraining("folder").data
+    data.dir = str(tmp_path)
+    images = listing.list_training_images(data)
+    assert images.root == tmp_path / "train" and images.id.tolist() == ["x/a.png", "y/b.png"]
+
+
+def test_images_that_are_no_files_are_numbers():
+    data = pretraining("default").data
+    images, source = listing.list_training_images(data), open_source(data, "train")
+    assert images.root is None and images.id.tolist() == list(range(len(source)))
+    assert images.name(images.id[7]) == 7
+    np.testing.assert_array_equal(images.read(images.id[7], 1), source.image(7))
+    assert images.digest(7) == images.digest(7) != images.digest(8)
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "no image"])
+def test_folders_without_images_are_refused(tmp_path, kind):
+    folder = tmp_path / "photos"
+    if kind == "file":
+        folder.touch()
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "no image":
+        (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match="there is no folder|holds no image") as error:
+        listing.list_folder(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "No such file"), (b"text", "cannot identify"), (b"", "cannot")]
+)
+def test_what_cannot_be_decoded_is_told_in_one_line(tmp_path, content, said):
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        listing.read_photo(path, 3)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

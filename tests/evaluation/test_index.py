@@ -1,0 +1,258 @@
+"""An index holds every image that can be decoded, and embeds none that it has already."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsg_jax.data.listing import list_folder
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation import index as indexes
+from gsg_jax.evaluation.feature_files import read_features
+from gsg_jax.evaluation.index import Preparation, Prepared, update_index
+
+PREPARE = Preparation(size=8, resize=1.0, channels=3)
+ABOUT = {"backbone_digest": "ab", "step": 5}
+
+
+def save(path, seed, size=(9, 12)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def as_embedded(images):
+    """What stands for an encoder: some pixels, as they are."""
+    return images.reshape(len(images), -1)[:, ::7].astype(np.float32)
+
+
+class Counting:
+    """`as_embedded`, and how many images it was given, the padding included."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, images):
+        self.sizes.append(len(images))
+        return as_embedded(images)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten photographs of three sizes."""
+    for n in range(10):
+        save(tmp_path / "photos" / f"album {n % 2}" / f"{n}.png", n, (9 + n % 3, 12))
+    return tmp_path / "photos"
+
+
+def updated(photos, tmp_path, about=ABOUT, prepare=PREPARE):
+    """The index, how many images were embedded at once, and what was said."""
+    embed = Counting()
+    path = tmp_path / "search" / "photos.npz"
+    return update_index(path, list_folder(photos), embed, prepare, about), embed.sizes
+
+
+def assert_holds(index, photos, prepare=PREPARE):
+    """Rows of the index are those of the images, one by one."""
+    images = list_folder(photos)
+    assert index.id.tolist() == images.id.tolist()
+    np.testing.assert_array_equal(index.stamp, images.stamp)
+    alone = [prepare(images.read(name, prepare.channels)) for name in images.id]
+    np.testing.assert_array_equal(index.h, as_embedded(np.stack(alone)))
+
+
+def test_the_file_is_one_of_features_too(photos, tmp_path):
+    index, sizes = updated(photos, tmp_path)
+    assert_holds(index, photos)
+    assert index.num_embedded == 10 and sum(sizes) == 10
+    features = read_features(tmp_path / "search" / "photos.npz")
+    np.testing.assert_array_equal(features.h, index.h)
+    assert features.id.tolist() == index.id.tolist() and set(features.label) == {-1}
+    assert os.listdir(tmp_path / "search") == ["photos.npz"]
+
+
+def test_the_second_time_nothing_is_embedded_and_nothing_written(photos, tmp_path, capsys):
+    first, _ = updated(photos, tmp_path)
+    before = (tmp_path / "search" / "photos.npz").stat()
+    again, sizes = updated(photos, tmp_path)
+    assert sizes == [] and again.num_embedded == 0
+    np.testing.assert_array_equal(again.h, first.h)
+    after = (tmp_path / "search" / "photos.npz").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert "10 embeddings, and nothing has changed" in capsys.readouterr().err
+
+
+def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_dropped(
+    photos, tmp_path, capsys
+):
+    updated(photos, tmp_path)
+    save(photos / "a new.png", 100)
+    save(photos / "album 0" / "4.png", 101)
+    (photos / "album 1" / "7.png").unlink()
+    (photos / "album 1" / "9.png").rename(photos / "z.png")
+    index, sizes = updated(photos, tmp_path)
+    assert_holds(index, photos)
+    assert sizes == [3] and index.num_embedded == 3
+    assert "3 are new or changed and embedded, 7 are as they were, 2 are gone" in (
+        capsys.readouterr().err
+    )
+    assert updated(photos, tmp_path)[1] == []
+
+
+def test_what_is_only_gone_costs_no_embedding(photos, tmp_path):
+    updated(photos, tmp_path)
+    (photos / "album 0" / "0.png").unlink()
+    index, sizes = updated(photos, tmp_path)
+    assert sizes == [] and len(index.h) == 9
+    assert_holds(index, photos)
+    assert len(read_features(tmp_path / "search" / "photos.npz").h) == 9
+
+
+def test_a_file_of_the_same_size_and_another_time_is_embedded_again(photos, tmp_path):
+    updated(photos, tmp_path)
+    path = photos / "album 0" / "2.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert updated(photos, tmp_path)[1] == [1]
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 3])
+def test_a_process_that_was_killed_goes_on_with_what_it_had(
+    photos, tmp_path, monkeypatch, killed_at
+):
+    monkeypatch.setattr(indexes, "BATCH_SIZE", 3)
+    monkeypatch.setattr(indexes, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(indexes, "SAVING_SHARE", 1e9)
+    batches = 0
+
+    def dying(images):
+        nonlocal batches
+        batches += 1
+        if batches > killed_at:
+            raise KeyboardInterrupt
+        return as_embedded(images)
+
+    path = tmp_path / "search" / "photos.npz"
+    with pytest.raises(KeyboardInterrupt):
+        update_index(path, list_folder(photos), dying, PREPARE, ABOUT)
+    index, _ = updated(photos, tmp_path)
+    assert index.num_embedded == 10 - 3 * killed_at
+    assert_holds(index, photos)
+
+
+@pytest.mark.parametrize(
+    ("about", "prepare", "said"),
+    [
+        ({"backbone_digest": "cd", "step": 9}, PREPARE, "(step 5 there, 9 here): it is made anew"),
+        (ABOUT, PREPARE.__class__(8, 1.25, 3), "(resize 1.0 there, 1.25 here): it is made anew"),
+        (ABOUT, PREPARE.__class__(6, 1.0, 3), "(size 8 there, 6 here): it is made anew"),
+        (ABOUT, PREPARE.__class__(8, 1.0, 1), "(channels 3 there, 1 here): it is made anew"),
+    ],
+)
+def test_another_checkpoint_or_preparation_makes_it_anew(
+    photos, tmp_path, capsys, about, prepare, said
+):
+    updated(photos, tmp_path)
+    index, sizes = updated(photos, tmp_path, about, prepare)
+    assert sum(sizes) == 10 and said in capsys.readouterr().err
+    assert_holds(index, photos, prepare)
+
+
+def flipped(content, mark, behind=0):
+    """The same bytes but for one, so far behind a mark."""
+    place = content.index(mark) + behind
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(flipped(path.read_bytes(), "backbone".encode("utf-32-le"))),
+        lambda path: path.write_bytes(flipped(path.read_bytes(), b"'<f4'", 200)),
+        lambda path: np.savez(path, h=np.ones((10, 2)), label=np.ones(10, int)),
+        lambda path: np.savez(
+            path, h=np.ones((3, 2)), label=np.ones(3, int), stamp=np.ones(3), about="{}"
+        ),
+        lambda path: np.savez(
+            path, h=np.ones((3, 2)), label=np.ones(3, int), stamp=np.ones((3, 2)), about="[]"
+        ),
+    ],
+)
+def test_a_damaged_file_is_made_anew(photos, tmp_path, capsys, damage):
+    updated(photos, tmp_path)
+    damage(tmp_path / "search" / "photos.npz")
+    index, _ = updated(photos, tmp_path)
+    assert index.num_embedded == 10 and "photos.npz is damaged" in capsys.readouterr().err
+    assert_holds(index, photos)
+
+
+def test_broken_files_are_named_left_out_and_tried_again(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(indexes, "BATCH_SIZE", 4)
+    broken = photos / "album 0" / "4.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    (photos / "last.jpg").write_bytes(b"no image")
+    os.symlink("nowhere", photos / "link.png")
+    index, _ = updated(photos, tmp_path)
+    told = capsys.readouterr().err
+    assert "3 of the 12 images" in told and str(broken) in told and "link.png" in told
+    names = [name for name in list_folder(photos).id if name not in ("album 0/4.png", "last.jpg")]
+    assert index.id.tolist() == names and index.num_embedded == 9
+    again, _ = updated(photos, tmp_path)
+    np.testing.assert_array_equal(again.h, index.h)
+    broken.write_bytes(whole)
+    (photos / "last.jpg").unlink()
+    assert_holds(updated(photos, tmp_path)[0], photos)
+
+
+def test_a_folder_of_nothing_but_broken_files_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 1 images can be decoded"):
+        updated(tmp_path / "photos", tmp_path)
+    assert os.listdir(tmp_path / "search") == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_embedded(photos, tmp_path):
+    (tmp_path / "search").touch()
+
+    def refuse(_):
+        raise AssertionError("embedded")
+
+    with pytest.raises(UserError, match="search cannot be written"):
+        path = tmp_path / "search" / "photos.npz"
+        update_index(path, list_folder(photos), refuse, PREPARE, ABOUT)
+
+
+def test_images_that_are_no_files_raise_where_they_are_damaged(photos):
+    def read(number, channels):
+        raise UserError("cannot decode image 3: prepare the data set again")
+
+    images = list_folder(photos)._replace(root=None, read=read)
+    with pytest.raises(UserError, match="prepare the data set"):
+        Prepared(images, np.arange(10), PREPARE).image(3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 16), (8, 40), (50, 10), (3, 2)])
+def test_every_size_becomes_the_square_of_the_network_and_one_that_has_it_stays(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    square = PREPARE(pixels)
+    assert square.shape == (8, 8, 3) == PREPARE.shape
+    if (height, width) == (8, 8):
+        np.testing.assert_array_equal(square, pixels)
+    elif height == 8:
+        np.testing.assert_array_equal(square, pixels[:, 16:24])  # the ends of the long side go
+
+
+def test_the_record_in_the_file_says_whose_it_is(photos, tmp_path):
+    updated(photos, tmp_path)
+    with np.load(tmp_path / "search" / "photos.npz") as arrays:
+        about = json.loads(str(arrays["about"]))
+    assert about == {
+        **{"version": indexes.VERSION, "images": str(photos)},
+        **ABOUT,
+        **{"size": 8, "resize": 1.0, "channels": 3},
+    }

@@ -1,0 +1,165 @@
+"""What a search finds is what a plain loop over all pairs finds, by the names of the images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsg_jax.data.listing import list_folder
+from gsg_jax.errors import UserError
+from gsg_jax.evaluation.index import Index
+from gsg_jax.report.findings import MOST_OF_GROUP, find_duplicates, find_outliers, find_similar
+
+NUM = 30
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of images; 4 and 20 are one file twice, 21 has as many bytes and others."""
+    folder = tmp_path_factory.mktemp("photos")
+    for n in range(NUM):
+        Image.new("RGB", (8, 8), (n, 2 * n, 255 - n)).save(folder / f"{n:02}.bmp.png", "BMP")
+    (folder / "20.bmp.png").write_bytes((folder / "04.bmp.png").read_bytes())
+    return list_folder(folder)
+
+
+def indexed(images, seed=0, width=7):
+    h = np.random.default_rng(seed).normal(size=(len(images.id), width)).astype(np.float32)
+    h[20] = 3 * h[4]
+    h[21] = h[4] + np.float32(1e-2)
+    return Index(h, images.id, images.stamp.copy())
+
+
+def cosines_of(h, query):
+    h, query = np.asarray(h, np.float64), np.asarray(query, np.float64)
+    return query @ h.T / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(h, axis=1)[None, :]
+
+
+def captions(found):
+    return [[(picture.caption, picture.name) for picture in group] for group in found.pictures]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_are_those_of_the_highest_cosines_in_their_order(photos, seed, tmp_path):
+    index = indexed(photos, seed)
+    queries = [tmp_path / "x.png", tmp_path / "y.png"]
+    query_h = np.random.default_rng(100 + seed).normal(size=(2, 7)).astype(np.float32)
+    found = find_similar(photos, index, queries, query_h, 6)
+    expected = []
+    for query, cosines in zip(queries, cosines_of(index.h, query_h), strict=True):
+        order = np.argsort(-cosines.round(6), kind="stable")[:6]
+        expected += [
+            (str(query), rank, photos.name(photos.id[row]), pytest.approx(cosines[row], abs=2e-6))
+            for rank, row in enumerate(order, 1)
+        ]
+    keys = ("query", "rank", "path", "similarity")
+    assert [tuple(entry[key] for key in keys) for entry in found.figures["neighbours"]] == expected
+    best = found.figures["neighbours"][6]
+    assert captions(found)[1][:2] == [
+        ("query", "y.png"),
+        (f"1   {best['similarity']:.4f}", best["path"].rpartition("/")[2]),
+    ]
+    assert [picture.is_framed for picture in found.pictures[0]] == [True] + 6 * [False]
+
+
+def test_more_neighbours_than_there_are_images_are_all_of_them(photos, capsys):
+    index = indexed(photos)
+    found = find_similar(photos, index, [photos.root / "00.bmp.png"], index.h[:1], 50)
+    assert found.figures["k"] == NUM == len(found.figures["neighbours"])
+    assert "--k=50: there are 30 neighbours, and all are taken" in capsys.readouterr().err
+    assert found.figures["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4, 99])
+def test_outliers_are_those_of_the_lowest_mean_cosine_the_worst_first(photos, k):
+    index = indexed(photos, seed=k)
+    cosines = cosines_of(index.h, index.h)
+    np.fill_diagonal(cosines, -np.inf)
+    near = np.sort(cosines, axis=1)[:, ::-1][:, : min(k, NUM - 1)].mean(axis=1)
+    found = find_outliers(photos, index, k, 8)
+    order = np.argsort(near, kind="stable")[:8]
+    told = found.figures["outliers"]
+    assert [entry["path"] for entry in told] == [photos.name(photos.id[row]) for row in order]
+    np.testing.assert_allclose([e["similarity"] for e in told], near[order], atol=3e-6)
+    assert found.figures["k"] == min(k, NUM - 1)
+    assert captions(found)[0][0] == (f"1   {near[order[0]]:.4f}", photos.id[order[0]])
+
+
+def test_duplicates_are_told_with_what_is_a_copy_byte_for_byte(photos, capsys):
+    index = indexed(photos)
+    index.h[[8, 9]] = [[1, 0, 0, 0, 0, 0, 0], [1, 0.01, 0, 0, 0, 0, 0]]
+    found = find_duplicates(photos, index, 0.9995, 20)
+    figures, cosines = found.figures, cosines_of(index.h, index.h)
+    first, second = figures["groups"]
+    names = [photos.name(photos.id[row]) for row in (4, 20, 21, 8, 9)]
+    assert [image["path"] for image in first["images"] + second["images"]] == names
+    assert [image["copy_of"] for image in first["images"]] == [None, names[0], None]
+    similar = [image["similarity"] for image in first["images"] + second["images"]]
+    near = [cosines[4, 20], cosines[4, 20], cosines[4, 21], cosines[8, 9], cosines[8, 9]]
+    np.testing.assert_allclose(similar, near, atol=3e-6)
+    assert not first["identical"] and not second["identical"]
+    assert (figures["num_groups"], figures["num_in_groups"], figures["num_copies"]) == (2, 5, 1)
+    assert captions(found)[0][1] == ("group 1   copy", "20.bmp.png")
+    assert "5 images in 2 groups, 1 of them copies" in capsys.readouterr().err
+
+
+def test_a_group_of_nothing_but_copies_is_identical(photos):
+    index = indexed(photos)
+    index.h[21] = -index.h[4]
+    (group,) = find_duplicates(photos, index, 0.99999, 20).figures["groups"]
+    assert group["identical"] and len(group["images"]) == 2
+
+
+def test_files_of_different_sizes_are_not_read_to_be_compared(photos):
+    def refuse(*_):
+        raise AssertionError("read")
+
+    index = indexed(photos)
+    index.stamp[:] = index.stamp + np.arange(NUM)[:, None]
+    unread = type("Unread", (type(photos),), {"digest": refuse})(*photos)
+    (group,) = find_duplicates(unread, index, 0.9995, 20).figures["groups"]
+    assert [image["copy_of"] for image in group["images"]] == [None] * 3
+
+
+def test_without_duplicates_there_is_nothing_to_show(photos):
+    index = indexed(photos)._replace(h=np.eye(NUM, dtype=np.float32))
+    found = find_duplicates(photos, index, 0.5, 20)
+    assert found.pictures == [] and found.figures["groups"] == []
+
+
+def test_a_group_of_most_images_is_warned_of_and_shown_in_part(photos, capsys):
+    index = indexed(photos)._replace(h=np.ones((NUM, 2), np.float32))
+    found = find_duplicates(photos, index, 0.9, 20)
+    assert "one group holds 30 of the 30 images: give a higher --threshold" in (
+        capsys.readouterr().err
+    )
+    assert len(found.pictures[0]) == MOST_OF_GROUP
+    assert len(found.figures["groups"][0]["images"]) == NUM
+
+
+def test_of_many_groups_some_are_shown_and_all_are_told(photos):
+    h = np.repeat(np.eye(NUM // 2, dtype=np.float32), 2, axis=0)
+    found = find_duplicates(photos, indexed(photos)._replace(h=h), 0.9, 3)
+    assert len(found.pictures) == 3 and found.figures["num_groups"] == NUM // 2
+    assert "the 3 largest of 15 groups" in found.table.caption
+
+
+def test_one_image_has_no_others(photos):
+    one = Index(np.ones((1, 2), np.float32), photos.id[:1], photos.stamp[:1])
+    with pytest.raises(UserError, match="holds one image"):
+        find_outliers(photos, one, 3, 5)
+    with pytest.raises(UserError, match="holds one image"):
+        find_duplicates(photos, one, 0.9, 5)
+    found = find_similar(photos, one, [photos.root / "00.bmp.png"], one.h, 5)
+    assert len(found.figures["neighbours"]) == 1
+
+
+def test_embeddings_that_are_not_finite_are_told_in_one_line(photos):
+    index = indexed(photos)
+    index.h[3, 2] = np.nan
+    for find in (
+        lambda: find_outliers(photos, index, 3, 5),
+        lambda: find_duplicates(photos, index, 0.9, 5),
+        lambda: find_similar(photos, index, [photos.root / "00.bmp.png"], index.h[:1], 5),
+    ):
+        with pytest.raises(UserError, match="has the encoder diverged"):
+            find()
