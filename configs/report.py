@@ -4,6 +4,8 @@
 
 It lands in runs/simsiam_gsg-default/report.html, or in --workdir=DIR. Every pretraining writes one
 at its end, unless --config.run.report=false.
+
+Source: t-SNE of van der Maaten & Hinton, JMLR 9 (2008); k-NN as in configs/knn.py.
 """
 
 from ml_collections import ConfigDict

@@ -162,12 +162,13 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
         train.pretrain(config, pathlib.Path(workdir))
     with pytest.raises(UserError):
         open_source(Recorder(load("simsiam", "cifar10").data, seen, "data."), "train")
-    # The job and the recipe are read before: by main, and by the config itself.
-    unread = set(flat(load("simsiam_gsg"))) - seen - {"job", "recipe"}
+    # The job and the recipe are read before, by main, and by the config itself; run.report behind,
+    # by jobs/pretrain.py: tests/report/test_report.py.
+    unread = set(flat(load("simsiam_gsg"))) - seen - {"job", "recipe", "run.report"}
     assert not unread
 
 
-EVALUATIONS = ("features", "knn", "linear", "finetune", "transfer", "evaluate_all")
+EVALUATIONS = ("features", "knn", "linear", "finetune", "transfer", "evaluate_all", "report")
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
@@ -195,6 +196,7 @@ def test_every_key_of_the_evaluations_is_read_by_somebody(tmp_path):
         ],
         "finetune": [["--config.labels=1.0", *fast]],
         "transfer": [["--config.transfer.sets=('dtd',)"]],
+        "report": [[]],
         "evaluate_all": [
             ["--config.finetune_labels=(1.0,)", "--config.transfer.sets=('dtd',)", *fast, *few],
         ],

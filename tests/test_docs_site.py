@@ -43,7 +43,7 @@ def test_whatever_a_page_would_load_from_another_host_is_found(hooks, html):
     [
         '<a href="https://arxiv.org/abs/2011.10566">the paper</a>',
         '<link rel="canonical" href="https://gsg.example/">',
-        '<img src="quickstart.png"><script src="/assets/x.js"></script>',
+        '<img src="report-1280.png"><script src="/assets/x.js"></script>',
         '<img src="data:image/png;base64,//8=">',
         "<style>a{}</style><code>url(https://cdn.example/x.png)</code>",
     ],
@@ -74,6 +74,6 @@ def test_the_roots_files_are_pages_whose_links_are_seen_from_docs(hooks):
     pages = {file.src_uri: file for file in hooks.on_files(Files([]), config=config)}
     assert pages.keys() == {"index.md", "contributing.md", "notebooks/quickstart.ipynb"}
     index = pages["index.md"].content_string
-    assert "](methods.md)" in index and "](quickstart.png)" in index
+    assert "](methods.md)" in index and "](report-1280.png)" in index
     assert "](contributing.md)" in index and "](docs/" not in index
     assert (ROOT / "README.md").read_text().splitlines()[0] in index

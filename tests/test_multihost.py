@@ -73,7 +73,8 @@ def losses(workdir):
 def two_hosts(request, images, tmp_path_factory):
     """A whole run of a method on two hosts with four devices each, by the launch script."""
     workdir = tmp_path_factory.mktemp("two")
-    flags = tiny(request.param, images, workdir, *STEPS, *CALM.get(request.param, ()))
+    calm = CALM.get(request.param, ())
+    flags = tiny(request.param, images, workdir, *STEPS, *calm, "--config.run.report=true")
     run = subprocess.run(
         [ROOT / "launch" / "local_multihost.sh", "2", *flags],
         env=environment(4) | {"PYTHON": sys.executable},
@@ -105,6 +106,11 @@ def test_two_hosts_train_as_one_with_as_many_devices_and_as_one_device(two_hosts
     assert figures(one.stdout).keys() == last.keys()
     for key in ("step", "knn_top1", "knn_top1_untrained"):
         assert figures(one.stdout)[key] == last[key]
+
+
+def test_the_report_of_two_hosts_is_whole(two_hosts):
+    page = (two_hosts[1] / "report.html").read_text()
+    assert '<section id="map"' in page and 'id="missing"' not in page
 
 
 def test_only_the_first_host_speaks_and_writes(two_hosts):

@@ -48,11 +48,12 @@ def test_a_run_goes_on_with_other_threads_and_more_patience_and_its_record_says_
     config.data.update({"num_threads": 3, "num_processes": 4, "prefetch": 5})
     config.run.update({"fsdp": 2, "keep_checkpoints": 6, "keep_every": 7000})
     config.run.update({"store_patience_seconds": 8, "watchdog_seconds": 10.0})
-    config.run.wandb_project = "mine"
+    config.run.update({"report": False, "wandb_project": "mine"})
     config.optim.max_skipped_steps = 9
     workdirs.claim(tmp_path, config)
     recorded = flat(workdirs.read_config(tmp_path))
-    assert [recorded[key] for key in workdirs.FREE] == [3, 4, 5, 2, 6, 7000, 8, 9, 10, "mine"]
+    values = [3, 4, 5, 2, 6, 7000, 8, 9, 10, False, "mine"]
+    assert [recorded[key] for key in workdirs.FREE] == values
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"run": {"seed": 0}', "[]", "3", "null", "\x00" * 9])

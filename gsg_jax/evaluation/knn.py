@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gsg_jax.evaluation.host_merge import merge_on_host
 from gsg_jax.similarity import norm, normalize
 
 # On a CPU a matrix product is fastest with many queries and a result that stays in its cache: so a
@@ -16,7 +17,7 @@ BANK_BLOCK = 2**16  # rows of the bank at once, or fewer where they are wide
 TILE = 2**13  # of these, in one matrix product
 QUERY_BLOCK = 512  # queries at once, or fewer where they are wide
 BLOCK_NUMBERS = 2**27  # of one array's block: 512 MiB
-SEARCHES_AT_ONCE = 2  # on a CPU a top-k has one thread: another block's product fills the others
+SEARCHES_AT_ONCE = 3  # on a CPU the choice has one thread: other blocks' products fill the rest
 VOTE_BLOCK = 1024  # queries whose votes for all classes are counted at once
 
 
@@ -54,6 +55,7 @@ def neighbours(
         tile=TILE,
         query_block=min(QUERY_BLOCK, most_rows),
         group=2 ** max(0, round(np.log2(bank_block / k) / 2)),  # as many groups as candidates
+        on_host=jax.default_backend() == "cpu",
     )
 
 
@@ -67,6 +69,7 @@ def blocked_neighbours(
     tile: int,
     query_block: int,
     group: int,
+    on_host: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`neighbours` by sizes, which change its time and memory, and nothing else.
 
@@ -79,6 +82,7 @@ def blocked_neighbours(
       tile: rows of a block, at most, in one matrix product.
       query_block: queries at once.
       group: neighbouring rows of the bank that compete by their best one first.
+      on_host: whether NumPy chooses the best, or the device.
 
     Returns:
       (similarity, index), each [Q, k].
@@ -91,13 +95,16 @@ def blocked_neighbours(
     query_block = _even(query_block, len(query), 1)
     _check_finite("bank", bank, bank_block)
     _check_finite("query", query, query_block)
-    none_yet = jnp.full((query_block, k), -jnp.inf), jnp.zeros((query_block, k), jnp.int32)
+    none_yet = np.full((query_block, k), -np.inf, np.float32), np.zeros((query_block, k), np.int32)
     best = [none_yet for _ in range(0, len(query), query_block)]
 
     def merge(best, place_and_queries, tiles, first_row, num_rows):
         first_query, queries = place_and_queries
         itself = first_query - first_row if leave_one_out else None
         similarities = [_similarities(queries, rows, group=group) for rows in tiles]
+        if on_host:
+            similarities = [tuple(map(np.asarray, of_tile)) for of_tile in similarities]
+            return merge_on_host(best, similarities, first_row, num_rows, itself)
         return jax.block_until_ready(_merge(best, similarities, first_row, num_rows, itself))
 
     with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
