@@ -38,6 +38,10 @@ BENCHMARKS = {
         "small": ["--bank=5000", "--queries=500", "--width=64", "--k=20", "--repeats=2"],
         "full": [],
     },
+    "report.py": {
+        "small": ["--images=300"],
+        "full": [],
+    },
     "input.py": {
         "small": [
             *("--images=32", "--size=96", "--batch=16", "--rounds=2"),

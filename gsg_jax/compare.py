@@ -20,9 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gsg_jax import __version__
+from gsg_jax.clock import mean_views_per_second
 from gsg_jax.config import flat
 from gsg_jax.errors import UserError
-from gsg_jax.metrics import write_atomically
+from gsg_jax.metrics import TIMED, is_number, write_atomically
 from gsg_jax.progress import say
 from gsg_jax.report.charts import figure
 from gsg_jax.report.curves import curves_of_several
@@ -31,7 +32,7 @@ from gsg_jax.report.record import RunRecord, read_run_record
 
 # Figures that every comparison begins with, where a run has them.
 FIRST = (
-    *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "linear_top1", "loss"),
+    *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "loss"),
     *("projection_std", "embedding_rank", "views_per_second", "train_seconds"),
 )
 NONE = "none"  # a key or a figure that a run has not
@@ -64,11 +65,11 @@ def main(argv: list[str]) -> int:
     """
     arguments = parse(argv)
     try:
-        records = [read_run_record(folder.expanduser()) for folder in arguments.workdirs]
+        records = [read_run_record(folder) for folder in arguments.workdirs]
         comparison = compare(records)
         show(comparison)
         write_page(arguments.output, comparison, records)
-    except (UserError, OSError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         say(f"error: {' '.join(str(error).splitlines())}")
         return 1
     figures = {
@@ -85,10 +86,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m gsg_jax.compare", description=__doc__.splitlines()[0].split(": ", 1)[1]
     )
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="DIR", help="of runs")
+    parser.add_argument("workdirs", nargs="+", type=_path, metavar="DIR", help="of runs")
     parser.add_argument(
         "--output",
-        type=pathlib.Path,
+        type=_path,
         default=pathlib.Path("compare.html"),
         metavar="FILE",
         help="the page (compare.html)",
@@ -101,6 +102,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.output.is_dir():
         parser.error(f"--output={arguments.output}: is a folder; give the name of a file")
     return arguments
+
+
+def _path(text: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error} Give its whole path") from error
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
@@ -213,13 +221,18 @@ def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[Run
 
 
 def _figures(record: RunRecord) -> dict[str, Any]:
-    """The last figure of each name that a run has logged or was judged by."""
+    """The last figure of each name that a run has logged, and those that it was judged by."""
     logged: dict[str, Any] = {}
     for line in (*record.clock, *record.lines):
         logged |= line
     logged.pop("interval_seconds", None)
+    if record.clock and all(line.keys() >= set(TIMED) for line in record.clock):
+        logged["views_per_second"] = mean_views_per_second(record.clock)
+    encoder = record.evaluated.get("encoder", "an encoder")
     judged = {
-        name: value for name, value in record.evaluation.items() if isinstance(value, int | float)
+        f"evaluation of {encoder}: {name}": value
+        for name, value in record.evaluation.items()
+        if is_number(value)
     }
     return logged | record.baselines | judged
 

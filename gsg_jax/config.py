@@ -135,9 +135,9 @@ OPTION_RANGES = {
 # The same of the evaluations.
 EVALUATION_RANGES = {
     "labels": (1e-6, 1),
-    "report.max_images": (1, 50_000),
-    "report.num_queries": (0, 1000),
-    "report.num_neighbours": (1, 100),
+    "report.max_images": (1, 20_000),
+    "report.num_queries": (1, 40),
+    "report.num_neighbours": (1, 20),
     "probe.num_epochs": (1, 1e6),
     "probe.batch_size": (1, 1e9),
     "probe.momentum": (0, 0.99999),

@@ -13,7 +13,7 @@ from jax._src.clusters import ClusterEnv
 
 from gsg_jax import __version__, progress
 from gsg_jax.errors import UsageError, UserError
-from gsg_jax.line import Line, meet
+from gsg_jax.line import GRACE_SECONDS, Line, meet
 
 PORT = 8476  # of host 0, where neither the flags nor the cluster name another
 TIMEOUT = 300  # seconds that hosts wait for one another at the start
@@ -147,6 +147,7 @@ def _abort_slowly() -> None:
     stops for six seconds, twice the line's GRACE_SECONDS, and the others go on. Python's own
     handlers would run too late, and JAX's callback takes the process down with an error of its own.
     """
+    assert signal.SIGABRT > GRACE_SECONDS
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = (
         (ctypes.c_int, ctypes.c_void_p),

@@ -202,7 +202,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     if not hosts.is_writer():
         return
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -42,6 +42,7 @@ from gsg_jax.report.contact_sheet import FORMATS, MOST_IMAGES, write_sheet
 from gsg_jax.report.findings import find_duplicates, find_outliers, find_similar
 
 LARGEST_K = 1000
+LONGEST_STEM = 50  # characters of the query's name in that of its sheet; a file's name has a limit
 LEAST_THRESHOLD = 0.01
 DEFAULTS = {"k": 10, "threshold": 0.98, "show": 20}
 # The modes, and which of these flags each takes.
@@ -314,7 +315,8 @@ def _sheet_name(arguments: argparse.Namespace, index_name: str) -> str:
     if arguments.mode != "image":
         return f"{index_name}-{arguments.mode}.png"
     more = len(arguments.image) - 1
-    return arguments.image[0].stem + (f"-and-{more}-more.png" if more else ".png")
+    stem = arguments.image[0].stem[:LONGEST_STEM]
+    return stem + (f"-and-{more}-more.png" if more else ".png")
 
 
 if __name__ == "__main__":

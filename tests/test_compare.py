@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from gsg_jax import compare
+from gsg_jax.clock import mean_views_per_second
 from gsg_jax.config import as_json
 from gsg_jax.recipes import pretraining
 from gsg_jax.report.record import read_run_record
@@ -49,13 +50,15 @@ def test_a_key_or_figure_that_one_run_lacks_is_none(tmp_path):
     config = json.loads((b / "config.json").read_text())
     config["method"]["temperature"] = 0.5
     (b / "config.json").write_text(json.dumps(config))
-    (b / "evaluation.json").write_text('{"figures": {"probe": {"linear_top1": 0.75}}}')
+    found = {"figures": {"probe": {"loss": 0.75}}, "about": {"encoder": "pixels"}}
+    (b / "evaluation.json").write_text(json.dumps(found))
     found = compare.compare([read_run_record(folder) for folder in (a, b)])
     assert found.differences == {
         "method.name": ["", "simclr"],
         "method.temperature": ["none", "0.5"],
     }
-    assert found.figures["linear_top1"] == [None, 0.75]
+    assert found.figures["evaluation of pixels: loss"] == [None, 0.75]
+    assert found.figures["loss"] == [1.0, 1.0]
 
 
 def test_names_are_the_shortest_ends_that_differ():
@@ -94,6 +97,26 @@ def test_runs_of_one_config_are_said_to_be(tmp_path):
         compare.compare([read_run_record(folder) for folder in folders]), Console(file=text)
     )
     assert "The configs are the same." in text.getvalue()
+
+
+def test_the_speed_is_the_mean_of_the_run(tmp_path):
+    folder = write_run(tmp_path / "a", [1.0])
+    lines = [
+        {"step": n, "views_per_second": speed, "interval_seconds": seconds, "train_seconds": 9.0}
+        for n, speed, seconds in ((1, 10.0, 1.0), (2, 100.0, 3.0), (3, 40.0, 2.0))
+    ]
+    (folder / "throughput.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = write_run(tmp_path / "b", [1.0])
+    found = compare.compare([read_run_record(path) for path in (folder, other)])
+    assert found.figures["views_per_second"] == [mean_views_per_second(lines), 50.0]
+
+
+def test_a_home_folder_is_written_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "a", [1.0])
+    with pytest.raises(SystemExit):
+        compare.main(["~/a", str(tmp_path / "a")])
+    assert "given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

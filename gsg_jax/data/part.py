@@ -21,9 +21,10 @@ class Part:
         return self.source.name
 
     @property
-    def labels(self) -> np.ndarray:
-        """Labels of the chosen images."""
-        return self.source.labels[self.indices]
+    def labels(self) -> np.ndarray | None:
+        """Labels of the chosen images, or None."""
+        labels = self.source.labels
+        return None if labels is None else labels[self.indices]
 
     @property
     def class_names(self) -> tuple[str, ...]:

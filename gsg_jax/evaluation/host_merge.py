@@ -39,10 +39,11 @@ def merge_on_host(
     highest = np.concatenate([of_tile for _, of_tile in tiles], axis=1)
     highest[:, group * np.arange(highest.shape[1]) >= num_rows] = -np.inf
     groups, next_highest = _highest(highest, k + 2)
-    groups.sort(axis=1)
+    groups = np.sort(groups.astype(np.int32), axis=1)
 
     similarity = _of_groups(tiles, groups, num_groups).reshape(num_queries, -1)
-    row = (group * groups[:, :, None] + np.arange(group)[None, None]).reshape(similarity.shape)
+    row = group * groups[:, :, None] + np.arange(group, dtype=np.int32)[None, None]
+    row = row.reshape(similarity.shape)
     is_barred = row >= num_rows
     if itself is not None:
         is_barred |= row == itself + np.arange(num_queries)[:, None]

@@ -19,7 +19,7 @@ from gsg_jax.jobs.labelled import check_finite
 from gsg_jax.metrics import write_atomically
 from gsg_jax.progress import say
 from gsg_jax.report.content import Embedded, attempt, run_report
-from gsg_jax.report.embeddings import EmbeddedImages
+from gsg_jax.report.embeddings import EmbeddedImages, check_umap
 from gsg_jax.report.record import read_run_record
 from gsg_jax.report.report_page import report_page
 
@@ -40,10 +40,13 @@ def write_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
       The job's last line: the file, its bytes, how many images it shows, and what is missing.
 
     Raises:
-      UserError: where the folder holds nothing of a run, or report.html cannot be written.
+      UserError: where the folder holds nothing of a run, or UMAP is asked for and not installed.
+      OSError: where report.html cannot be written.
     """
     check_evaluation(config)
     meshes.wait_for_hosts("the run is done")  # all read the same files
+    if config.report.umap:
+        check_umap()
     start = time.monotonic()
     record = read_run_record(pathlib.Path(config.pretrained).expanduser())
     missing = []
@@ -75,7 +78,7 @@ def _embedded(config: ml_collections.ConfigDict) -> Embedded:
     test = open_source(run.data, "test")
     encoder = open_encoder(config, run, train)
     limit = config.report.max_images
-    # As many vote as for the monitor, whose figure the report's is to be.
+    # As many vote as for the monitor: where all test images are asked, the accuracy is the same.
     is_monitored = bool(run.eval.knn_every_epochs and train.class_names)
 
     def embed(source: Source, limit: int, split: str) -> EmbeddedImages:
@@ -86,6 +89,9 @@ def _embedded(config: ml_collections.ConfigDict) -> Embedded:
             encoder.embed, source, batch_size=config.eval.batch_size, size=encoder.crop_size
         )
         check_finite(h, f"the {split}")
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(h, axis=1, keepdims=True)
+        check_finite(lengths, f"the {split}, by their length,")
         return EmbeddedImages(source, h, labels_of(source), split)
 
     if test is not None and (test.class_names or not train.class_names):
@@ -93,4 +99,6 @@ def _embedded(config: ml_collections.ConfigDict) -> Embedded:
         query = embed(test, limit, "test images")
     else:
         bank = query = embed(train, limit, "training images")
-    return Embedded(bank, query, train.class_names, encoder.step)
+    data = ", ".join(part for part in (run.data.name, run.data.dir) if part)
+    is_of_run = not (config.data.name or config.data.dir)
+    return Embedded(bank, query, train.class_names, encoder.step, data, is_of_run)

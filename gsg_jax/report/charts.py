@@ -66,8 +66,9 @@ def line_chart(
 
     Args:
       title: of the chart.
-      lines: at least one; those with many points are thinned to the lowest and the highest of each
-        stretch, which the note then says.
+      lines: at least one, and those without points keep their colour and their name; where there
+        are many x, those of each stretch are kept where a line is lowest or highest, which the note
+        then says.
       x_name: what the horizontal axis is.
       note: a sentence about it.
       log_y: logarithmic vertical axis; what is not above 0 is left out.
@@ -77,9 +78,9 @@ def line_chart(
     Returns:
       The chart, or None where no line has a finite point.
     """
-    drawn = [line._replace(points=_thinned(line.points)) for line in lines]
+    drawn = _thinned(lines)
     if any(len(old.points) > len(new.points) for old, new in zip(lines, drawn, strict=True)):
-        note = f"{note} Of each stretch of steps the lowest and the highest are drawn.".strip()
+        note = f"{note} Of each stretch the lowest and the highest are drawn.".strip()
     visible = [_finite(line, log_y) for line in drawn]
     visible = [line for line in visible if any(not math.isnan(y) for _, y in line.points)]
     if not visible:
@@ -120,9 +121,11 @@ def figure(value: float) -> str:
         return "not a number"
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
-    if value and not 1e-3 <= abs(value) < 1e5:
+    if value == round(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    if not 1e-3 <= abs(value) < 1e9:
         return f"{value:.3g}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
 
 
 class _Place:
@@ -174,24 +177,29 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [10.0**n for n in range(first, max(last, first + 1) + every, every)]
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_POINTS of them: the lowest and the highest of as many stretches as fit."""
-    points = list(points)
-    if len(points) <= MAX_POINTS:
-        return points
-    kept = {0, len(points) - 1}
-    size = len(points) / (MAX_POINTS // 2 - 1)
-    starts = [round(n * size) for n in range(MAX_POINTS // 2 - 1)] + [len(points)]
-    for start, end in zip(starts, starts[1:], strict=False):
-        finite = [i for i in range(start, end) if math.isfinite(points[i][1])]
-        if finite:
-            kept |= {
-                min(finite, key=lambda i: points[i][1]),
-                max(finite, key=lambda i: points[i][1]),
-            }
-        else:  # the gap stays
-            kept.add(start)
-    return [points[i] for i in sorted(kept)]
+def _thinned(lines: Sequence[Line]) -> list[Line]:
+    """The same lines at few x, at most MAX_POINTS where they are few lines.
+
+    Of each stretch the x are kept where a line is lowest, is highest, or is no number at first.
+    """
+    curves = [dict(line.points) for line in lines if not line.is_level]
+    xs = sorted({x for points in curves for x in points})
+    if len(xs) <= MAX_POINTS:
+        return list(lines)
+    num_stretches = max(4, MAX_POINTS // (3 * len(curves)))
+    ends = [round(n * len(xs) / num_stretches) for n in range(num_stretches + 1)]
+    kept = {xs[0], xs[-1]}
+    for start, end in zip(ends, ends[1:], strict=False):
+        for points in curves:
+            there = [x for x in xs[start:end] if x in points]
+            finite = [x for x in there if math.isfinite(points[x])]
+            kept.update([x for x in there if not math.isfinite(points[x])][:1])
+            if finite:
+                kept |= {min(finite, key=points.get), max(finite, key=points.get)}
+    return [
+        line if line.is_level else line._replace(points=[p for p in line.points if p[0] in kept])
+        for line in lines
+    ]
 
 
 def _finite(line: Line, log_y: bool) -> Line:

@@ -1,5 +1,6 @@
 """What a report says: every section's figures and pictures, before they become a page."""
 
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from gsg_jax import hosts
 from gsg_jax.config import flat, from_record
 from gsg_jax.errors import UserError
 from gsg_jax.evaluation.collapse import effective_rank
@@ -18,6 +20,7 @@ from gsg_jax.report.record import RunRecord
 
 NUM_NEAR = 5  # neighbours that the map shows of a point
 MAX_CONFUSION = 30  # classes of a whole confusion matrix; of more the commonest confusions
+LONGEST_NAME = 60  # characters of an image's name, from its end
 COORDINATES = 4095  # a map's coordinates are whole numbers from 0 to this
 
 
@@ -29,12 +32,16 @@ class Embedded(NamedTuple):
       query: the images that are looked at; the same object where there are no test images.
       class_names: one a label, or empty.
       step: of the checkpoint.
+      data: where the images are from, for people.
+      is_of_run: whether the run was trained on this set.
     """
 
     bank: EmbeddedImages
     query: EmbeddedImages
     class_names: tuple[str, ...]
     step: int
+    data: str
+    is_of_run: bool = True
 
 
 class Report(NamedTuple):
@@ -47,6 +54,7 @@ class Report(NamedTuple):
       settings: (key, value) of the config.
       curves: charts of what was logged.
       evaluation: (figure, value) of evaluation.json.
+      evaluated: what these are of.
       views: the augmentation sheet.
       map: what the page's map needs, for JSON; None without embeddings.
       groups: (name, images, places on each map) of the classes or clusters of the map.
@@ -63,6 +71,7 @@ class Report(NamedTuple):
     settings: list[tuple[str, str]]
     curves: list[Chart]
     evaluation: list[tuple[str, str]]
+    evaluated: str
     views: list[pictures.View]
     map: dict[str, Any] | None
     groups: list[tuple[str, int, list[str]]]
@@ -86,9 +95,6 @@ def run_report(
 
     Returns:
       The report.
-
-    Raises:
-      UserError: where UMAP is asked for and not installed.
     """
     missing = [*record.missing, *missing]
     config = from_record(record.config) if record.config else None
@@ -106,6 +112,7 @@ def run_report(
         settings=[(key, _as_text(value)) for key, value in flat(record.config).items()],
         curves=charts,
         evaluation=[(n, _as_text(v)) for n, v in record.evaluation.items() if v is not None],
+        evaluated=_as_text(record.evaluated),
         **parts,
     )
 
@@ -118,6 +125,7 @@ def _embedded_parts(
 ) -> dict[str, Any]:
     bank, query, names = embedded.bank, embedded.query, embedded.class_names
     about = [
+        ("images", embedded.data),
         ("map, spectrum", f"{len(query.h):,} {query.split}"),
         ("neighbours from", f"{len(bank.h):,} {bank.split}"),
         ("embedding", f"{query.h.shape[1]} channels, checkpoint of step {embedded.step:,}"),
@@ -137,11 +145,11 @@ def _embedded_parts(
         )
     else:
         if embeddings.is_collapsed(query.h):
-            missing.append("All embeddings are the same: the run has collapsed.")
+            missing.append("All embeddings point into one direction: the run has collapsed.")
         parts |= _map_parts(query, names if has_labels else (), config, options, missing)
         parts["spectrum"] = _spectrum(query.h)
     parts["gallery"] = _gallery(bank, query, names, options)
-    if not parts["gallery"]:
+    if len(bank.h) == 1:
         missing.append("There is one image: it has no neighbours.")
     if has_labels:
         if (bank.label >= 0).sum() > (bank is query):
@@ -217,7 +225,8 @@ def image_names(images: EmbeddedImages) -> list[str]:
     paths = images.source.paths
     if not paths:
         return [f"image {n}" for n in range(len(images.h))]
-    return ["/".join(pathlib.Path(path).parts[-2:]) for path in paths]
+    names = ("/".join(pathlib.Path(path).parts[-2:]) for path in paths)
+    return [n if len(n) <= LONGEST_NAME else f"…{n[1 - LONGEST_NAME :]}" for n in names]
 
 
 def _gallery(
@@ -237,6 +246,12 @@ def _gallery(
         label = images.label[row]
         return class_names[label] if class_names and label >= 0 else ""
 
+    def mark(of_query: int, of_bank: int) -> str:
+        labels = query.label[of_query], bank.label[of_bank]
+        if not class_names or min(labels) < 0:
+            return ""
+        return "✓" if labels[0] == labels[1] else "✗"
+
     return [
         {
             "uri": of_query[row.query],
@@ -248,7 +263,7 @@ def _gallery(
                     "name": bank_names[n],
                     "label": class_of(bank, n),
                     "similarity": f"{similarity:.3f}",
-                    "is_same": class_of(bank, n) == class_of(query, row.query),
+                    "mark": mark(row.query, n),
                 }
                 for n, similarity in zip(row.rows, row.similarity, strict=True)
             ],
@@ -291,16 +306,18 @@ def _cards(
         "untrained": record.baselines.get("knn_top1_untrained"),
         "raw pixels": record.baselines.get("knn_top1_pixels"),
     }
-    cards = [(name, f"{100 * value:.1f} %") for name, value in shares.items() if _is_some(value)]
-    if not _is_some(shares["k-NN accuracy"]) and confusion:
-        cards.insert(0, ("k-NN accuracy", f"{100 * confusion.top1:.1f} %"))
+    cards = [(name, f"{100 * value:.2f} %") for name, value in shares.items() if _is_some(value)]
+    if confusion and not embedded.is_of_run:
+        cards.insert(0, ("k-NN, these images", f"{100 * confusion.top1:.2f} %"))
+    elif confusion and not _is_some(shares["k-NN accuracy"]):
+        cards.insert(0, ("k-NN accuracy", f"{100 * confusion.top1:.2f} %"))
     if record.lines:
         cards.append(("step", f"{record.lines[-1]['step']:,}"))
     for name, text in (("loss", "loss"), ("embedding_rank", "effective rank")):
         if _is_some(value := last(name)):
             cards.append((text, figure(value)))
     seconds = record.clock[-1].get("train_seconds") if record.clock else None
-    if seconds:
+    if seconds and math.isfinite(seconds):
         cards.append(
             ("training", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s")
         )
@@ -310,12 +327,14 @@ def _cards(
 
 
 def _is_some(value: Any) -> bool:
-    return value is not None and value == value
+    return value is not None and math.isfinite(value)
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_as_text(part)}" for key, part in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(_as_text(part) for part in value) or "none"
     return "''" if value == "" else str(value)
@@ -328,9 +347,14 @@ def attempt(what: Callable[[], Any], missing: list[str], lacks: str) -> Any:
       what: the function.
       missing: gets the sentence.
       lacks: what a page is without.
+
+    Raises:
+      UserError: of several hosts, on each that meets it.
     """
     try:
         return what()
     except UserError as error:
+        if hosts.are_several():  # the others may be in the midst of what this one has given up
+            raise
         missing.append(f"{str(error).rstrip('.')}. The page lacks {lacks}.")
         return None

@@ -70,7 +70,8 @@ def curves(record: RunRecord) -> list[Chart]:
     charts = []
     for title, names, note in (*CHARTS, *SPEED):
         lines = [Line(text, axis.points(record, name)) for name, text in names]
-        if title == KNN and any(line.points for line in lines):
+        lines = [line for line in lines if line.points]
+        if title == KNN and lines:
             lines += [
                 Line(text, [(0.0, float(record.baselines[name]))], is_level=True)
                 for name, text in LEVELS
@@ -123,8 +124,7 @@ class _Axis:
 
     def chart(self, title: str, lines: Sequence[Line], note: str) -> Chart | None:
         """A chart of the lines that have points; None where none has."""
-        lines = [line for line in lines if line.points]
-        if not lines:
+        if not any(line.points for line in lines):
             return None
         low, high = (0.0, 1.0) if title.startswith(SHARES) else (None, None)
         x_name = "epoch" if self._has_epochs else "step"

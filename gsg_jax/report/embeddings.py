@@ -1,6 +1,5 @@
 """What can be seen of embeddings: maps, clusters, spectrum, neighbours, confusion."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ PCA_CHANNELS = 50  # that t-SNE and UMAP look at
 PERPLEXITY = 30  # of t-SNE, or a third of the images where they are few
 FEWEST = 4  # images that a map can be drawn of
 MAX_CLUSTERS = 10
+SAME = 1e-5  # of a channel of unit embeddings: float32's rounding is below
 
 
 class EmbeddedImages(NamedTuple):
@@ -32,8 +32,13 @@ class EmbeddedImages(NamedTuple):
 
 
 def is_collapsed(h: np.ndarray) -> bool:
-    """Whether embeddings [N, F] are all the same."""
-    return bool((h == h[:1]).all())
+    """Whether embeddings [N, F] all point into one direction, but for rounding."""
+    return bool(np.ptp(_unit(h), axis=0).max() < SAME)
+
+
+def _unit(h: np.ndarray) -> np.ndarray:
+    """Embeddings of length 1: what cosines look at."""
+    return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
 
 
 def principal_components(h: np.ndarray, num: int) -> np.ndarray:
@@ -46,8 +51,6 @@ def principal_components(h: np.ndarray, num: int) -> np.ndarray:
     Returns:
       Coordinates, float32 [N, num], of falling variance; 0 where there are no more directions.
     """
-    if is_collapsed(h):
-        return np.zeros((len(h), num), np.float32)
     from sklearn.decomposition import PCA  # a second of import that only reports need
 
     kept = min(num, *h.shape)
@@ -61,19 +64,16 @@ def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndar
     Args:
       h: embeddings, [N, F], N at least FEWEST.
       seed: of t-SNE and UMAP.
-      umap: whether UMAP's is wanted, which takes gsg_jax[report].
+      umap: whether UMAP's is wanted, after check_umap.
 
     Returns:
       {name: float32 [N, 2]}: t-SNE, PCA, and UMAP where it is wanted.
-
-    Raises:
-      UserError: where UMAP is not installed.
     """
     from sklearn.manifold import TSNE
 
-    unit = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)  # cosines, as k-NN's
+    unit = _unit(h)
     names = ("t-SNE", "PCA", "UMAP") if umap else ("t-SNE", "PCA")
-    if is_collapsed(unit):
+    if is_collapsed(h):
         return {name: np.zeros((len(h), 2), np.float32) for name in names}
     channels = principal_components(unit, min(PCA_CHANNELS, *h.shape))
     channels = channels / float(channels.std())
@@ -90,14 +90,20 @@ def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndar
     return {name: place.astype(np.float32) for name, place in zip(names, places, strict=True)}
 
 
-def _umap(channels: np.ndarray, seed: int) -> np.ndarray:
+def check_umap() -> None:
+    """Raises UserError where UMAP is not installed."""
     try:
-        from umap import UMAP
+        import umap  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"--config.report.umap=true needs umap-learn ({error}): pip install 'gsg_jax[report]', "
             "or leave it out"
         ) from error
+
+
+def _umap(channels: np.ndarray, seed: int) -> np.ndarray:
+    from umap import UMAP
+
     num = min(15, len(channels) - 1)
     return UMAP(n_neighbors=num, random_state=seed, n_jobs=1).fit_transform(channels)
 
@@ -114,7 +120,7 @@ def clusters(h: np.ndarray, *, seed: int) -> np.ndarray:
     """
     from sklearn.cluster import KMeans
 
-    unit = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
+    unit = _unit(h)
     num = min(MAX_CLUSTERS, len(np.unique(unit, axis=0)), max(1, len(h) // 4))
     found = KMeans(num, n_init=4, random_state=seed).fit_predict(unit)
     by_size = np.argsort(-np.bincount(found, minlength=num), kind="stable")
@@ -199,28 +205,53 @@ def _by_turns(labels: np.ndarray, num: int) -> list[int]:
 
 
 class Confusion(NamedTuple):
-    """How often k-NN took images of one class for another.
+    """What k-NN took images for.
 
     Attributes:
-      counts: int [C, C], rows are the true classes.
+      label: the true classes, int [N].
+      prediction: what they were taken for, int [N].
+      num_classes: C.
       k: neighbours that voted.
       num_voters: images that could.
     """
 
-    counts: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    num_classes: int
     k: int
     num_voters: int
 
     @property
     def top1(self) -> float:
         """Share of the images that were taken for what they are."""
-        return float(np.trace(self.counts) / max(1, self.counts.sum()))
+        return float(np.mean(self.label == self.prediction))
+
+    @property
+    def totals(self) -> np.ndarray:
+        """Images of each class, int [C]."""
+        return np.bincount(self.label, minlength=self.num_classes)
 
     @property
     def recall(self) -> np.ndarray:
-        """The same of each class, float [C]; NaN where it has no image."""
-        totals = self.counts.sum(axis=1)
-        return np.where(totals, np.diag(self.counts) / np.maximum(totals, 1), np.nan)
+        """The same share of each class, float [C]; NaN where it has no image."""
+        hits = self.label[self.label == self.prediction]
+        num_hits = np.bincount(hits, minlength=self.num_classes)
+        return np.where(self.totals, num_hits / np.maximum(self.totals, 1), np.nan)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The confusion matrix, int [C, C], rows are the true classes."""
+        counts = np.zeros((self.num_classes, self.num_classes), np.int64)
+        np.add.at(counts, (self.label, self.prediction), 1)
+        return counts
+
+    def most_confused(self, num: int) -> list[tuple[int, int, int]]:
+        """(true class, class it was taken for, images), the most frequent first, at most `num`."""
+        is_wrong = self.label != self.prediction
+        pairs = np.stack([self.label[is_wrong], self.prediction[is_wrong]], axis=1)
+        pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:num]
+        return [(int(pairs[n, 0]), int(pairs[n, 1]), int(counts[n])) for n in order]
 
 
 def confusion(
@@ -236,7 +267,7 @@ def confusion(
       num_classes: C.
 
     Returns:
-      The counts; images whose label is not known neither vote nor are classified.
+      What was found; images whose label is not known neither vote nor are classified.
     """
     itself = bank is query
     votes, asked = bank.label >= 0, query.label >= 0
@@ -250,14 +281,5 @@ def confusion(
         num_classes=num_classes,
         leave_one_out=itself,
     )
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (query.label[asked], scores.argmax(axis=1)), 1)
-    return Confusion(counts, k, int(votes.sum()) - itself)
-
-
-def most_confused(counts: np.ndarray, num: int) -> Sequence[tuple[int, int, int]]:
-    """(true class, class it was taken for, images), the most frequent first, at most `num`."""
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:num]
-    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
-    return [(int(i), int(j), int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+    prediction = scores.argmax(axis=1)
+    return Confusion(query.label[asked], prediction, num_classes, k, int(votes.sum()) - itself)

@@ -35,7 +35,8 @@ def page(template: str, **content: Any) -> str:
         "as_json": as_json,
         "bar": bar,
     }
-    return environment.get_template(template).render(**content) + "\n"
+    text = environment.get_template(template).render(**content) + "\n"
+    return text.encode("utf-8", "replace").decode()  # a file's name may be no text
 
 
 def as_json(value: Any) -> Markup:

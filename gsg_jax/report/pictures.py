@@ -8,16 +8,16 @@ from typing import NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from gsg_jax.config import view_recipe
 from gsg_jax.data.augment import make_local_views, make_views
 from gsg_jax.data.base import num_decode_threads
-from gsg_jax.data.crops import centre_cut
 from gsg_jax.data.sources import Source
 from gsg_jax.report.thumbnails import data_uri, sheet, thumbnail
 
 COLUMNS, ROWS = 32, 32  # thumbnails of one sheet
-SHEET_CHARACTERS = 4_500_000  # of all sheets together
+SHEET_CHARACTERS = 4_000_000  # of all sheets together
 QUALITIES = (80, 60, 40, 20)  # of WebP, tried until the sheets fit
 IMAGE_SIDE = 72  # pixels of an image in the gallery
 LARGEST_SIDE = 512  # of an image that views are drawn of, pixels
@@ -102,8 +102,7 @@ def augmentation_sheet(image: np.ndarray, config: ml_collections.ConfigDict) -> 
     Returns:
       The image, NUM_VIEWS global views, and as many local ones as the run draws of an image.
     """
-    if max(image.shape[:2]) > LARGEST_SIDE:
-        image = centre_cut(image, LARGEST_SIDE * 224 // 256)
+    image = _at_most(image, LARGEST_SIDE)
     recipe = view_recipe(config.views)
     keys = jax.random.split(jax.random.key(config.run.seed))
     draw = jax.jit(make_views, static_argnums=(2, 3))
@@ -131,7 +130,19 @@ def _side(source: Source) -> int:
 
 
 def _longest(source: Source) -> int:
-    return max(source.image(0).shape[:2])
+    """The longest side of some images, pixels."""
+    some = np.linspace(0, len(source) - 1, min(len(source), 16)).round().astype(int)
+    return max(max(source.image(int(row)).shape[:2]) for row in some)
+
+
+def _at_most(image: np.ndarray, side: int) -> np.ndarray:
+    """An image [H, W, C] whose longest side is at most so many pixels, in its own proportions."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    height, width = (max(1, round(scale * length)) for length in image.shape[:2])
+    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    return np.asarray(picture.resize((width, height))).reshape(height, width, -1)
 
 
 def _thumbnails(source: Source, rows: Iterable[int], side: int) -> Iterable[np.ndarray]:

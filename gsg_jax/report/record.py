@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gsg_jax.errors import UserError
 from gsg_jax.metrics import read_lines
-from gsg_jax.workdir import read_config, read_object
+from gsg_jax.workdir import read_config, read_figures
 
 # Files of a run, and what a page lacks without them.
 FILES = {
@@ -17,6 +17,8 @@ FILES = {
     "throughput.jsonl": "the speed",
     "baselines.json": "the k-NN figures of the untrained encoder and of raw pixels",
 }
+
+BASELINES = ("knn_top1_untrained", "knn_top1_pixels")
 
 
 class RunRecord(NamedTuple):
@@ -29,6 +31,7 @@ class RunRecord(NamedTuple):
       clock: of throughput.jsonl.
       baselines: k-NN figures to beat.
       evaluation: figures of evaluation.json, {} where there is none.
+      evaluated: what these are of: method, encoder, step; {} where it is not told.
       missing: a sentence for each thing that is not there, or that is damaged.
     """
 
@@ -38,6 +41,7 @@ class RunRecord(NamedTuple):
     clock: list[dict[str, float]]
     baselines: dict[str, float]
     evaluation: dict[str, Any]
+    evaluated: dict[str, Any]
     missing: tuple[str, ...]
 
     @property
@@ -82,10 +86,13 @@ def read_run_record(workdir: pathlib.Path) -> RunRecord:
     baselines = {}
     # Where nothing has labels, a run leaves no baselines.
     if (workdir / "baselines.json").is_file() or any("knn_top1" in line for line in lines):
-        baselines = read("baselines.json", lambda: read_object(workdir / "baselines.json"), {})
-    missing += _not_finite(lines)
-    evaluation = _evaluation(workdir / "evaluation.json", missing)
-    return RunRecord(workdir, config, lines, clock, baselines, evaluation, tuple(missing))
+        path = workdir / "baselines.json"
+        baselines = read("baselines.json", lambda: read_figures(path, BASELINES), {})
+    missing += _not_finite(lines) + _not_finite(clock)
+    evaluation, evaluated = _evaluation(workdir / "evaluation.json", missing)
+    return RunRecord(
+        workdir, config, lines, clock, baselines, evaluation, evaluated, tuple(missing)
+    )
 
 
 def _not_finite(lines: list[dict[str, float]]) -> list[str]:
@@ -102,13 +109,14 @@ def _not_finite(lines: list[dict[str, float]]) -> list[str]:
     ]
 
 
-def _evaluation(path: pathlib.Path, missing: list[str]) -> dict[str, Any]:
-    """The figures of every evaluation, one after another; {} where none was run."""
+def _evaluation(path: pathlib.Path, missing: list[str]) -> tuple[dict, dict]:
+    """The figures of every evaluation, and what they are of; {} where none was run."""
     if not path.is_file():
-        return {}
+        return {}, {}
     try:
-        parts = json.loads(path.read_text())["figures"].values()
-        return {name: value for part in parts for name, value in part.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = json.loads(path.read_text())
+        figures = {n: value for part in record["figures"].values() for n, value in part.items()}
+        return figures, dict(record.get("about", {}))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing.append(f"{path.name} is damaged ({error}): the page lacks the evaluations.")
-        return {}
+        return {}, {}

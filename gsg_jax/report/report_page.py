@@ -4,7 +4,7 @@ from typing import Any
 
 from gsg_jax import __version__
 from gsg_jax.report.content import MAX_CONFUSION, Report
-from gsg_jax.report.embeddings import Confusion, most_confused
+from gsg_jax.report.embeddings import Confusion
 from gsg_jax.report.page import page
 
 MOST_CONFUSED = 20
@@ -70,7 +70,7 @@ def _sections(report: Report) -> list[tuple[str, str]]:
 
 def _of_classes(confusion: Confusion, names: tuple[str, ...]) -> dict[str, Any]:
     """What the page shows of a confusion matrix."""
-    counts, totals = confusion.counts, confusion.counts.sum(axis=1)
+    totals = confusion.totals
     classes = [
         {
             "name": name,
@@ -80,18 +80,20 @@ def _of_classes(confusion: Confusion, names: tuple[str, ...]) -> dict[str, Any]:
         }
         for name, total, recall in zip(names, totals, confusion.recall, strict=True)
     ]
-    matrix = [
-        [{"num": int(n), "share": f"{n / max(1, total):.3f}"} for n in row]
-        for row, total in zip(counts, totals, strict=True)
-    ]
+    matrix = []
+    if len(names) <= MAX_CONFUSION:
+        matrix = [
+            [{"num": int(n), "share": f"{n / max(1, total):.3f}"} for n in row]
+            for row, total in zip(confusion.counts, totals, strict=True)
+        ]
     return {
         "k": confusion.k,
         "num_voters": confusion.num_voters,
-        "num_asked": int(counts.sum()),
-        "top1": f"{100 * confusion.top1:.1f} %",
+        "num_asked": len(confusion.label),
+        "top1": f"{100 * confusion.top1:.2f} %",
         "classes": classes,
-        "matrix": matrix if len(names) <= MAX_CONFUSION else [],
+        "matrix": matrix,
         "pairs": [
-            (names[i], names[j], f"{num:,}") for i, j, num in most_confused(counts, MOST_CONFUSED)
+            (names[i], names[j], f"{num:,}") for i, j, num in confusion.most_confused(MOST_CONFUSED)
         ],
     }

@@ -66,10 +66,39 @@ def test_of_many_points_the_lowest_and_the_highest_are_kept():
     chart = line_chart("title", [Line("a", list(enumerate(values)))], note="Note.")
     assert len(chart.rows) <= charts.MAX_POINTS
     shown = {row[1] for row in chart.rows}
-    assert {"50", "-60"} <= shown
+    assert {"50", "-60", "not a number"} <= shown
+    assert {"0", "29,999"} <= {row[0] for row in chart.rows}
     assert chart.note.startswith("Note. Of each stretch")
     few = line_chart("title", [Line("a", list(enumerate(values[:400])))], note="Note.")
     assert few.note == "Note." and len(few.rows) == 400
+
+
+def test_lines_are_thinned_together_so_that_the_table_is_full():
+    rng = np.random.default_rng()
+    values = rng.normal(size=(4, 5000))
+    chart = line_chart(
+        "title", [Line(str(n), list(enumerate(row))) for n, row in enumerate(values)]
+    )
+    assert 200 < len(chart.rows) <= charts.MAX_POINTS
+    assert all(all(row) for row in chart.rows)
+    for n, row in enumerate(values, 1):
+        shown = {cells[n] for cells in chart.rows}
+        assert {charts.figure(row.min()), charts.figure(row.max())} <= shown
+
+
+def test_a_line_without_points_keeps_its_colour_and_its_name():
+    chart = line_chart("title", [Line("a", []), Line("b", [(0, 1.0), (1, 2.0)])])
+    assert [(name, colour) for name, colour, _ in chart.legend] == [("a", 0), ("b", 1)]
+    assert "var(--c1)" in chart.svg and "var(--c0)" not in chart.svg
+    assert chart.rows == (("0", "", "1"), ("1", "", "2"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(500_450, "500,450"), (500_450.5, "500,450.5"), (0.1234567, "0.1235"), (1e-5, "1e-05")],
+)
+def test_steps_keep_their_digits(value, text):
+    assert charts.figure(value) == text
 
 
 def test_a_level_is_drawn_across_and_named_in_the_table():

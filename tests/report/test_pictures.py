@@ -11,7 +11,7 @@ from gsg_jax.config import view_recipe
 from gsg_jax.data.augment import make_views
 from gsg_jax.data.base import ArraySource
 from gsg_jax.report import pictures
-from gsg_jax.report.thumbnails import thumbnail
+from gsg_jax.report.thumbnails import data_uri, sheet, thumbnail
 from tests.small import images, small_config
 
 
@@ -41,8 +41,23 @@ def test_sheets_above_the_limit_lose_quality_and_then_the_last_images():
     size = sum(map(len, whole.uris))
     smaller = pictures.thumbnail_sheets(source, size - 1)
     assert smaller.num == 2100 and sum(map(len, smaller.uris)) < size
-    fewest = pictures.thumbnail_sheets(source, len(smaller.uris[0]))
-    assert fewest.num in (0, 1024) and sum(map(len, fewest.uris)) <= len(smaller.uris[0])
+    least = pictures.thumbnail_sheets(source, 0)
+    assert (least.num, least.uris) == (0, [])
+    lowest = data_uri(sheet_of(source, 1024), pictures.QUALITIES[-1])
+    fewest = pictures.thumbnail_sheets(source, len(lowest) + 9)
+    assert (fewest.num, len(fewest.uris)) == (1024, 1)
+
+
+def sheet_of(source, num):
+    return sheet([thumbnail(source.image(n), 8) for n in range(num)], pictures.COLUMNS)
+
+
+def test_views_of_a_large_image_are_of_the_whole_image():
+    image = np.zeros((100, 2000, 3), np.uint8)
+    image[:, -40:, 0] = 255  # red at its end
+    shown = read(pictures.augmentation_sheet(image, small_config("simsiam_gsg"))[0].uri)
+    rows = shown[len(shown) // 2]
+    assert rows[-2, 0] > 150 and rows[2, 0] < 90
 
 
 def test_single_images_are_those_of_their_rows():

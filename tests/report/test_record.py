@@ -61,6 +61,8 @@ def test_missing_baselines_are_named_where_k_nn_was_measured(tmp_path):
         ("metrics.jsonl", '{"step": 5}\nnot json\n'),
         ("throughput.jsonl", '{"step": "x"}\n'),
         ("baselines.json", "\x00"),
+        ("baselines.json", '{"knn_top1_pixels": "much"}'),
+        ("evaluation.json", "[" * 100_000),
         ("evaluation.json", '{"figures": 3}'),
     ],
 )
@@ -91,8 +93,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_the_figures_of_every_evaluation_are_read(tmp_path):
     folder = write_run(tmp_path / "run")
     found = {"figures": {"knn": {"knn_top1": 0.5}, "probe": {"linear_top1": 0.75}}}
+    found["about"] = {"encoder": "pixels", "step": 0}
     (folder / "evaluation.json").write_text(json.dumps(found))
-    assert read_run_record(folder).evaluation == {"knn_top1": 0.5, "linear_top1": 0.75}
+    record = read_run_record(folder)
+    assert record.evaluation == {"knn_top1": 0.5, "linear_top1": 0.75}
+    assert record.evaluated == {"encoder": "pixels", "step": 0}
 
 
 def test_every_logged_figure_has_a_curve_over_the_epochs(tmp_path):

@@ -1,7 +1,10 @@
 """The report of a run: all there is, and what is missing is said."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +46,17 @@ def copy(run, tmp_path):
     return shutil.copytree(run[0], tmp_path / "run")
 
 
+def write_photos(folder, num):
+    """Writes images without labels."""
+    rng = np.random.default_rng()
+    folder.mkdir()
+    for n in range(num):
+        Image.fromarray(rng.integers(0, 255, (14, 14, 3)).astype(np.uint8)).save(
+            folder / f"{n}.png"
+        )
+    return folder
+
+
 def report(folder, *flags):
     """Reports by the command line: the last line, and the page."""
     status, out, err = call(config("report"), f"--config.pretrained={folder}", *flags)
@@ -73,7 +87,7 @@ def test_its_accuracy_is_the_runs(run):
     folder, last, _ = run
     page = (folder / "report.html").read_text()
     told = page.split("are taken for what they are")[0].rsplit("; ", 1)[1].strip()
-    assert told == f"{100 * last['knn_top1']:.1f} %"
+    assert told == f"{100 * last['knn_top1']:.2f} %"
 
 
 def test_names_that_would_be_markup_are_text(run):
@@ -91,7 +105,7 @@ def test_json_in_a_page_cannot_end_its_element():
         as_json(float("nan"))
 
 
-def test_a_run_that_is_stopped_or_told_not_to_has_no_report(images, tmp_path):
+def test_a_run_that_is_told_not_to_has_no_report(images, tmp_path):
     status, _, err = call(*tiny("simsiam_gsg", images, tmp_path / "run"))
     assert status == 0 and "report" not in err
     assert not (tmp_path / "run" / "report.html").exists()
@@ -106,16 +120,41 @@ def test_a_report_that_cannot_be_written_does_not_lose_the_run(images, tmp_path)
 
 
 def test_images_without_labels_are_coloured_by_cluster(copy, tmp_path):
-    rng = np.random.default_rng()
-    for n in range(30):
-        path = tmp_path / "photos" / f"{n}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (14, 14, 3)).astype(np.uint8)).save(path)
-    last, page = report(copy, f"--config.data.dir={tmp_path / 'photos'}")
+    last, page = report(copy, f"--config.data.dir={write_photos(tmp_path / 'photos', 30)}")
     assert last["num_images"] == 30
     assert any("no labels" in sentence for sentence in last["missing"])
     assert "cluster 1" in page and 'id="classes"' not in page and 'id="neighbours"' in page
     assert "no labels" in page
+
+
+def test_more_images_than_fit_without_labels_are_a_part_of_them(copy, tmp_path):
+    photos = write_photos(tmp_path / "photos", 12)
+    last, page = report(copy, f"--config.data.dir={photos}", "--config.report.max_images=7")
+    assert last["num_images"] == 7 and "cluster 1" in page
+
+
+def test_a_name_that_is_no_text_is_shown_with_a_sign_in_its_place(copy, tmp_path):
+    photos = write_photos(tmp_path / "photos", 6)
+    (photos / "0.png").rename(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png"))
+    last, page = report(copy, f"--config.data.dir={photos}")
+    assert last["num_images"] == 6
+    assert "photos/caf?.png" in page
+
+
+def test_a_run_that_is_told_to_stop_in_its_report_is_done_all_the_same(
+    images, tmp_path, monkeypatch
+):
+    def told(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("gsg_jax.jobs.pretrain.write_report", told)
+    before = signal.getsignal(signal.SIGTERM)
+    flags = tiny("simsiam_gsg", images, tmp_path / "run", "--config.run.report=true")
+    status, out, err = call(*flags)
+    assert status == 0 and figures(out)["step"] == 10
+    assert "stopped before the report was written" in err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_one_image_has_its_views_and_no_map(copy, tmp_path):
@@ -172,9 +211,13 @@ def test_a_folder_without_a_run_is_one_line(tmp_path):
     assert err.splitlines()[-1].startswith("error: ") and "holds no run" in err
 
 
-def test_max_images_limits_the_map_evenly(copy):
-    last, _ = report(copy, "--config.report.max_images=5")
+def test_max_images_limits_the_map_evenly(copy, images):
+    last, page = report(copy, "--config.report.max_images=5")
     assert last["num_images"] == 5
+    data = json.loads(page.split('id="map-data">')[1].split("</script>")[0])
+    paths = sorted((images / "test").rglob("*.png"))
+    chosen = [paths[n] for n in np.linspace(0, 7, 5).round().astype(int)]
+    assert data["names"] == ["/".join(path.parts[-2:]) for path in chosen]
 
 
 def test_collapsed_embeddings_have_a_report_that_says_so(copy, monkeypatch):
@@ -183,7 +226,7 @@ def test_collapsed_embeddings_have_a_report_that_says_so(copy, monkeypatch):
         lambda embed, source, **_: np.ones((len(source), 6), np.float32),
     )
     last, page = report(copy)
-    assert "All embeddings are the same: the run has collapsed." in last["missing"]
+    assert "All embeddings point into one direction: the run has collapsed." in last["missing"]
     assert 'id="map"' in page and 'id="spectrum"' not in page
 
 

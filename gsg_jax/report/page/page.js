@@ -136,7 +136,10 @@ if (document.getElementById("map-data")) {
       button.type = "button";
       button.title = `${data.names[other]}, ${groupName(other)}`;
       button.append(picture(other));
-      button.addEventListener("click", () => choose(other));
+      button.addEventListener("click", () => {
+        choose(other);
+        chosenBox.querySelector("button").focus();  // the one that was pressed has gone
+      });
       near.append(button);
     }
     chosenBox.replaceChildren(picture(i), say("p", `${data.names[i]}, ${groupName(i)}`), say("p", "Nearest:"), near);
@@ -235,7 +238,8 @@ if (document.getElementById("map-data")) {
 
   document.getElementById("coordinates").addEventListener("click", () => {
     const kinds = Object.keys(data.places);
-    const quote = (text) => `"${text.replaceAll('"', '""')}"`;
+    // What begins with one of these a spreadsheet would compute.
+    const quote = (text) => `"${text.replace(/^[=+@-]/, "'$&").replaceAll('"', '""')}"`;
     const lines = [["image", "group", ...kinds.flatMap((name) => [`${name} x`, `${name} y`])].join(",")];
     for (let i = 0; i < num; i++)
       lines.push([quote(data.names[i]), quote(groupName(i)),
