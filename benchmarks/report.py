@@ -56,7 +56,7 @@ def main() -> None:
             )
         )
         begin = time.monotonic()
-        embedded = Embedded(images, images, source.class_names, 0)
+        embedded = Embedded(images, images, source.class_names, 0, "embedded")
         report = run_report(read_run_record(workdir), embedded, options.report, [])
         gathered = time.monotonic()
         page = report_page(report)

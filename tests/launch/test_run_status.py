@@ -45,7 +45,10 @@ def test_a_command_that_is_not_there_and_none_at_all(desk):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_command_which_saves(desk, number):
+    # Where the tests run in the background Ctrl-C is ignored, and no shell below can trap it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = desk.start("run_status.sh", "bash", "-c", WAITS)
+    signal.signal(signal.SIGINT, before)
     assert process.stderr.readline() == "up\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
