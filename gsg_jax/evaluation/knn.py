@@ -3,20 +3,30 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsg_jax.evaluation.host_merge import merge_on_host
+from gsg_jax.backend import multiplies_bfloat16_fast
+from gsg_jax.evaluation.host_merge import Best, merge_on_host
+from gsg_jax.evaluation.shortlist import (
+    RoundedBlock,
+    is_worth_listing,
+    merge_by_shortlist,
+    round_block,
+)
 from gsg_jax.similarity import norm, normalize
+
+Way = Literal["device", "host", "shortlist"]
 
 # On a CPU a matrix product is fastest with many queries and a result that stays in its cache: so a
 # block of the bank is a number of tiles, and only the choice of the best looks at all of them.
 BANK_BLOCK = 2**16  # rows of the bank at once, or fewer where they are wide
-TILE = 2**13  # of these, in one matrix product
-QUERY_BLOCK = 512  # queries at once, or fewer where they are wide
 BLOCK_NUMBERS = 2**27  # of one array's block: 512 MiB
+TILE = {"device": 2**13, "host": 2**13, "shortlist": 2**11}  # rows in one matrix product
+QUERY_BLOCK = {"device": 512, "host": 512, "shortlist": 256}  # at once, or fewer where wide
 SEARCHES_AT_ONCE = 3  # on a CPU the choice has one thread: other blocks' products fill the rest
 VOTE_BLOCK = 1024  # queries whose votes for all classes are counted at once
 
@@ -46,17 +56,26 @@ def neighbours(
         raise ValueError(f"k is {k}, the bank has {len(bank)} images: take a smaller k")
     most_rows = max(1, BLOCK_NUMBERS // bank.shape[1])
     bank_block = min(len(bank), BANK_BLOCK, most_rows)
+    way = _best_way(k, bank_block)
     return blocked_neighbours(
         bank,
         query,
         k,
         leave_one_out=leave_one_out,
         bank_block=bank_block,
-        tile=TILE,
-        query_block=min(QUERY_BLOCK, most_rows),
+        tile=TILE[way],
+        query_block=min(QUERY_BLOCK[way], most_rows),
         group=2 ** max(0, round(np.log2(bank_block / k) / 2)),  # as many groups as candidates
-        on_host=jax.default_backend() == "cpu",
+        way=way,
     )
+
+
+def _best_way(k: int, bank_block: int) -> Way:
+    if jax.default_backend() != "cpu":
+        return "device"
+    if multiplies_bfloat16_fast() and is_worth_listing(k, bank_block):
+        return "shortlist"
+    return "host"
 
 
 def blocked_neighbours(
@@ -69,7 +88,7 @@ def blocked_neighbours(
     tile: int,
     query_block: int,
     group: int,
-    on_host: bool,
+    way: Way,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`neighbours` by sizes, which change its time and memory, and nothing else.
 
@@ -82,7 +101,8 @@ def blocked_neighbours(
       tile: rows of a block, at most, in one matrix product.
       query_block: queries at once.
       group: neighbouring rows of the bank that compete by their best one first.
-      on_host: whether NumPy chooses the best, or the device.
+      way: whether the device chooses the best, NumPy on the host, or NumPy from a list that
+        bfloat16 products make.
 
     Returns:
       (similarity, index), each [Q, k].
@@ -93,28 +113,67 @@ def blocked_neighbours(
     num_tiles = -(-bank_block // tile)
     bank_block = _even(bank_block, len(bank), num_tiles * group)
     query_block = _even(query_block, len(query), 1)
-    _check_finite("bank", bank, bank_block)
-    _check_finite("query", query, query_block)
     none_yet = np.full((query_block, k), -np.inf, np.float32), np.zeros((query_block, k), np.int32)
     best = [none_yet for _ in range(0, len(query), query_block)]
-
-    def merge(best, place_and_queries, tiles, first_row, num_rows):
-        first_query, queries = place_and_queries
-        itself = first_query - first_row if leave_one_out else None
-        similarities = [_similarities(queries, rows, group=group) for rows in tiles]
-        if on_host:
-            similarities = [tuple(map(np.asarray, of_tile)) for of_tile in similarities]
-            return merge_on_host(best, similarities, first_row, num_rows, itself)
-        return jax.block_until_ready(_merge(best, similarities, first_row, num_rows, itself))
-
     with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
-        for first_row, block in _blocks(bank, bank_block):
+        _check_finite("bank", bank, bank_block // num_tiles, pool)
+        _check_finite("query", query, query_block, pool)
+        for first_row, rows in _blocks(bank, bank_block):
             num_rows = min(bank_block, len(bank) - first_row)
-            tiles = [_unit(rows) for rows in np.split(block, num_tiles)]
-            join = partial(merge, tiles=tiles, first_row=first_row, num_rows=num_rows)
+            rounded = None
+            if way == "shortlist":
+                rounded = round_block(rows, num_rows, num_tiles, pool)
+                tiles = np.split(rounded.rows, num_tiles)
+            else:
+                tiles = list(pool.map(_unit, np.split(rows, num_tiles)))
+            del rows
+            join = partial(
+                _join,
+                block=_Block(first_row, num_rows, tiles, rounded),
+                num_queries=len(query),
+                leave_one_out=leave_one_out,
+                group=group,
+                on_host=way != "device",
+            )
             best = list(pool.map(join, best, _blocks(query, query_block)))
     similarity, index = (np.concatenate(parts)[: len(query)] for parts in zip(*best, strict=True))
     return similarity, index
+
+
+class _Block(NamedTuple):
+    """Rows of the bank that compete for the best places at once."""
+
+    first_row: int
+    num_rows: int  # that are no padding
+    tiles: list[jax.Array]  # of unit rows, float32
+    rounded: RoundedBlock | None  # the same rows, where they are to be listed
+
+
+def _join(
+    best: Best,
+    place_and_queries: tuple[int, np.ndarray],
+    *,
+    block: _Block,
+    num_queries: int,
+    leave_one_out: bool,
+    group: int,
+    on_host: bool,
+) -> Best:
+    """The best of the blocks before and of this one, for one block of queries."""
+    first_query, queries = place_and_queries
+    itself = first_query - block.first_row if leave_one_out else None
+    if block.rounded is not None:
+        num_here = min(len(queries), num_queries - first_query)
+        ranked = merge_by_shortlist(
+            best, queries, num_here, block.rounded, block.first_row, itself, group=group
+        )
+        if ranked is not None:
+            return ranked
+    tiles = [_similarities(queries, rows, group=group) for rows in block.tiles]
+    if on_host:
+        tiles = [tuple(map(np.asarray, of_tile)) for of_tile in tiles]
+        return merge_on_host(best, tiles, block.first_row, block.num_rows, itself)
+    return jax.block_until_ready(_merge(best, tiles, block.first_row, block.num_rows, itself))
 
 
 def _even(block: int, total: int, multiple: int) -> int:
@@ -132,8 +191,9 @@ def _blocks(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
         yield start, block
 
 
-def _check_finite(name: str, rows: np.ndarray, size: int) -> None:
-    if num_bad := sum(int(_num_not_finite(block)) for _, block in _blocks(rows, size)):
+def _check_finite(name: str, rows: np.ndarray, size: int, pool: ThreadPoolExecutor) -> None:
+    blocks = (block for _, block in _blocks(rows, size))
+    if num_bad := sum(pool.map(lambda block: int(_num_not_finite(block)), blocks)):
         raise ValueError(
             f"{num_bad} of the {len(rows)} rows of the {name} hold NaN or inf, or their length is "
             "beyond float32: has the encoder diverged?"

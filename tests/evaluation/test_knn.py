@@ -88,10 +88,10 @@ def test_a_query_that_fills_no_whole_block_equals_a_plain_loop(leave_one_out):
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("way", ["device", "host", "shortlist"])
 @pytest.mark.parametrize(("bank_block", "tile", "query_block", "group"), SIZES)
 def test_blocks_and_groups_of_any_size_find_the_neighbours_of_a_plain_loop(
-    bank_block, tile, query_block, group, leave_one_out, on_host
+    bank_block, tile, query_block, group, leave_one_out, way
 ):
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(101, 4)) * rng.uniform(0.1, 9, size=(101, 1))
@@ -105,16 +105,16 @@ def test_blocks_and_groups_of_any_size_find_the_neighbours_of_a_plain_loop(
         tile=tile,
         query_block=query_block,
         group=group,
-        on_host=on_host,
+        way=way,
     )
     assert_neighbours(found, plain_neighbours(bank, query, 9, leave_one_out))
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("way", ["device", "host", "shortlist"])
 @pytest.mark.parametrize(("bank_block", "tile", "query_block", "group"), SIZES)
 def test_of_equal_similarities_the_lowest_row_comes_first(
-    bank_block, tile, query_block, group, leave_one_out, on_host
+    bank_block, tile, query_block, group, leave_one_out, way
 ):
     rng = np.random.default_rng(2)
     bank = rng.choice([-1.0, 1.0], size=(101, 4))  # cosines are -1, -1/2, 0, 1/2 or 1, exactly
@@ -128,17 +128,17 @@ def test_of_equal_similarities_the_lowest_row_comes_first(
         tile=tile,
         query_block=query_block,
         group=group,
-        on_host=on_host,
+        way=way,
     )
     expected = plain_neighbours(bank, query, 9, leave_one_out)
     np.testing.assert_array_equal(similarity, expected[0])
     np.testing.assert_array_equal(index, expected[1])
 
 
-@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("way", ["device", "host", "shortlist"])
 @pytest.mark.parametrize("group", [1, 2, 8])
-def test_padding_is_no_neighbour_where_all_cosines_are_negative(group, on_host):
-    sizes = {"bank_block": 9, "tile": 4, "query_block": 25, "group": group, "on_host": on_host}
+def test_padding_is_no_neighbour_where_all_cosines_are_negative(group, way):
+    sizes = {"bank_block": 9, "tile": 4, "query_block": 25, "group": group, "way": way}
     rng = np.random.default_rng(3)
     bank, query = rng.uniform(0.1, 1, size=(72, 5)), -rng.uniform(0.1, 1, size=(60, 5))
     for k in (1, 72):  # tiles of 4 make blocks of 9 to 24, and the last is hardly filled
@@ -146,10 +146,10 @@ def test_padding_is_no_neighbour_where_all_cosines_are_negative(group, on_host):
         assert_neighbours(found, plain_neighbours(bank, query, k))
 
 
-@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("way", ["device", "host", "shortlist"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_neither_padding_nor_the_image_itself_takes_the_place_of_a_group(k, on_host):
-    sizes = {"bank_block": 41, "tile": 14, "query_block": 41, "group": 4, "on_host": on_host}
+def test_neither_padding_nor_the_image_itself_takes_the_place_of_a_group(k, way):
+    sizes = {"bank_block": 41, "tile": 14, "query_block": 41, "group": 4, "way": way}
     noise = np.random.default_rng(10).normal(size=(41, 41))
     bank = np.eye(41) - 1 / 41 + 1e-3 * noise  # a simplex: each looks away from all others
     found = blocked_neighbours(bank, bank, k, leave_one_out=True, **sizes)
@@ -171,7 +171,7 @@ def test_a_memory_map_of_any_float_type_is_as_good_as_an_array(tmp_path, dtype):
     rows.tofile(tmp_path / "rows")
     mapped = np.memmap(tmp_path / "rows", dtype, mode="r", shape=(90, 8))
     bank, query = mapped[:60], mapped[60:]
-    sizes = {"bank_block": 25, "tile": 9, "query_block": 8, "group": 4, "on_host": True}
+    sizes = {"bank_block": 25, "tile": 9, "query_block": 8, "group": 4, "way": "host"}
     found = blocked_neighbours(bank, query, 7, leave_one_out=False, **sizes)
     assert_neighbours(found, plain_neighbours(rows[:60], rows[60:], 7))
     assert_neighbours(neighbours(bank, query, 7), plain_neighbours(rows[:60], rows[60:], 7))
@@ -228,7 +228,7 @@ def test_rows_that_are_not_finite_are_counted_and_no_neighbours(bad):
     broken = rows.copy()
     broken[[2, 17, 29], [0, 4, 1]] = bad
     sizes = {"leave_one_out": False, "bank_block": 8, "tile": 5, "query_block": 7, "group": 2}
-    sizes["on_host"] = True
+    sizes["way"] = "host"
     with pytest.raises(ValueError, match="3 of the 30 rows of the bank"):
         blocked_neighbours(broken, rows, 4, **sizes)
     with pytest.raises(ValueError, match="3 of the 30 rows of the query"):
