@@ -15,7 +15,7 @@ Tile = tuple[np.ndarray, np.ndarray]
 
 
 def merge_on_host(
-    best: Best, tiles: Sequence[Tile], first_row: int, num_rows: int, itself: int | None
+    best: Best, tiles: Sequence[Tile], first_row: int, num_rows: int, own_row: np.ndarray | None
 ) -> Best:
     """Lets a block of the bank compete with the best of the blocks before it.
 
@@ -29,7 +29,7 @@ def merge_on_host(
       tiles: of successive rows of the bank, as many in each.
       first_row: place of the block in the bank.
       num_rows: how many of the block's rows are no padding.
-      itself: row of the block that is the first query, or None.
+      own_row: row of the block that is each query, [Q], if it is one of its rows; or None.
 
     Returns:
       The best of both; of equal cosines the lowest row comes first.
@@ -45,8 +45,8 @@ def merge_on_host(
     row = group * groups[:, :, None] + np.arange(group, dtype=np.int32)[None, None]
     row = row.reshape(similarity.shape)
     is_barred = row >= num_rows
-    if itself is not None:
-        is_barred |= row == itself + np.arange(num_queries)[:, None]
+    if own_row is not None:
+        is_barred |= row == own_row[:, None]
     similarity[is_barred] = -np.inf
 
     similarity = np.concatenate([best[0], similarity], axis=1)
@@ -58,8 +58,8 @@ def merge_on_host(
     is_tied = np.isfinite(least) & ((least == next_best) | (least == next_highest))
     for query in np.flatnonzero(is_tied):
         whole = np.concatenate([of_tile[query].ravel() for of_tile, _ in tiles])[:num_rows]
-        if itself is not None and 0 <= itself + query < num_rows:
-            whole[itself + query] = -np.inf
+        if own_row is not None and 0 <= own_row[query] < num_rows:
+            whole[own_row[query]] = -np.inf
         chosen = _highest_of_row(np.concatenate([best[0][query], whole]), k)
         rows = np.concatenate([best[1][query], first_row + np.arange(num_rows, dtype=np.int32)])
         similarity[query] = np.concatenate([best[0][query], whole])[chosen]

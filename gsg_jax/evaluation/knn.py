@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ BANK_BLOCK = 2**16  # rows of the bank at once, or fewer where they are wide
 BLOCK_NUMBERS = 2**27  # of one array's block: 512 MiB
 TILE = {"device": 2**13, "host": 2**13, "shortlist": 2**11}  # rows in one matrix product
 QUERY_BLOCK = {"device": 512, "host": 512, "shortlist": 256}  # at once, or fewer where wide
+MANY_QUERIES = 1024  # for which a bank is worth rounding
 SEARCHES_AT_ONCE = 3  # on a CPU the choice has one thread: other blocks' products fill the rest
 VOTE_BLOCK = 1024  # queries whose votes for all classes are counted at once
 
@@ -56,12 +57,12 @@ def neighbours(
         raise ValueError(f"k is {k}, the bank has {len(bank)} images: take a smaller k")
     most_rows = max(1, BLOCK_NUMBERS // bank.shape[1])
     bank_block = min(len(bank), BANK_BLOCK, most_rows)
-    way = _best_way(k, bank_block)
+    way = _best_way(k, bank_block, len(query))
     return blocked_neighbours(
         bank,
         query,
         k,
-        leave_one_out=leave_one_out,
+        itself=np.arange(len(query)) if leave_one_out else None,
         bank_block=bank_block,
         tile=TILE[way],
         query_block=min(QUERY_BLOCK[way], most_rows),
@@ -70,12 +71,11 @@ def neighbours(
     )
 
 
-def _best_way(k: int, bank_block: int) -> Way:
+def _best_way(k: int, bank_block: int, num_queries: int) -> Way:
     if jax.default_backend() != "cpu":
         return "device"
-    if multiplies_bfloat16_fast() and is_worth_listing(k, bank_block):
-        return "shortlist"
-    return "host"
+    is_short = is_worth_listing(k, bank_block) and num_queries >= MANY_QUERIES
+    return "shortlist" if is_short and multiplies_bfloat16_fast() else "host"
 
 
 def blocked_neighbours(
@@ -83,7 +83,7 @@ def blocked_neighbours(
     query: np.ndarray,
     k: int,
     *,
-    leave_one_out: bool,
+    itself: np.ndarray | None,
     bank_block: int,
     tile: int,
     query_block: int,
@@ -96,13 +96,13 @@ def blocked_neighbours(
       bank: embeddings, [N, F].
       query: embeddings, [Q, F].
       k: neighbours.
-      leave_one_out: the query is the bank, and no row is its own neighbour.
+      itself: the row of the bank that is each query, and no neighbour of it, [Q]; or None.
       bank_block: rows of the bank at once, rounded up to whole groups in every tile.
       tile: rows of a block, at most, in one matrix product.
       query_block: queries at once.
       group: neighbouring rows of the bank that compete by their best one first.
       way: whether the device chooses the best, NumPy on the host, or NumPy from a list that
-        bfloat16 products make.
+        bfloat16 products make; queries whose list is long are searched for on the host then.
 
     Returns:
       (similarity, index), each [Q, k].
@@ -110,34 +110,69 @@ def blocked_neighbours(
     Raises:
       ValueError: where a row is not finite.
     """
+    sizes = {"bank_block": bank_block, "tile": tile, "query_block": query_block, "group": group}
+    _check_finite("bank", bank, min(tile, len(bank)))
+    _check_finite("query", query, min(query_block, len(query)))
+    (similarity, index), is_crowded = _searched(bank, query, k, itself, way, **sizes)
+    if is_crowded.any():
+        itself = None if itself is None else itself[is_crowded]
+        crowded, _ = _searched(bank, query[is_crowded], k, itself, "host", **sizes)
+        similarity[is_crowded], index[is_crowded] = crowded
+    return similarity, index
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that share a search; kept, since malloc gives a thread's memory to no other."""
+    return ThreadPoolExecutor(SEARCHES_AT_ONCE)
+
+
+def _searched(
+    bank: np.ndarray,
+    query: np.ndarray,
+    k: int,
+    itself: np.ndarray | None,
+    way: Way,
+    *,
+    bank_block: int,
+    tile: int,
+    query_block: int,
+    group: int,
+) -> tuple[Best, np.ndarray]:
+    """The best rows of the bank, but not for queries whose lists are long, and which these are."""
     num_tiles = -(-bank_block // tile)
     bank_block = _even(bank_block, len(bank), num_tiles * group)
     query_block = _even(query_block, len(query), 1)
-    none_yet = np.full((query_block, k), -np.inf, np.float32), np.zeros((query_block, k), np.int32)
-    best = [none_yet for _ in range(0, len(query), query_block)]
-    with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
-        _check_finite("bank", bank, bank_block // num_tiles, pool)
-        _check_finite("query", query, query_block, pool)
-        for first_row, rows in _blocks(bank, bank_block):
-            num_rows = min(bank_block, len(bank) - first_row)
-            rounded = None
-            if way == "shortlist":
-                rounded = round_block(rows, num_rows, num_tiles, pool)
-                tiles = np.split(rounded.rows, num_tiles)
-            else:
-                tiles = list(pool.map(_unit, np.split(rows, num_tiles)))
-            del rows
-            join = partial(
-                _join,
-                block=_Block(first_row, num_rows, tiles, rounded),
-                num_queries=len(query),
-                leave_one_out=leave_one_out,
-                group=group,
-                on_host=way != "device",
-            )
-            best = list(pool.map(join, best, _blocks(query, query_block)))
-    similarity, index = (np.concatenate(parts)[: len(query)] for parts in zip(*best, strict=True))
-    return similarity, index
+    best = np.full((len(query), k), -np.inf, np.float32), np.zeros((len(query), k), np.int32)
+    is_crowded = np.zeros(len(query), bool)
+
+    def join(place_and_queries, block):
+        first_query, queries = place_and_queries
+        here = slice(first_query, first_query + len(queries))
+        padding = (0, len(queries) - len(is_crowded[here]))
+        before = tuple(np.pad(of_best[here], (padding, (0, 0))) for of_best in best)
+        own_row = None
+        if itself is not None:
+            own_row = np.pad(itself[here] - block.first_row, padding, constant_values=-1)
+        if isinstance(block, RoundedBlock):
+            is_out = np.pad(is_crowded[here], padding, constant_values=True)
+            found, is_out = merge_by_shortlist(before, is_out, queries, block, own_row, group=group)
+            is_crowded[here] = is_out[: len(is_crowded[here])]
+        else:
+            found = _merged(before, queries, block, own_row, group=group, way=way)
+        for of_best, of_found in zip(best, found, strict=True):
+            of_best[here] = of_found[: len(of_best[here])]
+
+    for first_row, rows in _blocks(bank, bank_block):
+        num_rows = min(bank_block, len(bank) - first_row)
+        if way == "shortlist":
+            block = round_block(rows, first_row, num_rows, num_tiles, _pool())
+        else:
+            tiles = list(_pool().map(_unit, np.split(rows, num_tiles)))
+            block = _Block(first_row, num_rows, tiles)
+        del rows  # which may be a padded copy
+        list(_pool().map(partial(join, block=block), _blocks(query, query_block)))
+    return best, is_crowded
 
 
 class _Block(NamedTuple):
@@ -146,34 +181,24 @@ class _Block(NamedTuple):
     first_row: int
     num_rows: int  # that are no padding
     tiles: list[jax.Array]  # of unit rows, float32
-    rounded: RoundedBlock | None  # the same rows, where they are to be listed
 
 
-def _join(
+def _merged(
     best: Best,
-    place_and_queries: tuple[int, np.ndarray],
-    *,
+    queries: np.ndarray,
     block: _Block,
-    num_queries: int,
-    leave_one_out: bool,
+    own_row: np.ndarray | None,
+    *,
     group: int,
-    on_host: bool,
+    way: Way,
 ) -> Best:
     """The best of the blocks before and of this one, for one block of queries."""
-    first_query, queries = place_and_queries
-    itself = first_query - block.first_row if leave_one_out else None
-    if block.rounded is not None:
-        num_here = min(len(queries), num_queries - first_query)
-        ranked = merge_by_shortlist(
-            best, queries, num_here, block.rounded, block.first_row, itself, group=group
-        )
-        if ranked is not None:
-            return ranked
     tiles = [_similarities(queries, rows, group=group) for rows in block.tiles]
-    if on_host:
-        tiles = [tuple(map(np.asarray, of_tile)) for of_tile in tiles]
-        return merge_on_host(best, tiles, block.first_row, block.num_rows, itself)
-    return jax.block_until_ready(_merge(best, tiles, block.first_row, block.num_rows, itself))
+    if way == "device":
+        found = _merge(best, tiles, block.first_row, block.num_rows, own_row)
+        return tuple(map(np.asarray, found))
+    tiles = [tuple(map(np.asarray, of_tile)) for of_tile in tiles]
+    return merge_on_host(best, tiles, block.first_row, block.num_rows, own_row)
 
 
 def _even(block: int, total: int, multiple: int) -> int:
@@ -185,15 +210,16 @@ def _even(block: int, total: int, multiple: int) -> int:
 def _blocks(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """The first row of each block, and the block, padded with zeros: all compile to one shape."""
     for start in range(0, len(rows), size):
-        block = rows[start : start + size]
-        if len(block) < size:
-            block = np.pad(block, ((0, size - len(block)), (0, 0)))
-        yield start, block
+        yield start, _padded(rows[start : start + size], size)
 
 
-def _check_finite(name: str, rows: np.ndarray, size: int, pool: ThreadPoolExecutor) -> None:
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows if len(rows) == size else np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+
+def _check_finite(name: str, rows: np.ndarray, size: int) -> None:
     blocks = (block for _, block in _blocks(rows, size))
-    if num_bad := sum(pool.map(lambda block: int(_num_not_finite(block)), blocks)):
+    if num_bad := sum(_pool().map(lambda block: int(_num_not_finite(block)), blocks)):
         raise ValueError(
             f"{num_bad} of the {len(rows)} rows of the {name} hold NaN or inf, or their length is "
             "beyond float32: has the encoder diverged?"
@@ -223,7 +249,7 @@ def _similarities(query, bank, *, group):
 
 
 @jax.jit
-def _merge(best, tiles, first_row, num_rows, itself):
+def _merge(best, tiles, first_row, num_rows, own_row):
     """Lets a block of the bank compete with the best of the blocks before it.
 
     The k best rows lie in the k groups whose maxima are the highest, so only these groups are
@@ -238,7 +264,7 @@ def _merge(best, tiles, first_row, num_rows, itself):
       tiles: of _similarities, for successive rows of the bank, as many in each.
       first_row: place of the block in the bank.
       num_rows: how many of the block's rows are no padding.
-      itself: row of the block that is the first query, or None.
+      own_row: row of the block that is each query, [Q], if it is one of its rows; or None.
 
     Returns:
       (similarity, index), each [Q, k].
@@ -254,8 +280,8 @@ def _merge(best, tiles, first_row, num_rows, itself):
     similarity = _of_groups([of_tile for of_tile, _ in tiles], groups).reshape(num_queries, -1)
     row = (group * groups + jnp.arange(group)[None, None]).reshape(similarity.shape)
     is_barred = row >= num_rows
-    if itself is not None:
-        is_barred |= row == itself + jnp.arange(num_queries)[:, None]
+    if own_row is not None:
+        is_barred |= row == own_row[:, None]
     similarity = jnp.where(is_barred, -jnp.inf, similarity)
 
     similarity, place = jax.lax.top_k(jnp.concatenate([best[0], similarity], axis=1), k)

@@ -26,19 +26,20 @@ from gsg_jax.similarity import norm, normalize
 
 # A cosine by itself costs as much as some 32 within a product of whole blocks.
 SHARE_WORTH_LISTING = 1 / 32
-SHARE_CROWDED = 1 / 16  # of the block's rows listed for one query: float32 products are faster
+SHARE_CROWDED = 1 / 16  # of the rows listed for one query: products of float32 are faster
 EPSILON = 2.0**-24  # relative rounding of float32
 
 
 class RoundedBlock(NamedTuple):
     """Rows of the bank, and the same around their mean in bfloat16."""
 
+    first_row: int  # their place in the bank
     rows: np.ndarray  # float32 [N, F] of unit length
     num_rows: int  # the others are padding
     tiles: Sequence[jax.Array]  # bfloat16, as a product is fastest: each [F, N / num_tiles]
     mean: np.ndarray  # float32 [F]
     error: float  # length of the longest difference that rounding made
-    length: float  # of the longest row in the tiles
+    length: float  # of the longest row of a tile
 
 
 def is_worth_listing(k: int, num_rows: int) -> bool:
@@ -47,12 +48,13 @@ def is_worth_listing(k: int, num_rows: int) -> bool:
 
 
 def round_block(
-    rows: np.ndarray, num_rows: int, num_tiles: int, pool: ThreadPoolExecutor
+    rows: np.ndarray, first_row: int, num_rows: int, num_tiles: int, pool: ThreadPoolExecutor
 ) -> RoundedBlock:
     """Prepares a block of the bank.
 
     Args:
       rows: of any length, the last of them padding with zeros, [N, F].
+      first_row: place of the block in the bank.
       num_rows: how many are no padding.
       num_tiles: matrix products of a query, a divisor of N.
       pool: threads that share the work.
@@ -64,35 +66,38 @@ def round_block(
     tiles = np.split(unit, num_tiles)
     list(pool.map(lambda tile, of: np.copyto(tile, _unit(of)), tiles, np.split(rows, num_tiles)))
     mean = unit[:num_rows].mean(axis=0)
-    rounded, errors, lengths = zip(*pool.map(partial(_round_around, mean), tiles), strict=True)
-    return RoundedBlock(unit, num_rows, rounded, mean, float(max(errors)), float(max(lengths)))
+    is_row = np.split(np.arange(len(unit)) < num_rows, num_tiles)
+    rounded = pool.map(partial(_round_around, mean), tiles, is_row)
+    tiles, errors, lengths = zip(*rounded, strict=True)
+    longest = float(max(errors)), float(max(lengths))
+    return RoundedBlock(first_row, unit, num_rows, tiles, mean, *longest)
 
 
 def merge_by_shortlist(
     best: Best,
+    is_out: np.ndarray,
     queries: np.ndarray,
-    num_queries: int,
     block: RoundedBlock,
-    first_row: int,
-    itself: int | None,
+    own_row: np.ndarray | None,
     *,
     group: int,
-) -> Best | None:
+) -> tuple[Best, np.ndarray]:
     """Lets a block of the bank compete with the best of the blocks before it.
 
     Args:
       best: of the blocks before.
+      is_out: queries that are not to be searched for, bool [Q].
       queries: of any length, [Q, F].
-      num_queries: how many are no padding.
       block: of the bank.
-      first_row: its place in the bank.
-      itself: row of the block that is the first query, or None.
+      own_row: row of the block that is each query, [Q], if it is one of its rows; or None.
       group: rows that are looked at by their highest product first; a divisor of a tile's.
 
     Returns:
-      The best of both; of equal cosines the lowest row comes first. None where so many rows are
-      alike that the list is long: then nothing is gained.
+      (best, is_out): the best of both, of equal cosines the lowest row first; and out are now also
+      the queries that see so much of the block alike that ranking their lists would take long.
     """
+    if is_out.all():
+        return best, is_out
     k = best[0].shape[1]
     unit, rounded, error = _round_queries(queries)
     products = jax.tree.map(np.asarray, _products(rounded, block.tiles, group=group))
@@ -107,25 +112,22 @@ def merge_by_shortlist(
         _at_rank(highest, k + 2) - 2 * slack,
         best[0][:, -1] - unit @ block.mean - slack,  # what the blocks before have
     )
-    least[num_queries:] = np.inf
     most = int(SHARE_CROWDED * len(block.rows))
-    listed = _listed(products, highest, least, most * num_queries)
+    least[is_out] = np.inf
+    query, row, is_crowded = _listed(products, highest, least, most)
     del products  # the next search's take their memory
-    if listed is None or np.bincount(listed[0], minlength=1).max() > most:
-        return None
 
-    query, row = listed
     is_barred = row >= block.num_rows
-    if itself is not None:
-        is_barred |= row == itself + query
+    if own_row is not None:
+        is_barred |= row == own_row[query]
     query, row = query[~is_barred], row[~is_barred]
-    return _ranked(best, unit[:num_queries], query, row, block.rows, first_row)
+    return _ranked(best, unit, query, row, block), is_out | is_crowded
 
 
 @jax.jit
-def _round_around(mean, rows):
+def _round_around(mean, rows, is_row):
     """The rows less the mean in bfloat16, [F, N], the largest error, and the largest length."""
-    rounded, error = _to_bfloat16(rows - mean[None])
+    rounded, error = _to_bfloat16(jnp.where(is_row[:, None], rows - mean[None], 0.0))
     return rounded.T, jnp.max(error), jnp.max(norm(rounded.astype(jnp.float32)))
 
 
@@ -170,50 +172,49 @@ def _at_rank(values: np.ndarray, rank: int) -> np.ndarray:
 
 def _listed(
     products: list[Tile], highest: np.ndarray, least: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The query and the row of every product that is not below the least, unless they are too many.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The products that are not below the least: query, row, and whose are too many, bool [Q].
 
-    They come in the order of the queries, and those of a query in the order of the rows.
+    They come in the order of the queries, and those of a query in the order of the rows; there are
+    none of a query that has too many.
     """
     num_groups, group = products[0][0].shape[1:]
-    queries, rows, num_listed = [], [], 0
+    num_listed = np.zeros(len(least), int)
+    queries, rows = [], []
     for number, (of_tile, _) in enumerate(products):
         first_group = number * num_groups
         is_high = highest[:, first_group : first_group + num_groups] >= least[:, None]
+        is_high[num_listed > most] = False
         place = np.flatnonzero(is_high)  # of a group among those of all queries
         query = place // num_groups
         of_groups = of_tile.reshape(-1, group).take(place, axis=0)
         found, member = np.divmod(np.flatnonzero(of_groups >= least[query][:, None]), group)
         queries.append(query[found])
         rows.append((first_group + place[found] % num_groups) * group + member)
-        num_listed += len(found)
-        if num_listed > most:
-            return None
+        num_listed += np.bincount(queries[-1], minlength=len(least))
     query, row = np.concatenate(queries), np.concatenate(rows)
+    is_crowded = num_listed > most
+    is_kept = ~is_crowded[query]
+    query, row = query[is_kept], row[is_kept]
     order = np.argsort(query, kind="stable")
-    return query[order], row[order]
+    return query[order], row[order], is_crowded
 
 
 def _ranked(
-    best: Best,
-    unit: np.ndarray,
-    query: np.ndarray,
-    row: np.ndarray,
-    rows: np.ndarray,
-    first_row: int,
+    best: Best, unit: np.ndarray, query: np.ndarray, row: np.ndarray, block: RoundedBlock
 ) -> Best:
     """The best of those before and of the rows listed for each query, by their cosines."""
     similarity, index = best[0].copy(), best[1].copy()
     k = similarity.shape[1]
     num_before = np.count_nonzero(np.isfinite(similarity), axis=1)
     ends = np.searchsorted(query, np.arange(len(unit) + 1))
-    gathered = np.empty((np.diff(ends).max(), rows.shape[1]), np.float32)
-    for number, vector in enumerate(unit):
+    gathered = np.empty((np.diff(ends).max(), unit.shape[1]), np.float32)
+    for number in np.unique(query):
         before = slice(num_before[number])
         listed = row[ends[number] : ends[number + 1]]
-        vectors = rows.take(listed, axis=0, out=gathered[: len(listed)], mode="clip")
-        cosines = np.concatenate([best[0][number, before], np.vecdot(vectors, vector)])
-        places = np.concatenate([best[1][number, before], first_row + listed])
+        vectors = block.rows.take(listed, axis=0, out=gathered[: len(listed)], mode="clip")
+        cosines = np.concatenate([best[0][number, before], np.vecdot(vectors, unit[number])])
+        places = np.concatenate([best[1][number, before], block.first_row + listed])
         order = _descending(cosines)[:k]
         similarity[number, : len(order)] = cosines[order]
         index[number, : len(order)] = places[order]
