@@ -123,7 +123,7 @@ def blocked_neighbours(
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Threads that share a search; kept, since malloc gives a thread's memory to no other."""
+    """Threads that share a search; kept, since new ones for each make the process grow."""
     return ThreadPoolExecutor(SEARCHES_AT_ONCE)
 
 

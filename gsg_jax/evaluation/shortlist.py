@@ -1,6 +1,6 @@
 """The best rows of a block of the bank, listed by bfloat16 products and ranked by float32 ones.
 
-Where a processor multiplies bfloat16 many times as fast as float32, the same rows are found sooner.
+Where a processor multiplies bfloat16 several times as fast as float32, they are found sooner so.
 With q a query, b a row, m the block's mean and d = b - m, all rows stand in the order of q.d, since
 q.m is the same for all. Rounding to bfloat16 leaves q' and d', and by Cauchy and Schwarz
 
@@ -152,7 +152,7 @@ def _to_bfloat16(rows):
 def _products(queries, tiles, *, group):
     """Products [Q, N / group, group] of each tile, and the highest of every group [Q, N / group].
 
-    All tiles in one program: their memory is asked for at once, which is a third of the time.
+    One program for all tiles takes two thirds of the time that one for each takes.
     """
     found = []
     for tile in tiles:
