@@ -16,8 +16,9 @@ from gsg_jax.evaluation.shortlist import (
     is_worth_listing,
     merge_by_shortlist,
     round_block,
+    unit_rows,
 )
-from gsg_jax.similarity import norm, normalize
+from gsg_jax.similarity import norm
 
 Way = Literal["device", "host", "shortlist"]
 
@@ -168,7 +169,7 @@ def _searched(
         if way == "shortlist":
             block = round_block(rows, first_row, num_rows, num_tiles, _pool())
         else:
-            tiles = list(_pool().map(_unit, np.split(rows, num_tiles)))
+            tiles = list(_pool().map(unit_rows, np.split(rows, num_tiles)))
             block = _Block(first_row, num_rows, tiles)
         del rows  # which may be a padded copy
         list(_pool().map(partial(join, block=block), _blocks(query, query_block)))
@@ -231,11 +232,6 @@ def _num_not_finite(rows):
     return jnp.sum(~jnp.isfinite(norm(rows.astype(jnp.float32))))
 
 
-@jax.jit
-def _unit(rows):
-    return normalize(rows.astype(jnp.float32))
-
-
 @partial(jax.jit, static_argnames="group")
 def _similarities(query, bank, *, group):
     """Cosines of queries [Q, F] and unit rows [N, F], and the highest of every group of rows.
@@ -243,7 +239,7 @@ def _similarities(query, bank, *, group):
     Returns:
       (similarity [Q, N / group, group], highest [Q, N / group]).
     """
-    similarity = jnp.matmul(_unit(query), bank.T, precision=jax.lax.Precision.HIGHEST)
+    similarity = jnp.matmul(unit_rows(query), bank.T, precision=jax.lax.Precision.HIGHEST)
     similarity = similarity.reshape(len(query), -1, group)
     return similarity, jnp.max(similarity, axis=2)
 

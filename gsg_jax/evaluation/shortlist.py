@@ -64,7 +64,9 @@ def round_block(
     """
     unit = np.empty(rows.shape, np.float32)
     tiles = np.split(unit, num_tiles)
-    list(pool.map(lambda tile, of: np.copyto(tile, _unit(of)), tiles, np.split(rows, num_tiles)))
+    list(
+        pool.map(lambda tile, of: np.copyto(tile, unit_rows(of)), tiles, np.split(rows, num_tiles))
+    )
     mean = unit[:num_rows].mean(axis=0)
     is_row = np.split(np.arange(len(unit)) < num_rows, num_tiles)
     rounded = pool.map(partial(_round_around, mean), tiles, is_row)
@@ -132,13 +134,14 @@ def _round_around(mean, rows, is_row):
 
 
 @jax.jit
-def _unit(rows):
+def unit_rows(rows: jax.Array) -> jax.Array:
+    """Rows of any float type scaled to unit length, float32 [N, F]."""
     return normalize(rows.astype(jnp.float32))
 
 
 @jax.jit
 def _round_queries(queries):
-    unit = _unit(queries)
+    unit = unit_rows(queries)
     return unit, *_to_bfloat16(unit)
 
 
