@@ -12,8 +12,8 @@ of its collectives, those of the figures of logged steps among them. `width` is 
 XLA counts the body of a loop once, whatever its length. The step's own loops only mix random bits;
 "products_in_loops" says how many convolutions and matrix products stand in one, and above 0 the
 operations are too few. The code of a program with one CPU device has such loops
-(gsg_jax/backend.py), so that a single device is here one of several: what is counted is the plain
-XLA of GPUs and TPUs, though by the CPU's compiler, whose fusions and memory are its own.
+(gsg_jax/devices/backend.py), so that a single device is here one of several: what is counted is
+the plain XLA of GPUs and TPUs, though by the CPU's compiler, whose fusions and memory are its own.
 
 The last line is one JSON object with the same figures.
 """
@@ -31,11 +31,11 @@ from rich.console import Console
 from rich.table import Table
 from step_time import image_shape
 
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_pretraining, load_config, resolve
-from gsg_jax.experiment import build_experiment, jit_step
+from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
-from gsg_jax.train_step import init_state
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import init_state
 
 AXES = {"batch": "64,32,128", "views": "4,2", "width": "32,16,64", "devices": "2,1,4,8"}
 PAIRINGS = {2: "halves", 4: "permutation"}  # of guided stop-gradient, by views

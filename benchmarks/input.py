@@ -32,14 +32,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining, load_config, resolve
 from gsg_jax.data.crops import ASPECT
 from gsg_jax.data.decode import decode
-from gsg_jax.data.folders import FolderSource, open_folder
+from gsg_jax.data.folder import FolderSource, open_folder
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.experiment import build_experiment, build_loader, jit_step
-from gsg_jax.train_step import init_state
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.train.build import build_experiment, build_loader, jit_step
+from gsg_jax.train.step import init_state
 
 AREA = (0.2, 1.0)
 THREADS = len(os.sched_getaffinity(0))

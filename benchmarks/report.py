@@ -14,17 +14,17 @@ import time
 
 import numpy as np
 
-from gsg_jax.config import as_json, check_pretraining, load_config, resolve
-from gsg_jax.data.base import ArraySource
-from gsg_jax.data.sources import open_source
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.check import as_json, check_pretraining, load_config, resolve
+from gsg_jax.console import say
+from gsg_jax.data.open import open_source
+from gsg_jax.data.source import ArraySource
 from gsg_jax.evaluation.encoder import open_encoder
 from gsg_jax.evaluation.features import embed_source
-from gsg_jax.progress import say
-from gsg_jax.report.content import Embedded, run_report
 from gsg_jax.report.embeddings import EmbeddedImages
-from gsg_jax.report.record import read_run_record
 from gsg_jax.report.report_page import report_page
+from gsg_jax.report.sections import Embedded, run_report
+from gsg_jax.run.record import read_run_record
 
 ROOT = pathlib.Path(__file__).parents[1]
 

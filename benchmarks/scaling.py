@@ -38,11 +38,11 @@ from rich.console import Console
 from rich.table import Table
 from step_time import image_shape
 
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_overrides, check_pretraining, load_config, resolve
-from gsg_jax.experiment import build_experiment, jit_step
+from gsg_jax.config.check import check_overrides, check_pretraining, load_config, resolve
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
-from gsg_jax.train_step import Experiment, TrainState, init_state
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import Experiment, TrainState, init_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 METHODS_SHOWN = "simsiam_gsg,byol_gsg,moco_v2,simclr"

@@ -22,12 +22,12 @@ import time
 import jax
 import numpy as np
 
-from gsg_jax import mesh as meshes
-from gsg_jax.backend import compiler_options
-from gsg_jax.config import check_pretraining, load_config, resolve
-from gsg_jax.experiment import build_experiment, jit_step
+from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS
-from gsg_jax.train_step import Experiment, draw_views, init_state
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import Experiment, draw_views, init_state
 
 
 def main() -> None:

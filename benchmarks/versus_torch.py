@@ -169,7 +169,7 @@ def serve(step, operations: float) -> None:
 
 def config_of(arguments: argparse.Namespace):
     """The config of both sides: ready views, nothing drawn in the step but the pairs."""
-    from gsg_jax.config import check_pretraining, load_config, resolve
+    from gsg_jax.config.check import check_pretraining, load_config, resolve
 
     root = pathlib.Path(__file__).parent.parent
     config = load_config(f"{root}/configs/{arguments.methods}.py:{arguments.recipe}")
@@ -209,10 +209,10 @@ def our_step(arguments: argparse.Namespace):
 
     import jax
 
-    from gsg_jax import mesh as meshes
-    from gsg_jax.backend import is_one_cpu
-    from gsg_jax.experiment import build_experiment, jit_step
-    from gsg_jax.train_step import init_state
+    from gsg_jax.devices import mesh as meshes
+    from gsg_jax.devices.backend import is_one_cpu
+    from gsg_jax.train.build import build_experiment, jit_step
+    from gsg_jax.train.step import init_state
 
     config = config_of(arguments)
     mesh = meshes.make_mesh(config.data.batch_size)

@@ -11,11 +11,11 @@ Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733).
 
 from ml_collections import ConfigDict
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "byol"
     if recipe.startswith("imagenet"):

@@ -11,11 +11,11 @@ Source: Caron et al., ICCV 2021 (arXiv 2104.14294).
 
 from ml_collections import ConfigDict
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "dino"
     config.method.update(

@@ -9,11 +9,11 @@ Source: the evaluations' own configs.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("evaluate_all", recipe)
     config.parts = ("knn", "probe", "lbfgs", "finetune", "transfer")
     config.finetune_labels = (0.01, 0.1)  # shares of the labels, one fine-tuning each

@@ -9,7 +9,7 @@ Source: pooled features of a frozen backbone, as in Chen & He, CVPR 2021 (arXiv 
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:

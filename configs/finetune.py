@@ -10,11 +10,11 @@ Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("finetune", recipe)
     config.labels = 0.1  # share of the training images whose labels are used, by class
     recipes.add_finetuning(config)

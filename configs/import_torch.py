@@ -12,11 +12,11 @@ Source: the layouts are those of torchvision, timm and the papers' own checkpoin
 
 from ml_collections import ConfigDict
 
-from gsg_jax.recipes import RECIPES, check_recipe
+from gsg_jax.config.recipes import RECIPES, check_recipe
 
 
 def get_config(recipe: str = "imagenet") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     check_recipe(recipe, RECIPES)
     return ConfigDict(
         {

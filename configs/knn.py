@@ -7,7 +7,7 @@ Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:

@@ -11,11 +11,11 @@ Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix A.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.evaluation.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("linear", recipe)
     config.protocol = "images" if recipe == "imagenet" else "probe"  # or "lbfgs"
     config.features = ""  # folder of a features job, read instead of a checkpoint

@@ -11,11 +11,11 @@ Source: He et al., CVPR 2020 (arXiv 1911.05722); Chen et al. (arXiv 2003.04297).
 
 from ml_collections import ConfigDict
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "moco_v2"
     is_imagenet = recipe.startswith("imagenet")

@@ -10,7 +10,7 @@ Source: t-SNE of van der Maaten & Hinton, JMLR 9 (2008); k-NN as in configs/knn.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:

@@ -12,11 +12,11 @@ Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 
 from ml_collections import ConfigDict
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "simsiam_gsg"
     recipes.guided_pairs(config)

@@ -10,7 +10,7 @@ Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:

@@ -11,11 +11,11 @@ Source: Bardes et al., ICLR 2022 (arXiv 2105.04906).
 
 from ml_collections import ConfigDict
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.recipes.RECIPES."""
+    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "vicreg"
     config.method.update(

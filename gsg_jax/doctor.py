@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_pretraining, resolve
-from gsg_jax.data.records import prepared_names
-from gsg_jax.experiment import build_experiment, jit_step
-from gsg_jax.recipes import pretraining
-from gsg_jax.train_step import init_state
+from gsg_jax.config.check import check_pretraining, resolve
+from gsg_jax.config.recipes import pretraining
+from gsg_jax.data.tfds import prepared_names
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import init_state
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),

@@ -20,13 +20,12 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from gsg_jax import hosts
-from gsg_jax.config import check_overrides, load_config
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.config.check import check_overrides, load_config
+from gsg_jax.console import UsageError, UserError, say_everywhere
+from gsg_jax.devices import hosts
+from gsg_jax.devices.line import GRACE_SECONDS, LOST_SECONDS
+from gsg_jax.devices.mesh import give_fake_devices_threads
 from gsg_jax.jobs import JOBS, ON_ONE_HOST
-from gsg_jax.line import GRACE_SECONDS, LOST_SECONDS
-from gsg_jax.mesh import give_fake_devices_threads
-from gsg_jax.progress import say_everywhere
 
 HELP = """
   --config=configs/NAME.py[:RECIPE]  the experiment, and which data and sizes it takes

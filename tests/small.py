@@ -3,10 +3,10 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from gsg_jax.config import check_pretraining, load_config, resolve
-from gsg_jax.data.sources import EMBEDDED_FILE
-from gsg_jax.experiment import build_experiment
-from gsg_jax.train_step import Experiment
+from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.data.open import EMBEDDED_FILE
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.step import Experiment
 
 
 def small_config(method: str, **method_overrides) -> ConfigDict:

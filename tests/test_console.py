@@ -6,8 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from gsg_jax import progress
-from gsg_jax.progress import RunDisplay, counting
+from gsg_jax import console as progress
+from gsg_jax.console import counting
+from gsg_jax.train.display import RunDisplay
 
 VALUES = {
     "epoch": 1.5,

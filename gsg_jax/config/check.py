@@ -12,15 +12,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
+from gsg_jax.console import UsageError
 from gsg_jax.data.augment import ViewRecipe
-from gsg_jax.errors import UsageError
 from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Method
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS
 from gsg_jax.models.siamese import BACKBONES, output_width
 from gsg_jax.models.vit import POOLINGS, POSITIONS, VITS
-from gsg_jax.optim import EMA_SCHEDULES, OPTIMIZERS
+from gsg_jax.train.optim import EMA_SCHEDULES, OPTIMIZERS
 
 CHOICES = {
     "method.name": tuple(METHODS),
@@ -314,7 +314,9 @@ def check_pretraining(config: ConfigDict) -> None:
     leaves = flat(config)
     for key in (*CHOICES, *RANGES, *TUPLES):
         if key not in leaves:
-            raise UsageError(f"the config lacks {key}: start from gsg_jax.recipes.pretraining")
+            raise UsageError(
+                f"the config lacks {key}: start from gsg_jax.config.recipes.pretraining"
+            )
     for key, choices in CHOICES.items():
         _check_choice(key, leaves[key], choices)
     check_ranges(config)

@@ -6,8 +6,8 @@ these groups; a recipe after the config's name changes their numbers.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.data.suite import SETS
-from gsg_jax.recipes import check_recipe
+from gsg_jax.config.recipes import check_recipe
+from gsg_jax.config.transfer_sets import SETS
 
 # What the evaluations take after a colon: numbers for small images, or those of the papers.
 RECIPES = ("default", "imagenet")

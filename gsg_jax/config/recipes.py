@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from gsg_jax.errors import UsageError
+from gsg_jax.console import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

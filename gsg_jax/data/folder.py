@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gsg_jax.data import base
+from gsg_jax.console import UserError, say
+from gsg_jax.data import source as base
 from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
-from gsg_jax.errors import UserError
-from gsg_jax.progress import say
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 # Above this many files, opening reads headers only and nothing is held in memory.

@@ -6,7 +6,7 @@ import tempfile
 from multiprocessing import reduction
 from typing import Any
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 
 
 class Handover:

@@ -7,12 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import grain
 import numpy as np
 
-from gsg_jax.data.base import ArraySource, Busy, Source, num_decode_threads
+from gsg_jax.console import UserError
 from gsg_jax.data.crops import ASPECT, centre_cut
-from gsg_jax.data.part import Part
 from gsg_jax.data.reader import Reader
+from gsg_jax.data.source import ArraySource, Busy, Source, Subset, num_decode_threads
 from gsg_jax.data.workers import Processes, Threads, Workers
-from gsg_jax.errors import UserError
 
 # The stream of a seed's randomness that the order is drawn from; the crops' is another.
 _SHUFFLE_STREAM = 0
@@ -278,7 +277,7 @@ def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
 
 def _decodes(source: Source) -> bool:
     """Tells whether reading an image of a source is work."""
-    while isinstance(source, Part):
+    while isinstance(source, Subset):
         source = source.source
     return not isinstance(source, ArraySource)
 

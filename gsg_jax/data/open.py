@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gsg_jax.data.base import ArraySource, Source
-from gsg_jax.data.folders import FolderSource, open_folder
-from gsg_jax.data.records import RecordSource, open_tfds
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.data.folder import FolderSource, open_folder
+from gsg_jax.data.source import ArraySource, Source
+from gsg_jax.data.tfds import RecordSource, open_tfds
 
 __all__ = ["ArraySource", "EncodedSource", "Source", "open_source"]
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gsg_jax.data.sources import EMBEDDED_FILE, FASHION_MNIST_CLASSES
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.data.open import EMBEDDED_FILE, FASHION_MNIST_CLASSES
 
 NUM_CLASSES = 10
 EMBEDDED_TRAIN_PER_CLASS = 1000

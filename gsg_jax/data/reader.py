@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from gsg_jax.data.base import Source
+from gsg_jax.console import UserError
 from gsg_jax.data.crops import random_crops
-from gsg_jax.errors import UserError
+from gsg_jax.data.source import Source
 
 # The stream of a seed's randomness that crops are drawn from; the order's is another.
 CROP_STREAM = 1

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gsg_jax.data import base
+from gsg_jax.console import UserError
+from gsg_jax.data import source as base
 from gsg_jax.data.decode import DECODE_ERRORS, decode
-from gsg_jax.errors import UserError
 
 # One read of many records is 20 times cheaper a record than many reads of one.
 _CHUNK = 256

@@ -23,10 +23,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gsg_jax.data.base import Busy
+from gsg_jax.console import UserError, say
 from gsg_jax.data.handover import Handed, Handover
-from gsg_jax.errors import UserError
-from gsg_jax.progress import say
+from gsg_jax.data.source import Busy
 
 # (step, place, i) of Reader, which reads {name: pixels} of one image.
 Call = tuple[int, int, int]

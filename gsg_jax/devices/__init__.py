@@ -1,0 +1,1 @@
+"""Devices and hosts: the mesh, the processes of a run, the compilation cache."""

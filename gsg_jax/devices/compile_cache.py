@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from gsg_jax.progress import say
+from gsg_jax.console import say
 
 # Of a workdir's cache; a run takes a few of them, each release of JAX or change of the code as
 # many again. JAX's own bound would need the package filelock.

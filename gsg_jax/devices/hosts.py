@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 from jax._src.clusters import ClusterEnv
 
-from gsg_jax import __version__, progress
-from gsg_jax.errors import UsageError, UserError
-from gsg_jax.line import GRACE_SECONDS, Line, meet
+from gsg_jax import __version__
+from gsg_jax import console as progress
+from gsg_jax.console import UsageError, UserError
+from gsg_jax.devices.line import GRACE_SECONDS, Line, meet
 
 PORT = 8476  # of host 0, where neither the flags nor the cluster name another
 TIMEOUT = 300  # seconds that hosts wait for one another at the start

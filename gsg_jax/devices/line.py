@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn
 
-from gsg_jax.errors import AGAIN, UserError
+from gsg_jax.console import AGAIN, UserError
 
 PING_SECONDS = 2.0
 LOST_SECONDS = 60.0  # of silence; below the 100 s of JAX's own heartbeat

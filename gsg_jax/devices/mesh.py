@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 
 
 def give_fake_devices_threads() -> None:

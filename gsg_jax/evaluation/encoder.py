@@ -8,18 +8,18 @@ from functools import partial
 import jax
 import ml_collections
 
-from gsg_jax import mesh as meshes
-from gsg_jax.checkpoint import Checkpoints, saved_steps, state_digest
-from gsg_jax.config import check_pretraining, from_record
-from gsg_jax.data.sources import Source, open_source
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.config.check import check_pretraining, from_record
+from gsg_jax.console import UsageError, UserError
+from gsg_jax.data.open import Source, open_source
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
-from gsg_jax.experiment import build_experiment, check_channels, check_patches
 from gsg_jax.models.resnet import ResNet
 from gsg_jax.models.siamese import build_backbone
 from gsg_jax.models.vit import ViT
-from gsg_jax.train_step import Experiment, init_state
-from gsg_jax.workdir import read_config
+from gsg_jax.run.checkpoint import Checkpoints, saved_steps, state_digest
+from gsg_jax.run.workdir import read_config
+from gsg_jax.train.build import build_experiment, check_channels, check_patches
+from gsg_jax.train.step import Experiment, init_state
 
 
 @dataclasses.dataclass(frozen=True)

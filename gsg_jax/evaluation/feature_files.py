@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gsg_jax import hosts
-from gsg_jax import mesh as meshes
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError, counting, say
+from gsg_jax.data.open import Source
+from gsg_jax.devices import hosts
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.features import Embed, embed_batches
-from gsg_jax.metrics import write_atomically
-from gsg_jax.progress import counting, say
-from gsg_jax.workdir import read_object
+from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.workdir import read_object
 
 SAVE_EVERY_SECONDS = 5.0
 MAX_CLASSES = 1_000_000

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gsg_jax import mesh as meshes
-from gsg_jax.backend import compiler_options
 from gsg_jax.data.augment import normalize_channels
 from gsg_jax.data.loader import eval_batches
-from gsg_jax.data.sources import Source
+from gsg_jax.data.open import Source
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.backend import compiler_options
 from gsg_jax.models.resnet import ResNet
 from gsg_jax.models.vit import ViT
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsg_jax.backend import multiplies_bfloat16_fast
+from gsg_jax.devices.backend import multiplies_bfloat16_fast
 from gsg_jax.evaluation.host_merge import Best, merge_on_host
 from gsg_jax.evaluation.shortlist import (
     RoundedBlock,
@@ -18,7 +18,7 @@ from gsg_jax.evaluation.shortlist import (
     round_block,
     unit_rows,
 )
-from gsg_jax.similarity import norm
+from gsg_jax.methods.similarity import norm
 
 Way = Literal["device", "host", "shortlist"]
 

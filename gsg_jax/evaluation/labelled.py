@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from gsg_jax.data.part import Part
-from gsg_jax.data.sources import Source, open_source
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError, say
+from gsg_jax.data.open import Source, open_source
+from gsg_jax.data.source import Subset
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, ids_of, labels_of, read_features
 from gsg_jax.evaluation.features import embed_source
 from gsg_jax.evaluation.splits import check_every_class
-from gsg_jax.progress import say
 
 
 class Labelled(NamedTuple):
@@ -171,4 +170,4 @@ def _with_labels(path: pathlib.Path) -> LabelledFeatures:
 def known_images(source: Source) -> Source:
     """The images of a source whose label is known."""
     is_known = source.labels >= 0
-    return source if is_known.all() else Part(source, np.flatnonzero(is_known))
+    return source if is_known.all() else Subset(source, np.flatnonzero(is_known))

@@ -3,13 +3,13 @@
 import ml_collections
 import numpy as np
 
-from gsg_jax.data.part import Part
-from gsg_jax.data.sources import Source
+from gsg_jax.console import say
+from gsg_jax.data.open import Source
+from gsg_jax.data.source import Subset
 from gsg_jax.evaluation.features import Embed, embed_source, pixels
 from gsg_jax.evaluation.knn import knn_top1
 from gsg_jax.evaluation.logistic import linear_scores
 from gsg_jax.evaluation.scores import top_k_accuracy
-from gsg_jax.progress import say
 
 
 class KnnMonitor:
@@ -26,7 +26,7 @@ class KnnMonitor:
         self._bank = train
         if len(train) > config.eval.max_bank:
             chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
-            self._bank = Part(train, chosen)
+            self._bank = Subset(train, chosen)
         self._query = test if test is not None and test.class_names else None
         self._voters = len(self._bank) - (self._query is None)  # no image votes for itself
         k = config.eval.knn_k

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gsg_jax.evaluation.host_merge import Best, Tile
-from gsg_jax.similarity import norm, normalize
+from gsg_jax.methods.similarity import norm, normalize
 
 # A cosine by itself costs as much as some 32 within a product of whole blocks.
 SHARE_WORTH_LISTING = 1 / 32

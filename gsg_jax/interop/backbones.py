@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 from gsg_jax.interop.tensors import Tensor, linear, norm
 from gsg_jax.models.resnet import RESNETS, BasicBlock, Bottleneck
 from gsg_jax.models.vit import VITS, sine_cosine_positions

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 
 PICKLES = (".pth", ".tar", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model")  # keys under which a checkpoint holds its state dict

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 from gsg_jax.interop.backbones import Shapes
 from gsg_jax.interop.tensors import Tensor, linear, norm
 

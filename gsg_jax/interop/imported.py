@@ -9,12 +9,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 from gsg_jax.interop.files import CheckpointFile
 from gsg_jax.interop.layouts import Found
 from gsg_jax.interop.tensors import Tensor
-from gsg_jax.metrics import write_atomically
-from gsg_jax.workdir import IMPORTED, read_object
+from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.workdir import IMPORTED, read_object
 
 KEYS = ("layout", "wrapper", "is_parallel", "params", "target_params")
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 from gsg_jax.interop.backbones import Shapes, backbone_tensors, infer_backbone
 from gsg_jax.interop.heads import (
     infer_predictor,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 from gsg_jax.interop.files import write_bytes
 from gsg_jax.models.resnet import RESNETS, Bottleneck
 from gsg_jax.models.vit import NORM_EPSILON, VITS

@@ -7,21 +7,20 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax import mesh as meshes
-from gsg_jax.config import as_json, check_evaluation, differences
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.config.check import as_json, check_evaluation, differences
+from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.data.open import Source
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures
+from gsg_jax.evaluation.labelled import Labelled, check_bank, check_finite, open_test, open_train
 from gsg_jax.jobs.features import features_in_file
 from gsg_jax.jobs.finetune import check_tunable, drawn_part, official_part, tune
 from gsg_jax.jobs.knn import score_by_knn
-from gsg_jax.jobs.labelled import Labelled, check_bank, check_finite, open_test, open_train
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import check_sets, transfer_figures
-from gsg_jax.metrics import write_atomically
-from gsg_jax.progress import say
-from gsg_jax.workdir import claim_for_evaluation, read_object
+from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.workdir import claim_for_evaluation, read_object
 
 PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
 # Figures that are no shares of images.

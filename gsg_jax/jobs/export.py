@@ -6,8 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax.checkpoint import read_variables
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.evaluation.encoder import read_record
 from gsg_jax.interop.backbones import fixed_positions
 from gsg_jax.interop.card import model_card, write_folder
@@ -16,10 +15,10 @@ from gsg_jax.interop.files import PARALLEL, write_checkpoint
 from gsg_jax.interop.imported import as_imported, read_imported, with_rest
 from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.interop.onnx_graph import write_onnx
-from gsg_jax.metrics import write_atomically
 from gsg_jax.models.vit import VITS
-from gsg_jax.progress import say
-from gsg_jax.workdir import given_path
+from gsg_jax.run.checkpoint import read_variables
+from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.workdir import given_path
 
 EXPORTS = ("torchvision", "timm", "reference", "detectron2", "onnx")
 SUFFIXES = {"detectron2": (".pkl",), "onnx": (".onnx",)}

@@ -5,9 +5,9 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax.config import check_evaluation
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UsageError
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.console import UsageError
+from gsg_jax.data.open import Source
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, write_features
 

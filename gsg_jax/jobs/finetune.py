@@ -8,23 +8,22 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax import hosts
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_evaluation
-from gsg_jax.data.part import Part
-from gsg_jax.data.records import is_prepared
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UsageError, UserError
-from gsg_jax.evaluation.classifier import ClassifierRun, Diverged
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.data.open import Source
+from gsg_jax.data.source import Subset
+from gsg_jax.data.tfds import is_prepared
+from gsg_jax.devices import hosts
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, read_run
 from gsg_jax.evaluation.feature_files import labels_of
+from gsg_jax.evaluation.labelled import open_test, open_train
 from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.evaluation.splits import class_balanced, split_held_out
-from gsg_jax.jobs.labelled import open_test, open_train
 from gsg_jax.jobs.linear import told_figures
-from gsg_jax.metrics import write_atomically
-from gsg_jax.progress import say
-from gsg_jax.workdir import claim_for_evaluation, read_object
+from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.workdir import claim_for_evaluation, read_object
+from gsg_jax.train.supervised import ClassifierRun, Diverged
 
 # Official parts of ImageNet, by the share of the labels: the lists that the papers use.
 IMAGENET_PARTS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}
@@ -84,7 +83,7 @@ def drawn_part(train: Source, share: float, seed: int) -> Source:
     """Training images whose labels may be used, as many of every class; all where share is 1."""
     if share == 1:
         return train
-    part = Part(train, class_balanced(train.labels, share, seed))
+    part = Subset(train, class_balanced(train.labels, share, seed))
     say(f"takes {len(part):,} labels, as many of every class, by seed {seed}")
     return part
 
@@ -176,7 +175,7 @@ def choose_rates(
     for pair in pairs:
         name = _name(pair)
         if name not in figures:
-            parts = Part(train, fitted), Part(train, chooses)
+            parts = Subset(train, fitted), Subset(train, chooses)
             figures[name] = _held_out_top1(encoder, *parts, config, pair, folder / name)
             write_atomically(path, json.dumps(figures, indent=2) + "\n")
             meshes.wait_for_hosts(f"{name} is scored")

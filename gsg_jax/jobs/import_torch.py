@@ -12,19 +12,18 @@ import jax
 import ml_collections
 import numpy as np
 
-from gsg_jax import mesh as meshes
-from gsg_jax.checkpoint import Checkpoints, state_digest
-from gsg_jax.config import check_pretraining, flat, load_config, resolve
-from gsg_jax.errors import UsageError, UserError
-from gsg_jax.experiment import build_experiment
+from gsg_jax.config.check import check_pretraining, flat, load_config, resolve
+from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.interop.files import read_checkpoint
 from gsg_jax.interop.imported import write_imported
 from gsg_jax.interop.layouts import LAYOUTS, Found, nearest_layout, recognise
 from gsg_jax.interop.tensors import KINDS, Tensor
 from gsg_jax.methods import METHODS
-from gsg_jax.progress import say
-from gsg_jax.train_step import TrainState, init_state
-from gsg_jax.workdir import IMPORTED, WRITTEN, given_path, write_record
+from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.run.workdir import IMPORTED, WRITTEN, given_path, write_record
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.step import TrainState, init_state
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

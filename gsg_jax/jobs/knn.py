@@ -5,11 +5,10 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax.config import check_evaluation
-from gsg_jax.errors import UserError
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.console import UserError, say
 from gsg_jax.evaluation.knn import knn_top1_by_k
-from gsg_jax.jobs.labelled import Labelled, labelled_features
-from gsg_jax.progress import say
+from gsg_jax.evaluation.labelled import Labelled, labelled_features
 
 
 def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

@@ -7,19 +7,18 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from gsg_jax.config import check_evaluation
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.evaluation import logistic
-from gsg_jax.evaluation.classifier import ClassifierRun
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, labels_of
 from gsg_jax.evaluation.features import standardize
+from gsg_jax.evaluation.labelled import Labelled, labelled_features, open_test, open_train
 from gsg_jax.evaluation.probe import fit_probe
 from gsg_jax.evaluation.scores import Metric, classification_figures, top_k_accuracy
 from gsg_jax.evaluation.splits import split_held_out
-from gsg_jax.jobs.labelled import Labelled, labelled_features, open_test, open_train
-from gsg_jax.progress import say
-from gsg_jax.workdir import claim_for_evaluation
+from gsg_jax.run.workdir import claim_for_evaluation
+from gsg_jax.train.supervised import ClassifierRun
 
 TOP1 = partial(top_k_accuracy, k=1)
 

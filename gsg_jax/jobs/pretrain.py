@@ -8,12 +8,11 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax import hosts
-from gsg_jax.errors import UserError
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
+from gsg_jax.console import UserError, say
+from gsg_jax.devices import hosts
 from gsg_jax.jobs.report import write_report
-from gsg_jax.progress import say
-from gsg_jax.train import pretrain
+from gsg_jax.train.loop import pretrain
 
 
 def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

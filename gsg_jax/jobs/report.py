@@ -7,21 +7,21 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from gsg_jax import hosts
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_evaluation
-from gsg_jax.data.part import Part
-from gsg_jax.data.sources import Source, open_source
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.console import say
+from gsg_jax.data.open import Source, open_source
+from gsg_jax.data.source import Subset
+from gsg_jax.devices import hosts
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import labels_of
 from gsg_jax.evaluation.features import embed_source
-from gsg_jax.jobs.labelled import check_finite
-from gsg_jax.metrics import write_atomically
-from gsg_jax.progress import say
-from gsg_jax.report.content import Embedded, attempt, run_report
+from gsg_jax.evaluation.labelled import check_finite
 from gsg_jax.report.embeddings import EmbeddedImages, check_umap
-from gsg_jax.report.record import read_run_record
 from gsg_jax.report.report_page import report_page
+from gsg_jax.report.sections import Embedded, attempt, run_report
+from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.record import read_run_record
 
 NAME = "report.html"
 LACKS = "the map, the neighbours, the spectrum, the views and the accuracy by class"
@@ -84,7 +84,7 @@ def _embedded(config: ml_collections.ConfigDict) -> Embedded:
     def embed(source: Source, limit: int, split: str) -> EmbeddedImages:
         if len(source) > limit:
             rows = np.linspace(0, len(source) - 1, limit).round().astype(np.int64)
-            source = Part(source, rows)
+            source = Subset(source, rows)
         h = embed_source(
             encoder.embed, source, batch_size=config.eval.batch_size, size=encoder.crop_size
         )

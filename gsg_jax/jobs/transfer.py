@@ -5,21 +5,20 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax.config import check_evaluation
-from gsg_jax.data.records import is_prepared, open_tfds
-from gsg_jax.data.suite import SETS, TransferSet
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.config.transfer_sets import SETS, TransferSet
+from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.data.tfds import is_prepared, open_tfds
 from gsg_jax.evaluation import logistic
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
+from gsg_jax.evaluation.labelled import embed_labelled, known_images
 from gsg_jax.evaluation.scores import (
     bootstrap_interval,
     mean_average_precision,
     mean_per_class,
 )
 from gsg_jax.evaluation.splits import check_every_class
-from gsg_jax.jobs.labelled import embed_labelled, known_images
 from gsg_jax.jobs.linear import TOP1, solve, tell
-from gsg_jax.progress import say
 
 METRICS = {
     "top1": TOP1,

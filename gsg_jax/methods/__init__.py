@@ -1,7 +1,6 @@
 """METHODS: every method of the framework, a row each."""
 
 from gsg_jax.methods.asymmetric import asymmetric_loss
-from gsg_jax.methods.base import EXTRAS, PREDICTORS, SOURCES, TARGETS, Method, Outputs
 from gsg_jax.methods.clustering import check_dino, dino_loss, init_centre, twist_loss
 from gsg_jax.methods.contrastive import (
     check_queue,
@@ -19,6 +18,7 @@ from gsg_jax.methods.decorrelation import (
 )
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
 from gsg_jax.methods.guided import check_pairing, guided_loss, source_views
+from gsg_jax.methods.method import EXTRAS, PREDICTORS, SOURCES, TARGETS, Method, Outputs
 from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 
 _LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row

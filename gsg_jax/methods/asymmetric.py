@@ -4,9 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Outputs
+from gsg_jax.methods.method import Memory, Metrics, Outputs
 from gsg_jax.methods.positives import positives
-from gsg_jax.similarity import attraction, normalize
+from gsg_jax.methods.similarity import attraction, normalize
 
 
 def asymmetric_loss(

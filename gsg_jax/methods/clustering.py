@@ -4,8 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Outputs
 from gsg_jax.methods.contrastive import check_two_views
+from gsg_jax.methods.method import Memory, Metrics, Outputs
 from gsg_jax.methods.positives import positives
 
 

@@ -4,8 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Outputs
-from gsg_jax.similarity import normalize
+from gsg_jax.methods.method import Memory, Metrics, Outputs
+from gsg_jax.methods.similarity import normalize
 
 
 def nt_xent_loss(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory
+from gsg_jax.methods.method import Memory
 
 
 def init_correlation(key: jax.Array, *, width: int, **options) -> Memory:

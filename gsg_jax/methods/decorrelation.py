@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Outputs
+from gsg_jax.methods.method import Memory, Metrics, Outputs
 
 STD_EPSILON = 1e-4  # VICReg's, under the root
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.similarity import normalize
+from gsg_jax.methods.similarity import normalize
 
 MAX_ROWS = 256
 

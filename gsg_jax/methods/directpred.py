@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from gsg_jax.methods.asymmetric import asymmetric_loss
-from gsg_jax.methods.base import Memory, Metrics, Outputs
 from gsg_jax.methods.correlation import init_correlation, update_correlation
-from gsg_jax.similarity import normalize
+from gsg_jax.methods.method import Memory, Metrics, Outputs
+from gsg_jax.methods.similarity import normalize
 
 
 def directpred_loss(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import LossFn, Memory, Metrics, Outputs
-from gsg_jax.similarity import NORM_FLOOR, norm, normalize
+from gsg_jax.methods.method import LossFn, Memory, Metrics, Outputs
+from gsg_jax.methods.similarity import NORM_FLOOR, norm, normalize
 
 GRADIENT_FIGURES = (
     "positive_gradient",

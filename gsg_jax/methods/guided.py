@@ -6,8 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Mix, Outputs
-from gsg_jax.similarity import attraction, distance, normalize
+from gsg_jax.methods.method import CutMix, Memory, Metrics, Outputs
+from gsg_jax.methods.similarity import attraction, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
@@ -146,7 +146,9 @@ def _sources(outputs: Outputs, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
     return _view(p[:2, image], a), _view(of_reference, b)
 
 
-def _target(z: jax.Array, image: slice | jax.Array, view: jax.Array, mix: Mix | None) -> jax.Array:
+def _target(
+    z: jax.Array, image: slice | jax.Array, view: jax.Array, mix: CutMix | None
+) -> jax.Array:
     """Unit target rows [P, D]: view `view` of the images, and of their partners by the share."""
     own = normalize(_view(z[:, image], view))
     if mix is None:

@@ -13,7 +13,7 @@ SOURCES = ("all", "selected")
 EXTRAS = ("local_views", "cutmix", "ema_positive")
 
 
-class Mix(NamedTuple):
+class CutMix(NamedTuple):
     """What CutMix has done to the online branch's views.
 
     Attributes:
@@ -46,7 +46,7 @@ class Outputs(NamedTuple):
     p: jax.Array
     z_target: jax.Array
     z_negative: jax.Array | None = None
-    mix: Mix | None = None
+    mix: CutMix | None = None
     sources: jax.Array | None = None
 
     @property

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Mix
+from gsg_jax.methods.method import CutMix
 
 
-def positives(t: jax.Array, num_views: int, mix: Mix | None) -> jax.Array:
+def positives(t: jax.Array, num_views: int, mix: CutMix | None) -> jax.Array:
     """The target rows that each view follows, as one weighted mean a view.
 
     A global view follows the mean of the other global views' targets (its sibling's, where there
@@ -34,7 +34,7 @@ def positives(t: jax.Array, num_views: int, mix: Mix | None) -> jax.Array:
     return mixed(rows, mix)
 
 
-def mixed(rows: jax.Array, mix: Mix | None) -> jax.Array:
+def mixed(rows: jax.Array, mix: CutMix | None) -> jax.Array:
     """Rows [V, B, D] with each image's replaced by its mean with its partner's, by the share."""
     if mix is None:
         return rows

@@ -18,12 +18,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.base import Memory, Metrics, Outputs
 from gsg_jax.methods.contrastive import check_two_views
 from gsg_jax.methods.correlation import update_correlation
 from gsg_jax.methods.decorrelation import STD_EPSILON, standardize
+from gsg_jax.methods.method import Memory, Metrics, Outputs
 from gsg_jax.methods.positives import positives
-from gsg_jax.similarity import norm, normalize
+from gsg_jax.methods.similarity import norm, normalize
 
 
 class Pair(NamedTuple):

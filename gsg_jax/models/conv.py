@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.backend import is_one_cpu
+from gsg_jax.devices.backend import is_one_cpu
 from gsg_jax.models.cpu_conv import convolve_on_cpu
 
 STANDARDIZE_EPSILON = 1e-5

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gsg_jax.methods.similarity import normalize
 from gsg_jax.models.norm import BatchNorm, Norm
-from gsg_jax.similarity import normalize
 
 # PyTorch's default of a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

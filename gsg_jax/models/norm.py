@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.backend import is_one_cpu
+from gsg_jax.devices.backend import is_one_cpu
 
 
 class BatchNorm(nn.Module):

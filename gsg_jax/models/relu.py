@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.backend import is_one_cpu
+from gsg_jax.devices.backend import is_one_cpu
 
 
 def relu(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""`python -m gsg_jax.compare DIR DIR ...`: several runs side by side, on a terminal and in a page.
+"""`python -m gsg_jax.report.compare DIR DIR ...`: runs side by side, on a terminal and in a page.
 
 Prints two tables on standard error, where the configs differ and what the runs came to; writes
 both, and every curve of all runs in one chart each, into --output; the last line of standard
@@ -20,15 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gsg_jax import __version__
-from gsg_jax.clock import mean_views_per_second
-from gsg_jax.config import flat
-from gsg_jax.errors import UserError
-from gsg_jax.metrics import TIMED, is_number, write_atomically
-from gsg_jax.progress import say
+from gsg_jax.config.check import flat
+from gsg_jax.console import UserError, say
 from gsg_jax.report.charts import figure
 from gsg_jax.report.curves import curves_of_several
 from gsg_jax.report.page import page
-from gsg_jax.report.record import RunRecord, read_run_record
+from gsg_jax.run.metrics import TIMED, is_number, write_atomically
+from gsg_jax.run.record import RunRecord, read_run_record
+from gsg_jax.train.timer import mean_views_per_second
 
 # Figures that every comparison begins with, where a run has them.
 FIRST = (
@@ -84,7 +83,8 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 where it is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m gsg_jax.compare", description=__doc__.splitlines()[0].split(": ", 1)[1]
+        prog="python -m gsg_jax.report.compare",
+        description=__doc__.splitlines()[0].split(": ", 1)[1],
     )
     parser.add_argument("workdirs", nargs="+", type=_path, metavar="DIR", help="of runs")
     parser.add_argument(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gsg_jax.report.charts import Chart, Line, line_chart
-from gsg_jax.report.record import RunRecord
+from gsg_jax.run.record import RunRecord
 
 KNN = "k-NN accuracy"
 # The figures of a chart of one run: title, (figure, what the legend calls it) each, note.

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.data.open import Source
 from gsg_jax.evaluation.knn import knn_scores, neighbours
 
 PCA_CHANNELS = 50  # that t-SNE and UMAP look at

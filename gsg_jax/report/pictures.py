@@ -10,10 +10,10 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from gsg_jax.config import view_recipe
+from gsg_jax.config.check import view_recipe
 from gsg_jax.data.augment import make_local_views, make_views
-from gsg_jax.data.base import num_decode_threads
-from gsg_jax.data.sources import Source
+from gsg_jax.data.open import Source
+from gsg_jax.data.source import num_decode_threads
 from gsg_jax.report.thumbnails import data_uri, sheet, thumbnail
 
 COLUMNS, ROWS = 32, 32  # thumbnails of one sheet

@@ -3,9 +3,9 @@
 from typing import Any
 
 from gsg_jax import __version__
-from gsg_jax.report.content import MAX_CONFUSION, Report
 from gsg_jax.report.embeddings import Confusion
 from gsg_jax.report.page import page
+from gsg_jax.report.sections import MAX_CONFUSION, Report
 
 MOST_CONFUSED = 20
 # What stands below the title.

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from gsg_jax import hosts
-from gsg_jax.config import flat, from_record
-from gsg_jax.errors import UserError
-from gsg_jax.evaluation.collapse import effective_rank
+from gsg_jax.config.check import flat, from_record
+from gsg_jax.console import UserError
+from gsg_jax.devices import hosts
+from gsg_jax.methods.diagnostics import effective_rank
 from gsg_jax.report import embeddings, pictures
 from gsg_jax.report.charts import Chart, Line, figure, line_chart
 from gsg_jax.report.curves import curves
 from gsg_jax.report.embeddings import EmbeddedImages
-from gsg_jax.report.record import RunRecord
+from gsg_jax.run.record import RunRecord
 
 NUM_NEAR = 5  # neighbours that the map shows of a point
 MAX_CONFUSION = 30  # classes of a whole confusion matrix; of more the commonest confusions

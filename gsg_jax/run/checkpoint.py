@@ -19,10 +19,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 from rich.filesize import decimal
 
-from gsg_jax import hosts, integrity
-from gsg_jax.errors import UserError
-from gsg_jax.progress import say
-from gsg_jax.train_step import TrainState
+from gsg_jax.console import UserError, say
+from gsg_jax.devices import hosts
+from gsg_jax.run import integrity
+from gsg_jax.train.step import TrainState
 
 # What Orbax raises where a file cannot be written or read.
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError)

@@ -11,8 +11,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from gsg_jax import hosts
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.devices import hosts
 
 # Of a line of throughput.jsonl, what is read again.
 TIMED = ("views_per_second", "interval_seconds", "train_seconds")

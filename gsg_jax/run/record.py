@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gsg_jax.errors import UserError
-from gsg_jax.metrics import read_lines
-from gsg_jax.workdir import read_config, read_figures
+from gsg_jax.console import UserError
+from gsg_jax.run.metrics import read_lines
+from gsg_jax.run.workdir import read_config, read_figures
 
 # Files of a run, and what a page lacks without them.
 FILES = {

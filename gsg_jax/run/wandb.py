@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator
 
 import ml_collections
 
-from gsg_jax import hosts
-from gsg_jax.errors import UserError
-from gsg_jax.metrics import write_atomically
-from gsg_jax.progress import say
+from gsg_jax.console import UserError, say
+from gsg_jax.devices import hosts
+from gsg_jax.run.metrics import write_atomically
 
 # To send what is left at the end of a run; wandb itself would wait for ever.
 FINISH_SECONDS = 60

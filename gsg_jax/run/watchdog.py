@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import jax
 
-from gsg_jax import hosts
-from gsg_jax.data.base import Busy
-from gsg_jax.errors import AGAIN
-from gsg_jax.progress import say_everywhere
+from gsg_jax.console import AGAIN, say_everywhere
+from gsg_jax.data.source import Busy
+from gsg_jax.devices import hosts
 
 # Where a run may be; what a host says of itself to the others.
 STARTING = "starting"

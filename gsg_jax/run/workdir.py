@@ -6,11 +6,12 @@ from collections.abc import Collection
 
 import ml_collections
 
-from gsg_jax import hosts, recipes
-from gsg_jax import mesh as meshes
-from gsg_jax.config import as_json, differences
-from gsg_jax.errors import UsageError, UserError
-from gsg_jax.metrics import is_number, write_atomically
+from gsg_jax.config import recipes
+from gsg_jax.config.check import as_json, differences
+from gsg_jax.console import UsageError, UserError
+from gsg_jax.devices import hosts
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.run.metrics import is_number, write_atomically
 
 # The groups of a run's record.
 GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")

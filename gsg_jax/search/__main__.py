@@ -20,14 +20,17 @@ import numpy as np
 from absl import logging as absl_logging
 from rich.console import Console
 
-from gsg_jax import mesh as meshes
-from gsg_jax.checkpoint import Checkpoints
-from gsg_jax.compile_cache import caching
+from gsg_jax.config.evaluations import evaluation
+from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.data.crops import EVAL_RESIZE
-from gsg_jax.data.listing import Listing, list_folder, list_training_images, read_photo
-from gsg_jax.errors import UsageError, UserError
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.compile_cache import caching
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
-from gsg_jax.evaluation.index import (
+from gsg_jax.interop.layouts import image_channels
+from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.search.contact_sheet import FORMATS, MOST_IMAGES, write_sheet
+from gsg_jax.search.images import Listing, list_folder, list_training_images, read_photo
+from gsg_jax.search.index import (
     BATCH_SIZE,
     Index,
     Preparation,
@@ -35,11 +38,7 @@ from gsg_jax.evaluation.index import (
     check_writable,
     update_index,
 )
-from gsg_jax.evaluation.recipes import evaluation
-from gsg_jax.interop.layouts import image_channels
-from gsg_jax.progress import say
-from gsg_jax.report.contact_sheet import FORMATS, MOST_IMAGES, write_sheet
-from gsg_jax.report.findings import find_duplicates, find_outliers, find_similar
+from gsg_jax.search.results import find_duplicates, find_outliers, find_similar
 
 LARGEST_K = 1000
 LONGEST_STEM = 50  # characters of the query's name in that of its sheet; a file's name has a limit
@@ -113,7 +112,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
       UsageError: where one is unknown, out of range, or not of the mode.
     """
     parser = _Parser(
-        prog="python -m gsg_jax.search", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog="python -m gsg_jax.search",
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
     )
     parser.add_argument("workdir", metavar="DIR", help="the --workdir of a pretraining run")
     parser.add_argument(

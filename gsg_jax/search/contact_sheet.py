@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gsg_jax.data.base import num_decode_threads
+from gsg_jax.data.source import num_decode_threads
 from gsg_jax.report.thumbnails import sheet, thumbnail
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

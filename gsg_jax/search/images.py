@@ -10,10 +10,10 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from gsg_jax.console import UserError
 from gsg_jax.data.decode import DECODE_ERRORS, decode
-from gsg_jax.data.folders import EXTENSIONS, images_below, training_folder
-from gsg_jax.data.sources import open_source
-from gsg_jax.errors import UserError
+from gsg_jax.data.folder import EXTENSIONS, images_below, training_folder
+from gsg_jax.data.open import open_source
 
 # Of an image that is no file of its own, and so does not change by itself.
 _NO_STAMP = (-1, -1)

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gsg_jax.console import UserError, counting, say
 from gsg_jax.data.crops import centre_cut
-from gsg_jax.data.listing import Listing
-from gsg_jax.errors import UserError
 from gsg_jax.evaluation.feature_files import READ_ERRORS, read_features
 from gsg_jax.evaluation.features import Embed, embed_batches
-from gsg_jax.progress import counting, say
+from gsg_jax.search.images import Listing
 
 BATCH_SIZE = 64
 SAVE_EVERY_SECONDS = 30.0

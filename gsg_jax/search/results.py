@@ -13,13 +13,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gsg_jax.data.listing import Listing, read_photo
-from gsg_jax.errors import UserError
-from gsg_jax.evaluation.index import Index
+from gsg_jax.console import UserError, say
 from gsg_jax.evaluation.knn import neighbours
-from gsg_jax.evaluation.similar import Groups, nearest_mean, similar_groups
-from gsg_jax.progress import say
-from gsg_jax.report.contact_sheet import Picture
+from gsg_jax.search.contact_sheet import Picture
+from gsg_jax.search.images import Listing, read_photo
+from gsg_jax.search.index import Index
+from gsg_jax.search.similar import Groups, nearest_mean, similar_groups
 
 MOST_OF_GROUP = 12  # images that table and sheet show of a group of duplicates
 

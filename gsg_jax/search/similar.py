@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gsg_jax.evaluation.knn import neighbours
-from gsg_jax.similarity import normalize
+from gsg_jax.methods.similarity import normalize
 
 BLOCK = 2048  # rows against as many others at once: 16 MiB of similarities
 ROUNDING = 1e-6  # equal embeddings have a cosine of 1 but for this

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.backend import loops_are_slow
+from gsg_jax.devices.backend import loops_are_slow
 from gsg_jax.models.siamese import Siamese
 
 

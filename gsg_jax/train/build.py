@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from gsg_jax import mesh as meshes
-from gsg_jax.backend import compiler_options
-from gsg_jax.config import view_recipe
+from gsg_jax.config.check import view_recipe
+from gsg_jax.console import UserError
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UserError
+from gsg_jax.data.open import Source
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.models.vit import VITS
-from gsg_jax.optim import build_optimizer, ema_decay_schedule
-from gsg_jax.train_step import Experiment, TrainState, train_step
+from gsg_jax.train.optim import build_optimizer, ema_decay_schedule
+from gsg_jax.train.step import Experiment, TrainState, train_step
 
 
 def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoader:

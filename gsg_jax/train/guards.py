@@ -14,10 +14,9 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError, say
 from gsg_jax.methods import METHODS
-from gsg_jax.progress import say
-from gsg_jax.train_step import TrainState, finite_groups
+from gsg_jax.train.step import TrainState, finite_groups
 
 STEPS_IN_FLIGHT = 2
 

@@ -11,19 +11,20 @@ from typing import Any
 import jax
 import ml_collections
 
-from gsg_jax import mesh as meshes
-from gsg_jax import watchdog as watchdogs
-from gsg_jax import workdir as workdirs
-from gsg_jax.checkpoint import Checkpoints, state_digest
-from gsg_jax.clock import Clock, mean_views_per_second
-from gsg_jax.compile_cache import caching
-from gsg_jax.config import check_pretraining, resolve
+from gsg_jax.config.check import check_pretraining, resolve
+from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.sources import Source, open_source
-from gsg_jax.errors import UserError
+from gsg_jax.data.open import Source, open_source
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.compile_cache import caching
 from gsg_jax.evaluation.features import Embed, backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
-from gsg_jax.experiment import (
+from gsg_jax.run import watchdog as watchdogs
+from gsg_jax.run import workdir as workdirs
+from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.run.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_atomically
+from gsg_jax.run.wandb import check_wandb, open_wandb
+from gsg_jax.train.build import (
     build_experiment,
     build_loader,
     check_channels,
@@ -32,12 +33,11 @@ from gsg_jax.experiment import (
     check_queue_fits,
     jit_step,
 )
-from gsg_jax.guards import CollapseWatch, LossGuard, check_finite, stop_signals
-from gsg_jax.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_atomically
-from gsg_jax.optim import learning_rate_schedule
-from gsg_jax.progress import RunDisplay, say
-from gsg_jax.train_step import FIGURES, TrainState, init_state, skipped_steps
-from gsg_jax.wandb_log import check_wandb, open_wandb
+from gsg_jax.train.display import RunDisplay
+from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
+from gsg_jax.train.optim import learning_rate_schedule
+from gsg_jax.train.step import FIGURES, TrainState, init_state, skipped_steps
+from gsg_jax.train.timer import Clock, mean_views_per_second
 
 # The k-NN figures of a run, and whose they are.
 SCORED = {

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gsg_jax.branches import images_first, run_branch, running_statistics, views_first
 from gsg_jax.data.augment import ViewRecipe, cutmix, make_local_views, make_views
-from gsg_jax.evaluation.collapse import effective_rank, projection_std
-from gsg_jax.evaluation.gradients import GRADIENT_FIGURES, gradient_figures
-from gsg_jax.methods.base import LossFn, Memory, Metrics, Mix, Outputs
+from gsg_jax.methods.diagnostics import effective_rank, projection_std
+from gsg_jax.methods.gradients import GRADIENT_FIGURES, gradient_figures
+from gsg_jax.methods.method import CutMix, LossFn, Memory, Metrics, Outputs
 from gsg_jax.models.siamese import Siamese
-from gsg_jax.optim import is_below
+from gsg_jax.train.branches import images_first, run_branch, running_statistics, views_first
+from gsg_jax.train.optim import is_below
 
 MEMORY_STREAM = 2**32 - 1  # of the seed's keys; no step reaches it
 LOCAL_STREAM, CUTMIX_STREAM = 0, 1  # of the views' key
@@ -125,7 +125,7 @@ class Views(NamedTuple):
     whole: jax.Array
     online: jax.Array
     local: jax.Array | None
-    mix: Mix | None
+    mix: CutMix | None
     sources: jax.Array | None = None
 
 
@@ -278,7 +278,7 @@ def draw_views(
     if recipe.cutmix_probability:
         cutmix_key = jax.random.fold_in(key, CUTMIX_STREAM)
         online, *mix = cutmix(whole, cutmix_key, num_views, recipe.cutmix_probability)
-        mix = Mix(*mix)
+        mix = CutMix(*mix)
     return Views(whole, online, local, mix)
 
 

@@ -14,18 +14,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from gsg_jax import mesh as meshes
-from gsg_jax.checkpoint import Checkpoints
+from gsg_jax.console import UserError, counting
 from gsg_jax.data.augment import ViewRecipe, make_views
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.sources import Source
-from gsg_jax.errors import UserError
+from gsg_jax.data.open import Source
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
-from gsg_jax.guards import stop_signals
 from gsg_jax.models.classifier import Classifier
-from gsg_jax.optim import build_by_branch
-from gsg_jax.progress import counting
+from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.train.guards import stop_signals
+from gsg_jax.train.optim import build_by_branch
 
 SAVE_EVERY_SECONDS = 30.0
 SAVE_EVERY_STEPS = 200  # on several hosts

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from gsg_jax import config as configs
-from gsg_jax.config import (
+from gsg_jax.config import check as configs
+from gsg_jax.config.check import (
     CHOICES,
     FIXED_KEYS,
     OPTION_RANGES,
@@ -20,9 +20,9 @@ from gsg_jax.config import (
     load_config,
     resolve,
 )
-from gsg_jax.errors import UsageError
+from gsg_jax.config.recipes import RECIPES
+from gsg_jax.console import UsageError
 from gsg_jax.methods import METHODS
-from gsg_jax.recipes import RECIPES
 from tests.runs import METHOD_CONFIGS, ROOT
 
 # Strings that their reader checks: the data by opening them, the method's by its own check.

@@ -6,14 +6,16 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from gsg_jax import experiment, jobs, train
-from gsg_jax.config import check_evaluation, check_pretraining, flat, load_config, resolve
-from gsg_jax.data.sources import open_source
-from gsg_jax.errors import UserError
-from gsg_jax.experiment import build_experiment
+from gsg_jax import jobs
+from gsg_jax.config.check import check_evaluation, check_pretraining, flat, load_config, resolve
+from gsg_jax.config.recipes import RECIPES
+from gsg_jax.console import UserError
+from gsg_jax.data.open import open_source
 from gsg_jax.main import parse_flags
 from gsg_jax.methods import METHODS
-from gsg_jax.recipes import RECIPES
+from gsg_jax.train import build as experiment
+from gsg_jax.train import loop as train
+from gsg_jax.train.build import build_experiment
 from tests.runs import METHOD_CONFIGS, ROOT, call, tiny, write_images
 
 CONTRACT = {

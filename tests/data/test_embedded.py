@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gsg_jax.data import prepare, sources
+from gsg_jax.data import open as sources
+from gsg_jax.data import prepare
 
 FOLDER = Path(sources.__file__).parent / "embedded"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gsg_jax.console import UserError
 from gsg_jax.data import crops, loader
 from gsg_jax.data.loader import TrainLoader, eval_batches
+from gsg_jax.data.open import ArraySource
 from gsg_jax.data.reader import CROP_STREAM
-from gsg_jax.data.sources import ArraySource
-from gsg_jax.errors import UserError
 
 
 def numbered(num_images, shape=(3, 2, 1)):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gsg_jax.data import prepare, sources
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.data import open as sources
+from gsg_jax.data import prepare
 
 
 def write_idx(folder, prefix, num_images, *, seed=0, shape=(6, 5)):

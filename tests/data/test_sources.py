@@ -12,12 +12,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from gsg_jax.data import folders, sources
+from gsg_jax.console import UserError
+from gsg_jax.data import folder as folders
+from gsg_jax.data import open as sources
 from gsg_jax.data.decode import DECODE_ERRORS, decode
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.part import Part
-from gsg_jax.data.records import is_prepared
-from gsg_jax.errors import UserError
+from gsg_jax.data.source import Subset
+from gsg_jax.data.tfds import is_prepared
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -496,7 +497,7 @@ def test_a_part_is_the_images_it_was_given_with_labels_and_paths(tmp_path):
     for n in range(4):
         save(tmp_path / "ab"[n % 2] / f"{n}.png", (10 * n, 0, 0))
     whole = open_train(tmp_path)
-    part = Part(whole, np.array([3, 0]))
+    part = Subset(whole, np.array([3, 0]))
     assert len(part) == 2 and part.class_names == ("a", "b") and part.image_shape == (4, 6, 3)
     assert [int(part.image(i)[0, 0, 0]) for i in range(2)] == [30, 0]
     assert part.labels.tolist() == [1, 0]

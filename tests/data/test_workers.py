@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gsg_jax.console import UserError
 from gsg_jax.data import handover
-from gsg_jax.data.folders import FolderSource
+from gsg_jax.data.folder import FolderSource
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.part import Part
+from gsg_jax.data.open import ArraySource
 from gsg_jax.data.reader import Reader
-from gsg_jax.data.records import RecordSource
-from gsg_jax.data.sources import ArraySource
+from gsg_jax.data.source import Subset
+from gsg_jax.data.tfds import RecordSource
 from gsg_jax.data.workers import Processes, Threads
-from gsg_jax.errors import UserError
 from tests.data.pickled import Deadly, Records, Sleepy
 from tests.runs import ROOT, start, tiny, write_images
 
@@ -86,7 +86,7 @@ def workers():
 @pytest.mark.parametrize("kind", ["folder", "records", "array", "part"])
 def test_batches_of_processes_are_those_of_threads(tmp_path, kind):
     make = {"folder": lambda: folder_of(tmp_path), "records": records_of, "array": array_of}
-    source = Part(array_of(), np.arange(11)) if kind == "part" else make[kind]()
+    source = Subset(array_of(), np.arange(11)) if kind == "part" else make[kind]()
     local = {"num_local": 3, "local_size": 10}
     found = batches(source, num_processes=2, **local)
     assert not workers()
@@ -99,7 +99,7 @@ def test_batches_of_processes_are_those_of_threads(tmp_path, kind):
 
 def test_images_held_in_memory_and_left_whole_start_no_process():
     whole = {"num_views": None, "crop_size": None}
-    for source in (array_of(), Part(array_of(), np.arange(11))):
+    for source in (array_of(), Subset(array_of(), np.arange(11))):
         train = TrainLoader(source, batch_size=4, seed=0, num_processes=2)
         stream = train.iterate(0)
         next(stream)
@@ -305,7 +305,7 @@ def place_of(step, place, i):
 SCRIPT = """
 import multiprocessing, sys, time
 import numpy as np
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 
 class Slow:
     name, labels, class_names, image_shape, num_read = "slow", None, (), None, 0

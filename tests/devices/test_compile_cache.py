@@ -11,8 +11,9 @@ import pytest
 from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
-from gsg_jax import compile_cache, train
-from gsg_jax.compile_cache import caching
+from gsg_jax.devices import compile_cache
+from gsg_jax.devices.compile_cache import caching
+from gsg_jax.train import loop as train
 from tests import runs
 
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")

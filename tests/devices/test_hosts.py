@@ -2,8 +2,8 @@
 
 import pytest
 
-from gsg_jax import hosts
-from gsg_jax.errors import UsageError
+from gsg_jax.console import UsageError
+from gsg_jax.devices import hosts
 from tests.runs import call, config
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from gsg_jax import line
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.devices import line
 
 OPENED = []
 

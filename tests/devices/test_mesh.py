@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gsg_jax import mesh as meshes
-from gsg_jax import train
-from gsg_jax.checkpoint import Checkpoints, state_digest
-from gsg_jax.config import check_pretraining, load_config, resolve
-from gsg_jax.errors import UserError
-from gsg_jax.experiment import build_experiment, jit_step
-from gsg_jax.train_step import init_state
+from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.console import UserError
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.train import loop as train
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import init_state
 from tests.runs import call, figures, tiny, write_images
 from tests.small import images, small_experiment
 

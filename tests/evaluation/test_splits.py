@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
 from gsg_jax.evaluation.splits import check_every_class, class_balanced, split_held_out
 
 SIZES = {0: 1, 1: 2, 2: 3, 4: 40, 7: 111}

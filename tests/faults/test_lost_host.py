@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from gsg_jax.errors import AGAIN
-from gsg_jax.line import GRACE_SECONDS
+from gsg_jax.console import AGAIN
+from gsg_jax.devices.line import GRACE_SECONDS
+from tests.devices.test_multihost import finish_hosts, start_hosts, wait_for_step
 from tests.faults.conftest import FULL
 from tests.runs import figures, tiny, write_images
-from tests.test_multihost import finish_hosts, start_hosts, wait_for_step
 
 pytestmark = pytest.mark.slow
 

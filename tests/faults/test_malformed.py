@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax import train
-from gsg_jax.config import CHOICES, TUPLES, flat, load_config
+from gsg_jax.config.check import CHOICES, TUPLES, flat, load_config
+from gsg_jax.train import loop as train
 from tests.faults.conftest import FULL
 from tests.runs import ROOT, call, hashes, start, tiny, write_images
 
@@ -215,7 +215,7 @@ CONFIG_FILES = [
     *(
         (
             name,
-            b"from gsg_jax.recipes import pretraining\ndef get_config(recipe='default'):\n"
+            b"from gsg_jax.config.recipes import pretraining\ndef get_config(recipe='default'):\n"
             b"    config = pretraining(recipe)\n    config.method.name = 'simsiam'\n"
             b"    with config.ignore_type():\n        " + line + b"\n    return config\n",
         )

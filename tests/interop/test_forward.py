@@ -12,9 +12,9 @@ import timm
 import torch
 import torchvision
 
-from gsg_jax.checkpoint import read_variables
 from gsg_jax.evaluation.encoder import read_record
 from gsg_jax.models.siamese import build_backbone
+from gsg_jax.run.checkpoint import read_variables
 from tests.interop.test_round_trip import to_file, to_run
 
 RESNETS = {"resnet18": torchvision.models.resnet18, "resnet50": torchvision.models.resnet50}

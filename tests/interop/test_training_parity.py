@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from gsg_jax.config import check_pretraining, load_config, resolve
-from gsg_jax.experiment import build_experiment
+from gsg_jax.config.check import check_pretraining, load_config, resolve
 from gsg_jax.interop.layouts import to_tensors
-from gsg_jax.train_step import Views, init_state, train_step
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.step import Views, init_state, train_step
 
 NUM_STEPS, NUM_STEPS_PLANNED, STEPS_PER_EPOCH = 3, 8, 2
 NUM_IMAGES, HEIGHT, WIDTH, CHANNELS = 7, 21, 26, 3
@@ -268,9 +268,9 @@ def our_steps(case, config):
     state = state.replace(opt_state=experiment.optimizer.init(state.params))
     before, logs = tensors_of(state, config), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gsg_jax.train_step.draw_views", as_given)
+        patch.setattr("gsg_jax.train.step.draw_views", as_given)
         if case.dtype == "float64":
-            patch.setattr("gsg_jax.train_step._figures", lambda *_: {})  # they are float32
+            patch.setattr("gsg_jax.train.step._figures", lambda *_: {})  # they are float32
         for views in drawn_views(case):
             state, metrics = step(state, views)
             logs.append(jax.device_get(metrics))

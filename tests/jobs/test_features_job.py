@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from gsg_jax.data.sources import open_source
+from gsg_jax.data.open import open_source
 from gsg_jax.evaluation import feature_files, features
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.jobs.features import file_stem
@@ -55,7 +55,7 @@ def test_features_do_not_depend_on_the_number_of_devices(
     whole, pretrained, tmp_path, monkeypatch, num_devices
 ):
     mesh = Mesh(np.array(jax.devices()[:num_devices]), ("data",))
-    monkeypatch.setattr("gsg_jax.mesh.all_devices", lambda: mesh)
+    monkeypatch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
     _, files = embed(pretrained, tmp_path, "--config.eval.batch_size=10")
     for split in files:
         np.testing.assert_allclose(files[split]["h"], whole[1][split]["h"], rtol=0, atol=1e-6)

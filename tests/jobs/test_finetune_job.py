@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from gsg_jax.config import as_json, resolve
-from gsg_jax.data.sources import open_source
-from gsg_jax.evaluation.classifier import ClassifierRun
+from gsg_jax.config.check import as_json, resolve
+from gsg_jax.data.open import open_source
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as job
 from gsg_jax.main import parse_flags
+from gsg_jax.train.supervised import ClassifierRun
 from tests.runs import call, config, figures, hashes, tiny
 
 SMALL = ("--config.data.batch_size=16", "--config.run.num_epochs=6")
@@ -33,7 +33,7 @@ def finetune(pretrained, workdir, *flags):
 def test_it_learns_from_its_share_of_the_labels(pretrained, tmp_path, share, count, monkeypatch):
     # Of two images a batch cannot be shared by eight devices.
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
-    monkeypatch.setattr("gsg_jax.mesh.all_devices", lambda: mesh)
+    monkeypatch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
     before = hashes(pretrained)
     flags = (f"--config.labels={share}", *ONE_RATE)
     last, _ = finetune(pretrained, tmp_path, *flags)
@@ -76,7 +76,7 @@ def test_labels_that_leave_none_to_choose_by_are_told_before_any_training(
     pretrained, tmp_path, monkeypatch
 ):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
-    monkeypatch.setattr("gsg_jax.mesh.all_devices", lambda: mesh)
+    monkeypatch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
     flags = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}", "--config.labels=0.01")
     status, out, err = call(config("finetune"), *flags)
     assert (status, out) == (1, "") and "2 labels leave one image a class" in err.splitlines()[-1]
@@ -91,7 +91,7 @@ def run_of(pretrained, *flags, num_devices=8, **rates):
     source = open_source(run.data, "train")
     with pytest.MonkeyPatch.context() as patch:
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("data",))
-        patch.setattr("gsg_jax.mesh.all_devices", lambda: mesh)
+        patch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
         encoder = open_encoder(flags, run, source)
     return ClassifierRun(encoder, source, flags, **rates)
 
@@ -142,7 +142,7 @@ def test_eight_devices_train_as_one(pretrained, tmp_path):
 
 
 def test_a_training_that_was_killed_goes_on_bit_for_bit(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr("gsg_jax.evaluation.classifier.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("gsg_jax.train.supervised.SAVE_EVERY_SECONDS", 0.0)
     rates = {"backbone_rate": 0.1, "head_rate": 0.5}
     whole = run_of(pretrained, **rates).train(tmp_path / "whole", "test")
     training = run_of(pretrained, **rates)

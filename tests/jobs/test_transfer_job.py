@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data.records import multi_label_row, open_tfds
-from gsg_jax.data.suite import SETS
+from gsg_jax.config.transfer_sets import SETS
+from gsg_jax.data.tfds import multi_label_row, open_tfds
 from tests.runs import call, config, figures
 
 COLORS = ((250, 0, 0), (0, 250, 0), (0, 0, 250))

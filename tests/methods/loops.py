@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gsg_jax.methods.base import Outputs
+from gsg_jax.methods.method import Outputs
 
 
 def fresh(seed, num_images=7, width=5, collapse=1.0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gsg_jax.methods.asymmetric import asymmetric_loss
-from gsg_jax.methods.base import Mix, Outputs
+from gsg_jax.methods.method import CutMix, Outputs
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 
@@ -63,7 +63,7 @@ def test_local_views_follow_both_targets_and_patches_both_images():
             for image, weight in ((n, 1 - share), (partner[n], share)):
                 followed = [z[1 - v, image]] if v < 2 else [z[0, image], z[1, image]]
                 cosines.append(weight * np.mean([cosine(p[v, n], t) for t in followed]))
-    mix = Mix(jnp.asarray(partner), jnp.float32(share))
+    mix = CutMix(jnp.asarray(partner), jnp.float32(share))
     p, z = jnp.asarray(p, jnp.float32), jnp.asarray(z, jnp.float32)
     outputs = Outputs(h=p, z=p, p=p, z_target=z, mix=mix)
     loss, _, metrics = asymmetric_loss(outputs, {}, jax.random.key(0))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.base import Outputs
 from gsg_jax.methods.contrastive import (
     check_queue,
     check_two_views,
@@ -13,6 +12,7 @@ from gsg_jax.methods.contrastive import (
     moco_loss,
     nt_xent_loss,
 )
+from gsg_jax.methods.method import Outputs
 from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
 
 

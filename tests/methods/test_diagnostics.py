@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gsg_jax.evaluation.collapse import MAX_ROWS, effective_rank, projection_std
+from gsg_jax.methods.diagnostics import MAX_ROWS, effective_rank, projection_std
 
 
 def test_effective_rank_equals_the_definition_in_float64():

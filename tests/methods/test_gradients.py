@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.evaluation.gradients import GRADIENT_FIGURES, channel_correlation, gradient_figures
 from gsg_jax.methods.asymmetric import asymmetric_loss
-from gsg_jax.methods.base import Outputs
 from gsg_jax.methods.contrastive import nt_xent_loss
+from gsg_jax.methods.gradients import GRADIENT_FIGURES, channel_correlation, gradient_figures
+from gsg_jax.methods.method import Outputs
 from gsg_jax.methods.unified import surrogate_loss
 from tests.methods.loops import fresh, unit
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.base import Mix, Outputs
 from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss, source_views
+from gsg_jax.methods.method import CutMix, Outputs
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 VECTORS = ["gsg_random", "gsg_near_collapse", "gsg_ties", "gsg_zeros"]
@@ -123,7 +123,7 @@ def test_local_views_and_patches_follow_the_sources_target(
     z = rng.normal(size=(num_global, batch_size, 5))
     partner, key = rng.permutation(batch_size), jax.random.key(11)
     with jax.enable_x64(True):
-        mix = None if share is None else Mix(jnp.asarray(partner), jnp.asarray(share))
+        mix = None if share is None else CutMix(jnp.asarray(partner), jnp.asarray(share))
         outputs = as_outputs(jnp.asarray(p), jnp.asarray(z))._replace(mix=mix)
         loss, _, metrics = guided_loss(outputs, {}, key, pairing=pairing)
         image, reference = drawn_pairs(jnp.asarray(z), key, pairing)

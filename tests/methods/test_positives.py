@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.base import Mix
+from gsg_jax.methods.method import CutMix
 from gsg_jax.methods.positives import positives
 
 
@@ -15,7 +15,7 @@ def test_positives_by_a_loop(num_global, num_local, share):
     rng = np.random.default_rng(num_global + num_local)
     t = rng.normal(size=(num_global, 6, 3)).astype(np.float32)
     partner = rng.permutation(6)
-    mix = None if share is None else Mix(jnp.asarray(partner), jnp.float32(share))
+    mix = None if share is None else CutMix(jnp.asarray(partner), jnp.float32(share))
     rows = positives(jnp.asarray(t), num_global + num_local, mix)
     assert rows.shape == (num_global + num_local, 6, 3)
     for v in range(num_global + num_local):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax import similarity
+from gsg_jax.methods import similarity
 
 FLOOR = 1e-8
 

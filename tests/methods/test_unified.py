@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.base import Mix
 from gsg_jax.methods.contrastive import moco_loss, nt_xent_loss
 from gsg_jax.methods.correlation import init_correlation, update_correlation
 from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
 from gsg_jax.methods.directpred import directpred_loss
+from gsg_jax.methods.method import CutMix
+from gsg_jax.methods.similarity import cosine_similarity, normalize
 from gsg_jax.methods.unified import (
     FORMS,
     WITH_ANY_POSITIVE,
@@ -21,7 +22,6 @@ from gsg_jax.methods.unified import (
     own_form_values,
     surrogate_loss,
 )
-from gsg_jax.similarity import cosine_similarity, normalize
 from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "gradient_forms.npz"
@@ -264,7 +264,7 @@ def test_local_views_and_patches_change_the_positive_and_nothing_else(form):
                 outputs, *arguments, form=form, correlation_decay=1.0, **SETTINGS
             )[0]
 
-        for mix in (None, Mix(jnp.asarray(partner), jnp.asarray(share))):
+        for mix in (None, CutMix(jnp.asarray(partner), jnp.asarray(share))):
             pulled = np.zeros_like(p)
             for v in range(5):
                 for n in range(7):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax import recipes
+from gsg_jax.config import recipes
 from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm
 from gsg_jax.models.siamese import build_backbone, build_siamese, frozen_params
 from gsg_jax.models.vit import ViT

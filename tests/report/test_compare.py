@@ -8,11 +8,11 @@ import pathlib
 import pytest
 from rich.console import Console
 
-from gsg_jax import compare
-from gsg_jax.clock import mean_views_per_second
-from gsg_jax.config import as_json
-from gsg_jax.recipes import pretraining
-from gsg_jax.report.record import read_run_record
+from gsg_jax.config.check import as_json
+from gsg_jax.config.recipes import pretraining
+from gsg_jax.report import compare
+from gsg_jax.run.record import read_run_record
+from gsg_jax.train.timer import mean_views_per_second
 
 
 def write_run(folder: pathlib.Path, losses: list[float], **overrides) -> pathlib.Path:

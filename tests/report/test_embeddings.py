@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from gsg_jax.data.base import ArraySource
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.data.source import ArraySource
 from gsg_jax.evaluation.knn import knn_top1
 from gsg_jax.report import embeddings
 from gsg_jax.report.embeddings import EmbeddedImages

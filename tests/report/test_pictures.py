@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from gsg_jax.config import view_recipe
+from gsg_jax.config.check import view_recipe
 from gsg_jax.data.augment import make_views
-from gsg_jax.data.base import ArraySource
+from gsg_jax.data.source import ArraySource
 from gsg_jax.report import pictures
 from gsg_jax.report.thumbnails import data_uri, sheet, thumbnail
 from tests.small import images, small_config

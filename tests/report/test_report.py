@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.evaluation import recipes
+from gsg_jax.config import evaluations as recipes
 from gsg_jax.jobs.report import write_report
-from gsg_jax.report.content import run_report
 from gsg_jax.report.page import as_json
-from gsg_jax.report.record import read_run_record
 from gsg_jax.report.report_page import report_page
+from gsg_jax.report.sections import run_report
+from gsg_jax.run.record import read_run_record
 from tests.runs import call, config, figures, tiny, write_images
 
 LOSS = "<figcaption>Loss</figcaption>"

@@ -17,12 +17,12 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh
 
-from gsg_jax import integrity
-from gsg_jax import mesh as meshes
-from gsg_jax.checkpoint import Checkpoints, state_digest
-from gsg_jax.errors import UserError
+from gsg_jax.console import UserError
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
-from gsg_jax.train_step import TrainState, init_state
+from gsg_jax.run import integrity
+from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.train.step import TrainState, init_state
 from tests.runs import ROOT, hashes
 from tests.small import small_experiment
 
@@ -250,7 +250,7 @@ def test_a_process_with_other_devices_restores_the_same_bits(tmp_path, num_devic
     code = (
         "import jax, pathlib, sys\n"
         "from gsg_jax import mesh\n"
-        "from gsg_jax.checkpoint import Checkpoints, state_digest\n"
+        "from gsg_jax.run.checkpoint import Checkpoints, state_digest\n"
         "from tests.test_checkpoint import state_of\n"
         "like = jax.device_put(state_of(0, big=jax.numpy.zeros((16, 4))),\n"
         "    mesh.replicated(mesh.all_devices()))\n"

@@ -6,8 +6,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from gsg_jax.errors import UserError
-from gsg_jax.metrics import MetricsWriter, read_lines, write_atomically
+from gsg_jax.console import UserError
+from gsg_jax.run.metrics import MetricsWriter, read_lines, write_atomically
 
 CLOCK = {"views_per_second": 10.0, "interval_seconds": 0.5, "train_seconds": 1.5}
 

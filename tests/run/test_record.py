@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from gsg_jax.errors import UserError
-from gsg_jax.recipes import pretraining
+from gsg_jax.config.recipes import pretraining
+from gsg_jax.console import UserError
 from gsg_jax.report.curves import curves, curves_of_several
-from gsg_jax.report.record import FILES, read_run_record
+from gsg_jax.run.record import FILES, read_run_record
 
 LINES = [{"step": 5, "epoch": 0.5, "loss": -0.25}, {"step": 10, "epoch": 1.0, "loss": -0.5}]
 

@@ -14,9 +14,9 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from gsg_jax import wandb_log
-from gsg_jax.metrics import MetricsWriter, read_lines
-from gsg_jax.wandb_log import open_wandb
+from gsg_jax.run import wandb as wandb_log
+from gsg_jax.run.metrics import MetricsWriter, read_lines
+from gsg_jax.run.wandb import open_wandb
 from tests.runs import call, figures, last_step, start, tiny, wait_until, write_images
 from tests.small import small_config
 
@@ -236,7 +236,7 @@ def test_without_the_package_there_is_one_line_before_anything_is_made(
 
 @pytest.mark.slow
 def test_wandb_is_not_imported_unless_asked():
-    code = "import sys, gsg_jax.train; assert 'wandb' not in sys.modules"
+    code = "import sys, gsg_jax.train.loop; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 

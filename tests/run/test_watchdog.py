@@ -8,9 +8,9 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from gsg_jax import watchdog as watchdogs
-from gsg_jax.data.base import Busy
-from gsg_jax.watchdog import Watchdog, suspicion
+from gsg_jax.data.source import Busy
+from gsg_jax.run import watchdog as watchdogs
+from gsg_jax.run.watchdog import Watchdog, suspicion
 
 PATIENCE = 0.8
 

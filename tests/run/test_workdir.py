@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gsg_jax import workdir as workdirs
-from gsg_jax.config import as_json, flat, from_record, load_config, resolve
-from gsg_jax.errors import UserError
+from gsg_jax.config.check import as_json, flat, from_record, load_config, resolve
+from gsg_jax.console import UserError
+from gsg_jax.run import workdir as workdirs
 from tests.runs import ROOT, hashes
 from tests.small import small_config
 

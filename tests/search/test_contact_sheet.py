@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from gsg_jax.errors import UserError
-from gsg_jax.report import contact_sheet
-from gsg_jax.report.contact_sheet import (
+from gsg_jax.console import UserError
+from gsg_jax.search import contact_sheet
+from gsg_jax.search.contact_sheet import (
     COLUMNS,
     FRAME,
     INK,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data import listing
-from gsg_jax.data.sources import open_source
-from gsg_jax.errors import UserError
-from gsg_jax.recipes import pretraining
+from gsg_jax.config.recipes import pretraining
+from gsg_jax.console import UserError
+from gsg_jax.data.open import open_source
+from gsg_jax.search import images as listing
 
 
 def save(path, colour=(200, 10, 10), size=(6, 4), **options):

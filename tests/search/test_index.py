@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data.listing import list_folder
-from gsg_jax.errors import UserError
-from gsg_jax.evaluation import index as indexes
+from gsg_jax.console import UserError
 from gsg_jax.evaluation.feature_files import read_features
-from gsg_jax.evaluation.index import Preparation, Prepared, update_index
+from gsg_jax.search import index as indexes
+from gsg_jax.search.images import list_folder
+from gsg_jax.search.index import Preparation, Prepared, update_index
 
 PREPARE = Preparation(size=8, resize=1.0, channels=3)
 ABOUT = {"backbone_digest": "ab", "step": 5}

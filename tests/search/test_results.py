@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data.listing import list_folder
-from gsg_jax.errors import UserError
-from gsg_jax.evaluation.index import Index
-from gsg_jax.report.findings import MOST_OF_GROUP, find_duplicates, find_outliers, find_similar
+from gsg_jax.console import UserError
+from gsg_jax.search.images import list_folder
+from gsg_jax.search.index import Index
+from gsg_jax.search.results import MOST_OF_GROUP, find_duplicates, find_outliers, find_similar
 
 NUM = 30
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax import search
-from gsg_jax.checkpoint import Checkpoints
-from gsg_jax.config import resolve
-from gsg_jax.data.sources import open_source
-from gsg_jax.evaluation import index as indexes
-from gsg_jax.experiment import build_experiment
+from gsg_jax.config.check import resolve
+from gsg_jax.config.recipes import pretraining
+from gsg_jax.data.open import open_source
 from gsg_jax.main import parse_flags
-from gsg_jax.recipes import pretraining
-from gsg_jax.report.contact_sheet import COLUMNS, MARGIN, THUMBNAIL, TILE
-from gsg_jax.train_step import init_state
-from gsg_jax.workdir import write_record
+from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.run.workdir import write_record
+from gsg_jax.search import __main__ as search
+from gsg_jax.search import index as indexes
+from gsg_jax.search.contact_sheet import COLUMNS, MARGIN, THUMBNAIL, TILE
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.step import init_state
 from tests.runs import ROOT, call, figures, hashes, tiny
 
 

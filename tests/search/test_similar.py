@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gsg_jax.evaluation import similar
+from gsg_jax.search import similar
 
 
 def plain_cosines(h):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax import mesh as meshes
-from gsg_jax.branches import run_branch
-from gsg_jax.config import check_pretraining
-from gsg_jax.errors import UsageError
-from gsg_jax.experiment import build_experiment, jit_step
-from gsg_jax.train_step import init_state, train_step
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.console import UsageError
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.train.branches import run_branch
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import init_state, train_step
 from tests.small import images, small_config
 
 NO_BATCH_NORM = {"norm": "group", "norm_groups": 4, "head_norm": "layer"}

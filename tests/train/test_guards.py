@@ -6,8 +6,8 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from gsg_jax.errors import UserError
-from gsg_jax.guards import STEPS_IN_FLIGHT, CollapseWatch, LossGuard, stop_signals
+from gsg_jax.console import UserError
+from gsg_jax.train.guards import STEPS_IN_FLIGHT, CollapseWatch, LossGuard, stop_signals
 from tests.small import small_config
 
 GOOD = {"loss": jnp.float32(0.5), "grad_norm": jnp.float32(1)}

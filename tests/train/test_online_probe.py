@@ -8,9 +8,9 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from gsg_jax import mesh as meshes
-from gsg_jax.experiment import build_experiment, jit_step
-from gsg_jax.train_step import init_state
+from gsg_jax.devices import mesh as meshes
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import init_state
 from tests.runs import call, figures, tiny, write_images
 from tests.small import images, small_config
 

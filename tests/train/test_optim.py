@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from gsg_jax import recipes
-from gsg_jax.optim import (
+from gsg_jax.config import recipes
+from gsg_jax.train.optim import (
     OPTIMIZERS,
     build_optimizer,
     ema_decay_schedule,

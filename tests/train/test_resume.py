@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from gsg_jax import train
+from gsg_jax.train import loop as train
 from tests.runs import (
     LONG,
     assert_same,

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax import train
-from gsg_jax.errors import UserError
-from gsg_jax.experiment import build_experiment
-from gsg_jax.guards import LossGuard, check_finite
-from gsg_jax.train_step import TrainState, finite_groups, init_state, skipped_steps, train_step
+from gsg_jax.console import UserError
+from gsg_jax.train import loop as train
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.guards import LossGuard, check_finite
+from gsg_jax.train.step import TrainState, finite_groups, init_state, skipped_steps, train_step
 from tests.runs import call, figures, tiny, write_images
 from tests.small import images as some_images
 from tests.small import small_config

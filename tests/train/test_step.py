@@ -13,15 +13,15 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from gsg_jax import mesh as meshes
-from gsg_jax.config import check_pretraining
-from gsg_jax.evaluation.gradients import GRADIENT_FIGURES
-from gsg_jax.experiment import build_experiment, jit_step
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
 from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.directpred import directpred_loss
+from gsg_jax.methods.gradients import GRADIENT_FIGURES
 from gsg_jax.methods.guided import guided_loss
-from gsg_jax.train_step import (
+from gsg_jax.train.build import build_experiment, jit_step
+from gsg_jax.train.step import (
     FIGURES,
     _online_pass,
     _outputs_of_projections,

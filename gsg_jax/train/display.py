@@ -1,0 +1,131 @@
+"""How a training run is shown: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from gsg_jax.console import standard_error
+
+# Figures of a logged step: name, what a person sees of it, format.
+FIGURES = (
+    ("epoch", "epoch", "6.2f"),
+    ("loss", "loss", " .4f"),
+    ("projection_std", "std", ".2f"),
+    ("embedding_rank", "rank", "5.1f"),
+    ("online_linear_top1", "probe", ".3f"),
+)
+
+
+class RunDisplay:
+    """Shows how a run goes on; a context manager."""
+
+    def __init__(self, num_steps: int, first_step: int, console: Console | None = None):
+        """Prepares the display of steps first_step to num_steps."""
+        self._console = console or standard_error()
+        self._num_steps = num_steps
+        self._first_step = first_step
+        self._compiled_step, self._compiled_time = None, 0.0
+        self._bar = _Bar(self._console) if self._console.is_interactive else None
+        if self._bar:
+            self._bar.start_at(first_step, num_steps)
+
+    def __enter__(self) -> "RunDisplay":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exc_info) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._compiled_step is None:  # the first step compiles: no measure of the others
+            self._compiled_step, self._compiled_time = step, time.monotonic()
+        if self._bar:
+            self._bar.move(step, self._time_left(step))
+
+    def figures(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
+        """Shows the figures of a logged step."""
+        speed = f"{clock['views_per_second']:,.0f} views/s"
+        wait = f"data wait {clock['data_wait_share']:3.0%}"
+        if self._bar:
+            self._bar.show(f"{speed:>14}  {wait}", "  ".join(_figures(values)))
+            if "knn_top1" in values:
+                top1, epoch = values["knn_top1"], values["epoch"]
+                self.note(f"step {step}, epoch {epoch:.2f}: k-NN top-1 {top1:.4f}")
+            return
+        width = len(str(self._num_steps))
+        parts = [f"step {step:{width}}/{self._num_steps}", *_figures(values)]
+        parts += [f"{speed:>14}", wait, f"{self._time_left(step)} left"]
+        if "knn_top1" in values:
+            parts.append(f"k-NN top-1 {values['knn_top1']:.4f}")
+        if "online_linear_test_top1" in values:
+            parts.append(f"probe on test {values['online_linear_test_top1']:.4f}")
+        self.note("  ".join(parts))
+
+    def note(self, text: str) -> None:
+        """Says something once."""
+        self._print(Text(text))
+
+    def warn(self, text: str | None) -> None:
+        """Says something that the user should act on; None is nothing to say."""
+        if text:
+            self._print(Text.assemble(("warning: ", "bold yellow"), text))
+
+    def _print(self, text: Text) -> None:
+        """Prints; a terminal breaks lines between words, a log keeps them whole."""
+        self._console.print(text, soft_wrap=self._bar is None)
+
+    def _time_left(self, step: int) -> str:
+        done = step - (step if self._compiled_step is None else self._compiled_step)
+        if step == self._num_steps:
+            return "0:00"
+        if not done:
+            return "?:??"
+        seconds = (time.monotonic() - self._compiled_time) / done * (self._num_steps - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _Bar(Progress):
+    """Two lines: how far and how fast, and below them the figures of the last logged step."""
+
+    def __init__(self, console: Console):
+        self._figures = ""  # before super(), which draws already
+        super().__init__(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn(" [cyan]{task.fields[left]} left"),
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+        )
+
+    def start_at(self, step: int, num_steps: int) -> None:
+        self.add_task("", total=num_steps, completed=step, speed="compiling ...", left="?:??")
+
+    def move(self, step: int, left: str) -> None:
+        self.update(self.task_ids[0], completed=step, left=left)
+
+    def show(self, speed: str, figures: str) -> None:
+        self._figures = figures
+        self.update(self.task_ids[0], speed=speed)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self._figures, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _figures(values: dict[str, float]) -> list[str]:
+    texts = [f"{short} {values[name]:{fmt}}" for name, short, fmt in FIGURES if name in values]
+    shares = [values[name] for name in sorted(values) if name.startswith("closest_")]
+    if shares:
+        texts.append("closest " + "/".join(f"{100 * share:2.0f}" for share in shares) + " %")
+    return texts
