@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from gsg_jax.config.check import check_pretraining, from_record
+from gsg_jax.config.check_images import check_channels, check_patches
 from gsg_jax.console import UsageError, UserError
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.devices import mesh as meshes
@@ -18,7 +19,7 @@ from gsg_jax.models.siamese import build_backbone
 from gsg_jax.models.vit import ViT
 from gsg_jax.run.checkpoint import Checkpoints, saved_steps, state_digest
 from gsg_jax.run.workdir import read_config
-from gsg_jax.train.build import build_experiment, check_channels, check_patches
+from gsg_jax.train.build import build_experiment
 from gsg_jax.train.step import Experiment, init_state
 
 

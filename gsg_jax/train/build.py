@@ -10,14 +10,12 @@ import ml_collections
 import optax
 
 from gsg_jax.config.check import view_recipe
-from gsg_jax.console import UserError
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
-from gsg_jax.models.vit import VITS
 from gsg_jax.train.optim import build_optimizer, ema_decay_schedule
 from gsg_jax.train.step import Experiment, TrainState, train_step
 
@@ -47,56 +45,6 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
         with_labels=config.eval.online_linear,
         **crops,
     )
-
-
-def check_channels(config: ml_collections.ConfigDict, source: Source) -> None:
-    """Raises UserError where the images' channels and views.mean do not fit together."""
-    channels = source.image(0).shape[-1]
-    if len(config.views.mean) not in (1, channels):
-        raise UserError(
-            f"--config.views.mean={config.views.mean}: has {len(config.views.mean)} numbers, the "
-            f"images of {source.name} have {channels} channels; give one a channel"
-        )
-
-
-def check_patches(config: ml_collections.ConfigDict, source: Source | None) -> None:
-    """Raises UserError where images that are embedded whole cannot be cut into patches."""
-    patch_size = config.model.patch_size
-    if config.model.backbone not in VITS or config.data.crop == "host":
-        return
-    if source is None or source.image_shape is None:
-        return
-    height, width = source.image_shape[:2]
-    if height % patch_size or width % patch_size:
-        raise UserError(
-            f"--config.model.patch_size={patch_size}: does not divide the {height} x {width} "
-            f"pixels of {source.name!r}, whose images k-NN embeds whole; take a patch size that "
-            'does, or set --config.data.crop="host", which cuts them to views.size, or '
-            "--config.eval.knn_every_epochs=0"
-        )
-
-
-def check_queue_fits(config: ml_collections.ConfigDict, source: Source) -> None:
-    """Raises UserError where a queue would hold more rows than there are images."""
-    queue_size, num_images = config.method.get("queue_size", 0), len(source)
-    if queue_size <= num_images:
-        return
-    mend = f"set it to at most {num_images}"
-    if 2 * config.data.batch_size > num_images:  # the least that a queue may hold
-        mend += f", and --config.data.batch_size to at most {num_images // 2}"
-    raise UserError(
-        f"--config.method.queue_size={queue_size}: {source.name!r} has {num_images} images, of "
-        f"which the queue would hold copies; {mend}"
-    )
-
-
-def check_probe(config: ml_collections.ConfigDict, source: Source) -> None:
-    """Raises UserError where an online probe is asked for, and there are no labels."""
-    if config.eval.online_linear and not source.class_names:
-        raise UserError(
-            f"--config.eval.online_linear=True: {source.name!r} has no labels; put the images into "
-            "class folders, or set --config.eval.online_linear=false"
-        )
 
 
 def build_experiment(

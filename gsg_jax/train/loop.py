@@ -12,6 +12,12 @@ import jax
 import ml_collections
 
 from gsg_jax.config.check import check_pretraining, resolve
+from gsg_jax.config.check_images import (
+    check_channels,
+    check_patches,
+    check_probe,
+    check_queue_fits,
+)
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
@@ -24,15 +30,7 @@ from gsg_jax.run import workdir as workdirs
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_atomically
 from gsg_jax.run.wandb import check_wandb, open_wandb
-from gsg_jax.train.build import (
-    build_experiment,
-    build_loader,
-    check_channels,
-    check_patches,
-    check_probe,
-    check_queue_fits,
-    jit_step,
-)
+from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay
 from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
 from gsg_jax.train.optim import learning_rate_schedule

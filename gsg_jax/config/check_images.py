@@ -1,0 +1,57 @@
+"""Checks of a config against the images that it names, made before anything is written."""
+
+from ml_collections import ConfigDict
+
+from gsg_jax.console import UserError
+from gsg_jax.data.open import Source
+from gsg_jax.models.vit import VITS
+
+
+def check_channels(config: ConfigDict, source: Source) -> None:
+    """Raises UserError if views.mean does not fit the number of channels of the images."""
+    channels = source.image(0).shape[-1]
+    if len(config.views.mean) not in (1, channels):
+        raise UserError(
+            f"--config.views.mean={config.views.mean}: has {len(config.views.mean)} numbers, but "
+            f"the images of {source.name} have {channels} channels; give one number a channel"
+        )
+
+
+def check_patches(config: ConfigDict, source: Source | None) -> None:
+    """Raises UserError if images that are embedded whole cannot be cut into patches."""
+    patch_size = config.model.patch_size
+    if config.model.backbone not in VITS or config.data.crop == "host":
+        return
+    if source is None or source.image_shape is None:
+        return
+    height, width = source.image_shape[:2]
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"--config.model.patch_size={patch_size}: does not divide the {height} x {width} "
+            f"pixels of {source.name!r}, whose images k-NN embeds whole; take a patch size that "
+            'does, or set --config.data.crop="host", which cuts them to views.size, or '
+            "--config.eval.knn_every_epochs=0"
+        )
+
+
+def check_queue_fits(config: ConfigDict, source: Source) -> None:
+    """Raises UserError if a queue would hold more rows than there are images."""
+    queue_size, num_images = config.method.get("queue_size", 0), len(source)
+    if queue_size <= num_images:
+        return
+    advice = f"set it to at most {num_images}"
+    if 2 * config.data.batch_size > num_images:  # a queue holds at least two batches
+        advice += f", and --config.data.batch_size to at most {num_images // 2}"
+    raise UserError(
+        f"--config.method.queue_size={queue_size}: {source.name!r} has {num_images} images, of "
+        f"which the queue would hold copies; {advice}"
+    )
+
+
+def check_probe(config: ConfigDict, source: Source) -> None:
+    """Raises UserError if an online probe is asked for and the images have no labels."""
+    if config.eval.online_linear and not source.class_names:
+        raise UserError(
+            f"--config.eval.online_linear=True: {source.name!r} has no labels; put the images into "
+            "class folders, or set --config.eval.online_linear=false"
+        )
