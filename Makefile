@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-fast faults lint format docs bench bench-all compare results clean
-help: ## says what the verbs are
+.PHONY: help setup quickstart test test-all faults lint format docs bench bench-all compare results clean
+help: ## lists the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.runtime ## makes .venv with what gsg_jax needs to run
@@ -26,6 +26,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -q -e '.[dev]' >&2
 	@touch $@
 
+$(VENV)/.dev-all: $(VENV)/.dev
+	@$(BIN)/python -m pip install -q -e '.[dev-all]' >&2
+	@touch $@
+
 $(VENV)/.bench: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -q -e '.[bench]' >&2
 	@touch $@
@@ -37,21 +41,22 @@ $(VENV)/.docs: $(VENV)/.runtime
 quickstart: setup ## pretrains simsiam_gsg on the embedded images (runs/quickstart)
 	@$(BIN)/python -m gsg_jax.main --config=configs/simsiam_gsg.py --workdir=$(QUICKSTART_DIR)
 
-test: $(VENV)/.dev ## runs the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.dev ## runs the tests that every change must pass (minutes)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not extended'
 
-test-fast: $(VENV)/.dev ## runs the tests that are not marked slow
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+test-all: $(VENV)/.dev-all ## runs the rest: PyTorch, a browser, launch scripts, notebooks, faults, two hosts
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m extended
 
 faults: $(VENV)/.dev ## kills, damages and starves runs, many times each, and prints what was survived
 	@FAULTS=full $(BIN)/python -m pytest tests/faults
 
-lint: $(VENV)/.dev ## checks style and format
+lint: $(VENV)/.dev ## checks style, format and the directions of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache >&2
 	@$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh launch/slurm.sbatch
 
-format: $(VENV)/.dev ## mends style and format
+format: $(VENV)/.dev ## fixes style and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
