@@ -1,28 +1,38 @@
-"""Hooks of the documentation site: pages made from the root's files, and no foreign requests."""
+"""Hooks of the site: pages from the root's files, typeset formulas, no foreign requests."""
 
+import html
 import logging
 import pathlib
 import re
 from html.parser import HTMLParser
 
+import latex2mathml.converter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 log = logging.getLogger("mkdocs.gsg_jax")  # below mkdocs, whose warnings --strict counts
 
-# Pages that are files of the root, each with its name on the site.
+# Pages made from files of the root, with their names on the site.
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
-# What these link to, and the site holds as it is.
+# Files that those pages link to, copied as they are.
 COPIED = ("notebooks/quickstart.ipynb",)
-# Attributes by which a page loads what it names; of <link> those whose rel is none of NOT_LOADED.
+# Attributes that load an address; a <link> is left alone if its rel is in NOT_LOADED.
 LOADING = {"src", "srcset", "poster", "data"}
 NOT_LOADED = {"canonical", "alternate", "prev", "next", "author", "license"}
 FOREIGN = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 FOREIGN_CSS = re.compile(r"""(?:@import\s*|url\(\s*)["']?\s*((?:https?:)?//[^"')\s]+)""")
+# What pymdownx.arithmatex makes of $...$ and $$...$$.
+FORMULA = re.compile(r'(?<=class="arithmatex">)(\\\(|\\\[)(.*?)(\\\)|\\\])(?=</)', re.DOTALL)
+# What latex2mathml writes for the bars of a norm, and for a function's name: log, Cov.
+BARS = re.compile("<mo>(&#x02016;|&#x0007C;)</mo>")
+NAME = re.compile(r"<m([io])>([A-Za-z]{2,})</m\1>(?P<bracket>(?=<mo[^>]*>&#x00028;))?")
+# What it copies or writes, and no browser shows as it was meant.
+NOT_SHOWN = re.compile(r"\\\w*|&(?!#|amp;|lt;|gt;)|mathvariant=\"(?!normal)[^>]*>[^<]*")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the pages that are the root's files, their links as seen from docs/."""
+    """Adds the pages made from the root's files, with their links rewritten to start in docs/."""
     root = pathlib.Path(config.config_file_path).parent
     for source, page in FROM_ROOT.items():
         text = (root / source).read_text(encoding="utf-8").replace("](docs/", "](")
@@ -34,27 +44,72 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Typesets the formulas of a page, and warns about those that it cannot."""
+
+    def typeset(match: re.Match) -> str:
+        latex = html.unescape(match[2]).strip()
+        try:
+            return mathml(latex, "block" if match[1] == r"\[" else "inline")
+        except Exception as error:  # latex2mathml's errors have no class in common
+            log.warning("%s: cannot typeset %r: %r", page.file.src_uri, latex, error)
+            return match[0]
+
+    return FORMULA.sub(typeset, content)
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """A formula as MathML, which browsers show without a script or a font of their own.
+
+    Args:
+      latex: the formula, without dollars.
+      display: "inline" or "block".
+
+    Returns:
+      A <math> element.
+
+    Raises:
+      ValueError: if braces are missing, or the result has what a browser does not show, such as the
+        name of a misspelt command.
+    """
+    if latex.count("{") != latex.count("}"):
+        raise ValueError("a brace has no partner")
+    if display == "block":
+        latex = latex.replace(r"\sum_", r"\sum\limits_")
+    formula = latex2mathml.converter.convert(latex, display=display)
+    if unknown := NOT_SHOWN.search(formula):
+        raise ValueError(f"{unknown[0]!r} is not shown by browsers")
+    # As in TeX: norms as tall as a letter, a thin space around a name, but none before its bracket.
+    formula = BARS.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', formula)
+    return NAME.sub(_named, formula)
+
+
+def _named(match: re.Match) -> str:
+    after = "0" if match["bracket"] is not None else "0.1667em"
+    return f'<mo lspace="0.1667em" rspace="{after}">{match[2]}</mo>'
+
+
 def on_post_build(*, config: MkDocsConfig) -> None:
-    """Warns of everything that a built page would load from another host."""
+    """Warns about everything that a built page would load from another host."""
     for path in sorted(pathlib.Path(config.site_dir).rglob("*")):
         if path.suffix in (".html", ".css"):
             text = path.read_text(encoding="utf-8")
             for address in foreign(text) if path.suffix == ".html" else FOREIGN_CSS.findall(text):
-                log.warning("%s loads %s: take it into docs/, or leave it out", path, address)
+                log.warning("%s loads %s: copy it into docs/ or leave it out", path, address)
 
 
-def foreign(html: str) -> list[str]:
+def foreign(text: str) -> list[str]:
     """The addresses on other hosts that a page loads when it is opened.
 
     Args:
-      html: the page.
+      text: the page's HTML.
 
     Returns:
-      Of scripts, style sheets, pictures, frames and hints to connect; links are not among them.
+      Addresses of scripts, style sheets, pictures, frames and hints to connect, but not of links.
     """
-    page = _Page()
-    page.feed(html)
-    return page.found
+    parser = _Page()
+    parser.feed(text)
+    return parser.found
 
 
 class _Page(HTMLParser):
