@@ -35,7 +35,7 @@ from gsg_jax.config.check import check_pretraining, load_config, resolve
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
 from gsg_jax.train.build import build_experiment, jit_step
-from gsg_jax.train.step import init_state
+from gsg_jax.train.state import init_state
 
 AXES = {"batch": "64,32,128", "views": "4,2", "width": "32,16,64", "devices": "2,1,4,8"}
 PAIRINGS = {2: "halves", 4: "permutation"}  # of guided stop-gradient, by views

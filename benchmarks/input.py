@@ -39,7 +39,7 @@ from gsg_jax.data.folder import FolderSource, open_folder
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
-from gsg_jax.train.step import init_state
+from gsg_jax.train.state import init_state
 
 AREA = (0.2, 1.0)
 THREADS = len(os.sched_getaffinity(0))

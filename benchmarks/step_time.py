@@ -27,7 +27,8 @@ from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS
 from gsg_jax.train.build import build_experiment, jit_step
-from gsg_jax.train.step import Experiment, draw_views, init_state
+from gsg_jax.train.state import Experiment, init_state
+from gsg_jax.train.views import draw_views
 
 
 def main() -> None:

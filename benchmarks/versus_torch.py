@@ -212,7 +212,7 @@ def our_step(arguments: argparse.Namespace):
     from gsg_jax.devices import mesh as meshes
     from gsg_jax.devices.backend import is_one_cpu
     from gsg_jax.train.build import build_experiment, jit_step
-    from gsg_jax.train.step import init_state
+    from gsg_jax.train.state import init_state
 
     config = config_of(arguments)
     mesh = meshes.make_mesh(config.data.batch_size)

@@ -33,7 +33,7 @@ from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.tfds import prepared_names
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.train.build import build_experiment, jit_step
-from gsg_jax.train.step import init_state
+from gsg_jax.train.state import init_state
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from gsg_jax.config.check import check_pretraining, load_config, resolve
 from gsg_jax.data.open import EMBEDDED_FILE
 from gsg_jax.train.build import build_experiment
-from gsg_jax.train.step import Experiment
+from gsg_jax.train.state import Experiment
 
 
 def small_config(method: str, **method_overrides) -> ConfigDict:

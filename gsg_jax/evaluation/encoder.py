@@ -20,7 +20,7 @@ from gsg_jax.models.vit import ViT
 from gsg_jax.run.checkpoint import Checkpoints, saved_steps, state_digest
 from gsg_jax.run.workdir import read_config
 from gsg_jax.train.build import build_experiment
-from gsg_jax.train.step import Experiment, init_state
+from gsg_jax.train.state import Experiment, init_state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from gsg_jax.methods import METHODS
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.workdir import IMPORTED, WRITTEN, given_path, write_record
 from gsg_jax.train.build import build_experiment
-from gsg_jax.train.step import TrainState, init_state
+from gsg_jax.train.state import TrainState, init_state
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

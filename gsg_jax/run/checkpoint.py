@@ -22,7 +22,7 @@ from rich.filesize import decimal
 from gsg_jax.console import UserError, say
 from gsg_jax.devices import hosts
 from gsg_jax.run import integrity
-from gsg_jax.train.step import TrainState
+from gsg_jax.train.state import TrainState
 
 # What Orbax raises where a file cannot be written or read.
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError)

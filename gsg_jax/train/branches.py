@@ -1,4 +1,4 @@
-"""Running a branch over a batch of views in training mode: whole, or its backbone part by part."""
+"""The two branches in training mode: their passes over a step's views, whole or in microbatches."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,104 @@ import jax
 import jax.numpy as jnp
 
 from gsg_jax.devices.backend import loops_are_slow
+from gsg_jax.methods.method import Outputs
 from gsg_jax.models.siamese import Siamese
+from gsg_jax.train.state import (
+    LOCAL_STREAM,
+    Experiment,
+    TrainState,
+    running_statistics,
+    target_groups,
+)
+from gsg_jax.train.views import Views
+
+
+def target_pass(
+    experiment: Experiment, state: TrainState, views: jax.Array
+) -> tuple[jax.Array | None, Any]:
+    """Runs the target branch, without gradient, if targets need a pass of their own.
+
+    Args:
+      experiment: the static parts.
+      state: before the step.
+      views: global views, [B x G, size, size, C].
+
+    Returns:
+      (z_target, batch_stats): projections [G, B, D], or None if the online pass makes them too; the
+      target's new running statistics, {} if the target is online, since the online pass updates
+      those.
+    """
+    if not experiment.has_target_pass:
+        return None, {}
+    if experiment.has_ema_target:
+        params, batch_stats = state.target_params, state.target_batch_stats
+    else:
+        params, batch_stats = target_groups(state.params), target_groups(state.batch_stats)
+    (_, z, _), batch_stats = run_branch(
+        experiment.target,
+        views,
+        experiment.num_views,
+        {"params": params, "batch_stats": batch_stats},
+        num_microbatches=experiment.num_microbatches,
+    )
+    return z, batch_stats if experiment.has_ema_target else {}
+
+
+def online_pass(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    views: Views,
+    z_target: jax.Array | None,
+    drop_path_key: jax.Array,
+) -> tuple[Outputs, Any]:
+    """Runs the online branch over its views.
+
+    Args:
+      experiment: the static parts.
+      variables: {"params", "batch_stats"} of the online branch.
+      views: of the step.
+      z_target: of target_pass, [G, B, D] or None.
+      drop_path_key: of stochastic depth.
+
+    Returns:
+      (outputs, batch_stats): outputs with their targets; the new running statistics.
+    """
+    num_sources, num_local = experiment.num_sources, experiment.views.num_local
+    run = partial(run_branch, num_microbatches=experiment.num_microbatches)
+    outputs, batch_stats = run(
+        experiment.online, views.online, num_sources, variables, drop_path_key
+    )
+    z_whole = outputs[1]
+    if views.mix is not None:
+        whole = {group: target_groups(tree) for group, tree in variables.items()}
+        (_, z_whole, _), _ = run(experiment.target, views.whole, experiment.num_views, whole)
+        z_whole = jax.lax.stop_gradient(z_whole)
+    if views.local is not None:
+        # The running statistics stay those of global views, which are like evaluation's images.
+        local_key = jax.random.fold_in(drop_path_key, LOCAL_STREAM)
+        of_local, _ = run(experiment.local, views.local, num_local, variables, local_key)
+        outputs = [jnp.concatenate(pair) for pair in zip(outputs, of_local, strict=True)]
+    h, z, p = outputs
+    outputs = Outputs(h=h, z=z, p=p, z_target=z_target, mix=views.mix, sources=views.sources)
+    return with_targets(experiment, outputs, z_whole), batch_stats
+
+
+def with_targets(experiment: Experiment, outputs: Outputs, z_whole: jax.Array) -> Outputs:
+    """Takes positives and negatives from the branch that the config names.
+
+    Args:
+      experiment: the static parts.
+      outputs: of the online branch; z_target is None if there was no target pass.
+      z_whole: online projections of the whole global views, [G, B, D].
+
+    Returns:
+      The outputs with z_target, and with z_negative if only positives come from the EMA branch.
+    """
+    if not experiment.has_target_pass:
+        outputs = outputs._replace(z_target=z_whole)
+    if experiment.target_branch == "ema_positive":
+        outputs = outputs._replace(z_negative=z_whole)
+    return outputs
 
 
 def run_branch(
@@ -102,11 +199,6 @@ def _swap_rows(x: jax.Array, *, num_rows: int, width: int) -> jax.Array:
     """Rows in groups of `width`: [groups / num_rows, num_rows] groups to their transpose."""
     groups = x.reshape(-1, num_rows, width, *x.shape[1:])
     return groups.swapaxes(0, 1).reshape(x.shape)
-
-
-def running_statistics(variables: Any, params: Any) -> Any:
-    """Those of every group of the branch; Flax leaves out a group that has no BatchNorm."""
-    return {group: variables.get("batch_stats", {}).get(group, {}) for group in params}
 
 
 def views_first(x: jax.Array, num_views: int) -> jax.Array:

@@ -17,7 +17,8 @@ from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.train.optim import build_optimizer, ema_decay_schedule
-from gsg_jax.train.step import Experiment, TrainState, train_step
+from gsg_jax.train.state import Experiment, TrainState
+from gsg_jax.train.step import train_step
 
 
 def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoader:

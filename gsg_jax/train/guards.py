@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from gsg_jax.console import UserError, say
 from gsg_jax.methods import METHODS
-from gsg_jax.train.step import TrainState, finite_groups
+from gsg_jax.train.state import TrainState, finite_groups
 
 STEPS_IN_FLIGHT = 2
 

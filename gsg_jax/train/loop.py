@@ -32,9 +32,10 @@ from gsg_jax.run.metrics import TIMED, MetricsLog, open_metrics, read_lines, wri
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay
+from gsg_jax.train.figures import FIGURES
 from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
 from gsg_jax.train.optim import learning_rate_schedule
-from gsg_jax.train.step import FIGURES, TrainState, init_state, skipped_steps
+from gsg_jax.train.state import TrainState, init_state, skipped_steps
 from gsg_jax.train.timer import Clock, mean_views_per_second
 
 # The k-NN figures of a run, and whose they are.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
-from gsg_jax.train.step import TrainState
+from gsg_jax.train.state import TrainState
 from tests.faults.conftest import FULL
 from tests.runs import ROOT, assert_same, call, figures, hashes, tiny, write_images
 

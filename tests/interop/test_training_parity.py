@@ -14,7 +14,9 @@ from torch import nn
 from gsg_jax.config.check import check_pretraining, load_config, resolve
 from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.train.build import build_experiment
-from gsg_jax.train.step import Views, init_state, train_step
+from gsg_jax.train.state import init_state
+from gsg_jax.train.step import train_step
+from gsg_jax.train.views import Views
 
 NUM_STEPS, NUM_STEPS_PLANNED, STEPS_PER_EPOCH = 3, 8, 2
 NUM_IMAGES, HEIGHT, WIDTH, CHANNELS = 7, 21, 26, 3
@@ -270,7 +272,7 @@ def our_steps(case, config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gsg_jax.train.step.draw_views", as_given)
         if case.dtype == "float64":
-            patch.setattr("gsg_jax.train.step._figures", lambda *_: {})  # they are float32
+            patch.setattr("gsg_jax.train.step.step_figures", lambda *_: {})  # they are float32
         for views in drawn_views(case):
             state, metrics = step(state, views)
             logs.append(jax.device_get(metrics))

@@ -12,7 +12,8 @@ from gsg_jax.devices import backend
 from gsg_jax.models import cpu_conv
 from gsg_jax.models.norm import normalize_views
 from gsg_jax.models.relu import relu
-from gsg_jax.train.step import init_state, train_step
+from gsg_jax.train.state import init_state
+from gsg_jax.train.step import train_step
 from tests.small import images, small_experiment
 
 CHOOSERS = ("gsg_jax.models.conv", "gsg_jax.models.norm", "gsg_jax.models.relu")

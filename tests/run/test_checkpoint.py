@@ -22,7 +22,7 @@ from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
 from gsg_jax.run import integrity
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
-from gsg_jax.train.step import TrainState, init_state
+from gsg_jax.train.state import TrainState, init_state
 from tests.runs import ROOT, hashes
 from tests.small import small_experiment
 

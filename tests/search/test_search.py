@@ -21,7 +21,7 @@ from gsg_jax.search import __main__ as search
 from gsg_jax.search import index as indexes
 from gsg_jax.search.contact_sheet import COLUMNS, MARGIN, THUMBNAIL, TILE
 from gsg_jax.train.build import build_experiment
-from gsg_jax.train.step import init_state
+from gsg_jax.train.state import init_state
 from tests.runs import ROOT, call, figures, hashes, tiny
 
 

@@ -13,7 +13,8 @@ from gsg_jax.console import UsageError
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.train.branches import run_branch
 from gsg_jax.train.build import build_experiment, jit_step
-from gsg_jax.train.step import init_state, train_step
+from gsg_jax.train.state import init_state
+from gsg_jax.train.step import train_step
 from tests.small import images, small_config
 
 NO_BATCH_NORM = {"norm": "group", "norm_groups": 4, "head_norm": "layer"}

@@ -13,7 +13,8 @@ from gsg_jax.console import UserError
 from gsg_jax.train import loop as train
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.guards import LossGuard, check_finite
-from gsg_jax.train.step import TrainState, finite_groups, init_state, skipped_steps, train_step
+from gsg_jax.train.state import TrainState, finite_groups, init_state, skipped_steps
+from gsg_jax.train.step import train_step
 from tests.runs import call, figures, tiny, write_images
 from tests.small import images as some_images
 from tests.small import small_config

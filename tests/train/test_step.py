@@ -20,17 +20,12 @@ from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.directpred import directpred_loss
 from gsg_jax.methods.gradients import GRADIENT_FIGURES
 from gsg_jax.methods.guided import guided_loss
+from gsg_jax.train.branches import online_pass, target_pass
 from gsg_jax.train.build import build_experiment, jit_step
-from gsg_jax.train.step import (
-    FIGURES,
-    _online_pass,
-    _outputs_of_projections,
-    _target_pass,
-    draw_views,
-    init_state,
-    train_step,
-    update_ema,
-)
+from gsg_jax.train.figures import FIGURES, outputs_of_projections
+from gsg_jax.train.state import init_state
+from gsg_jax.train.step import train_step, update_ema
+from gsg_jax.train.views import draw_views
 from tests.small import images, small_config, small_experiment
 
 FAST = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
@@ -249,10 +244,11 @@ def _check_the_inspectors_outputs(experiment, state):
     # Weights of its own, so that a mistaken branch shows.
     target_params = jax.tree.map(lambda x: x + 0.05, state.target_params)
     state = state.replace(target_params=target_params)
-    z_ema, _ = _target_pass(experiment, state, views.whole)
+    z_ema, _ = target_pass(experiment, state, views.whole)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     key = jax.random.key(1)
-    outputs, _ = _online_pass(experiment, state.params, state.batch_stats, views, z_ema, key)
-    again = _outputs_of_projections(experiment, state, outputs, outputs.z)
+    outputs, _ = online_pass(experiment, variables, views, z_ema, key)
+    again = outputs_of_projections(experiment, state, outputs, outputs.z)
     for name in ("p", "z_target", "negatives"):
         ours, theirs = getattr(again, name), getattr(outputs, name)
         np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
