@@ -1,9 +1,9 @@
-"""How long a report of many embeddings takes, and how large it is.
+"""Measures how long a report of many embeddings takes, and how large it is.
 
     python benchmarks/report.py [--images=10000] [--output=report.html]
 
-The embedded images by an encoder as it is drawn, without training: what a page costs does not
-depend on what was learned. Prints what each part took, and as its last line one JSON object.
+The images are the package's own, the encoder is untrained: the cost of a page does not depend on
+what was learned. Prints the seconds of each part, and one JSON object as the last line.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config import evaluations
 from gsg_jax.config.check import as_json, check_pretraining, load_config, resolve
 from gsg_jax.console import say
 from gsg_jax.data.open import open_source
@@ -22,7 +22,7 @@ from gsg_jax.data.source import ArraySource
 from gsg_jax.evaluation.encoder import open_encoder
 from gsg_jax.evaluation.features import embed_source
 from gsg_jax.report.embeddings import EmbeddedImages
-from gsg_jax.report.report_page import report_page
+from gsg_jax.report.page import report_page
 from gsg_jax.report.sections import Embedded, run_report
 from gsg_jax.run.record import read_run_record
 
@@ -30,16 +30,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Makes one report and says what it cost."""
+    """Makes one report and prints its cost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=10_000, help="at most 10,000")
-    parser.add_argument("--output", type=pathlib.Path, help="where the page is kept, if anywhere")
+    parser.add_argument("--output", type=pathlib.Path, help="file to keep the page in")
     arguments = parser.parse_args()
 
     config = load_config(str(ROOT / "configs/simsiam_gsg.py"))
     check_pretraining(config)
     config = resolve(config)
-    options = recipes.report()
+    options = evaluations.report()
     options.encoder = "untrained"
     source = all_images(config.data, arguments.images)
     encoder = open_encoder(options, config, source)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def all_images(data, num: int) -> ArraySource:
-    """Both splits of the embedded images as one."""
+    """Both splits of the package's images as one source."""
     parts = [open_source(data, split) for split in ("train", "test")]
     pixels = np.concatenate([part.images for part in parts])[:num]
     labels = np.concatenate([part.labels for part in parts])[:num]

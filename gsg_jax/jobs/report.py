@@ -1,25 +1,26 @@
-"""The report job: what was learned, in one HTML file that needs no network."""
+"""The report job: what a run has learned, in one HTML file that needs no network."""
 
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from gsg_jax.config.check import check_evaluation
-from gsg_jax.console import say
+from gsg_jax.console import UserError, say
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.data.source import Subset
 from gsg_jax.devices import hosts
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.encoder import open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import labels_of
 from gsg_jax.evaluation.features import embed_source
 from gsg_jax.evaluation.labelled import check_finite
 from gsg_jax.report.embeddings import EmbeddedImages, check_umap
-from gsg_jax.report.report_page import report_page
-from gsg_jax.report.sections import Embedded, attempt, run_report
+from gsg_jax.report.page import report_page
+from gsg_jax.report.sections import Embedded, run_report
 from gsg_jax.run.metrics import write_atomically
 from gsg_jax.run.record import read_run_record
 
@@ -27,24 +28,38 @@ NAME = "report.html"
 LACKS = "the map, the neighbours, the spectrum, the views and the accuracy by class"
 
 
-def write_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Writes a run's report.
+class ReportStopped(Exception):
+    """The report was asked to stop; nothing was written."""
 
-    What the run's folder lacks, the report says; the rest is there.
+
+def write_report(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Writes a run's report; parts that cannot be made are named in it.
 
     Args:
       config: of configs/report.py.
       workdir: gets report.html.
+      stop_requested: asked before each batch of images and each part of the report.
 
     Returns:
       The job's last line: the file, its bytes, how many images it shows, and what is missing.
 
     Raises:
-      UserError: where the folder holds nothing of a run, or UMAP is asked for and not installed.
-      OSError: where report.html cannot be written.
+      UserError: if the folder holds no run, or UMAP is asked for and not installed; on several
+        hosts also if the images cannot be embedded.
+      OSError: if report.html cannot be written.
+      ReportStopped: if `stop_requested` returned True.
     """
+
+    def check_stop() -> None:
+        if stop_requested():
+            raise ReportStopped
+
     check_evaluation(config)
-    meshes.wait_for_hosts("the run is done")  # all read the same files
+    wait_for_hosts("the run is done")  # all read the same files
     if config.report.umap:
         check_umap()
     start = time.monotonic()
@@ -52,17 +67,22 @@ def write_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
     missing = []
     embedded = None
     if record.config:
-        embedded = attempt(lambda: _embedded(config), missing, LACKS)
+        try:
+            embedded = _embedded(config, check_stop)
+        except UserError as error:
+            if hosts.are_several():  # the others may wait for this one in the midst of embedding
+                raise
+            missing.append(f"{str(error).rstrip('.')}. The page lacks {LACKS}.")
     figures = {"job": "report", "file": str(workdir / NAME)}
     if not hosts.is_writer():
         return figures
-    report = run_report(record, embedded, config.report, missing)
+    report = run_report(record, embedded, config.report, missing, check_stop)
     text = report_page(report)
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / NAME, text)
     say(f"the report is in {workdir / NAME}")
     for sentence in report.missing:
-        say(f"the report lacks something: {sentence}")
+        say(f"the report is incomplete: {sentence}")
     return figures | {
         "num_images": len(embedded.query.h) if embedded else 0,
         "bytes": len(text.encode()),
@@ -71,22 +91,29 @@ def write_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
     }
 
 
-def _embedded(config: ml_collections.ConfigDict) -> Embedded:
-    """The images that a report shows, embedded by the run's newest checkpoint."""
+def _embedded(config: ml_collections.ConfigDict, check_stop: Callable[[], None]) -> Embedded:
+    """Embeds the images that a report shows by the run's newest checkpoint."""
     run = read_run(config)
     train = open_split(run, "train")
     test = open_source(run.data, "test")
     encoder = open_encoder(config, run, train)
     limit = config.report.max_images
-    # As many vote as for the monitor: where all test images are asked, the accuracy is the same.
+    # As many images vote as for the run's monitor, so that the accuracy on all test images is the
+    # same.
     is_monitored = bool(run.eval.knn_every_epochs and train.class_names)
+
+    embed_images = encoder.embed
+
+    def embed_batch(images: np.ndarray) -> np.ndarray:
+        check_stop()
+        return embed_images(images)
 
     def embed(source: Source, limit: int, split: str) -> EmbeddedImages:
         if len(source) > limit:
             rows = np.linspace(0, len(source) - 1, limit).round().astype(np.int64)
             source = Subset(source, rows)
         h = embed_source(
-            encoder.embed, source, batch_size=config.eval.batch_size, size=encoder.crop_size
+            embed_batch, source, batch_size=config.eval.batch_size, size=encoder.crop_size
         )
         check_finite(h, f"the {split}")
         with np.errstate(over="ignore"):

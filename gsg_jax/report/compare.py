@@ -19,7 +19,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gsg_jax import __version__
 from gsg_jax.config.check import flat
 from gsg_jax.console import UserError, say
 from gsg_jax.report.charts import figure
@@ -213,7 +212,6 @@ def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[Run
             for name, values in comparison.figures.items()
         ],
         charts=charts,
-        version=__version__,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)

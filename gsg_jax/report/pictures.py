@@ -1,6 +1,8 @@
-"""The pictures of a report: sheets of thumbnails for the map, single images, views of an image."""
+"""Pictures of a report: thumbnails, sheets of them, single images and views of an image."""
 
-from collections.abc import Iterable
+import base64
+import io
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -14,14 +16,68 @@ from gsg_jax.config.check import view_recipe
 from gsg_jax.data.augment import make_local_views, make_views
 from gsg_jax.data.open import Source
 from gsg_jax.data.source import num_decode_threads
-from gsg_jax.report.thumbnails import data_uri, sheet, thumbnail
 
+BACKGROUND = (127, 127, 127)  # beside an image that is not square, in light and in dark
 COLUMNS, ROWS = 32, 32  # thumbnails of one sheet
 SHEET_CHARACTERS = 4_000_000  # of all sheets together
 QUALITIES = (80, 60, 40, 20)  # of WebP, tried until the sheets fit
 IMAGE_SIDE = 72  # pixels of an image in the gallery
-LARGEST_SIDE = 512  # of an image that views are drawn of, pixels
+LARGEST_SIDE = 512  # pixels of the image that views are drawn from
 NUM_VIEWS = 16
+
+
+def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    """Fits a whole image into a square and keeps its proportions.
+
+    Args:
+      image: uint8 [H, W, C], C 1 or 3.
+      side: of the square, pixels.
+
+    Returns:
+      uint8 [side, side, 3].
+    """
+    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).convert("RGB")
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(scale * length)) for length in picture.size)
+    # An enlarged image keeps its pixels; in a smaller one each pixel is a mean.
+    kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    square = Image.new("RGB", (side, side), BACKGROUND)
+    corner = tuple((side - length) // 2 for length in size)
+    square.paste(picture.resize(size, kind), corner)
+    return np.asarray(square)
+
+
+def sheet(thumbnails: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Lays out thumbnails in rows, in their order.
+
+    Args:
+      thumbnails: one or more, uint8 [side, side, 3] each.
+      columns: in a row.
+
+    Returns:
+      uint8 [rows x side, columns x side, 3], grey after the end of the last row.
+    """
+    side = len(thumbnails[0])
+    rows = -(-len(thumbnails) // columns)
+    laid = np.full((rows, side, columns, side, 3), BACKGROUND, np.uint8)
+    for place, pixels in enumerate(thumbnails):
+        laid[place // columns, :, place % columns] = pixels
+    return laid.reshape(rows * side, columns * side, 3)
+
+
+def data_uri(pixels: np.ndarray, quality: int = 80) -> str:
+    """Encodes an image as text for the src of a page's picture.
+
+    Args:
+      pixels: uint8 [H, W, 3], neither side above 16,383.
+      quality: of WebP, from 0 to 100.
+
+    Returns:
+      "data:image/webp;base64,..."
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 class Sheets(NamedTuple):
@@ -30,7 +86,7 @@ class Sheets(NamedTuple):
     Attributes:
       uris: of the sheets, ROWS x COLUMNS thumbnails each, in the order of the images.
       side: of a thumbnail, pixels.
-      num: images that have one; they are the first.
+      num: number of images that have a thumbnail; they are the first.
     """
 
     uris: list[str]
@@ -39,17 +95,18 @@ class Sheets(NamedTuple):
 
 
 def thumbnail_sheets(source: Source, limit: int = SHEET_CHARACTERS) -> Sheets:
-    """Makes a thumbnail of every image, as good as fits.
+    """Makes a thumbnail of every image, in the best quality that fits.
 
     Args:
       source: the images.
-      limit: characters of all sheets together; where the lowest quality is above it, the images
-        at the end go without.
+      limit: characters of all sheets together; if even the lowest quality exceeds it, the last
+        images get no thumbnail.
 
     Returns:
       The sheets.
     """
-    side = _side(source)
+    # Many images have smaller thumbnails.
+    side = min(48 if len(source) <= 2500 else 32, _longest_side(source))
     thumbnails = list(_thumbnails(source, range(len(source)), side))
     size = ROWS * COLUMNS
     sheets = [
@@ -65,17 +122,17 @@ def thumbnail_sheets(source: Source, limit: int = SHEET_CHARACTERS) -> Sheets:
 
 
 def image_uris(source: Source, rows: Iterable[int]) -> dict[int, str]:
-    """Single images, for a page.
+    """Encodes single images for a page.
 
     Args:
       source: the images.
-      rows: which of them.
+      rows: which of them; the same row may come twice.
 
     Returns:
       {row: text for the src of a picture}.
     """
     rows = sorted(set(map(int, rows)))
-    side = min(IMAGE_SIDE, _longest(source))
+    side = min(IMAGE_SIDE, _longest_side(source))
     pictures = _thumbnails(source, rows, side)
     return {row: data_uri(pixels, 85) for row, pixels in zip(rows, pictures, strict=True)}
 
@@ -93,7 +150,7 @@ class View(NamedTuple):
 
 
 def augmentation_sheet(image: np.ndarray, config: ml_collections.ConfigDict) -> list[View]:
-    """An image, and views of it as a run draws them.
+    """Draws views of an image as a run does.
 
     Args:
       image: uint8 [H, W, C].
@@ -117,26 +174,21 @@ def augmentation_sheet(image: np.ndarray, config: ml_collections.ConfigDict) -> 
 
 
 def _view_uri(view: np.ndarray, recipe) -> str:
-    """A normalised view [size, size, C] as colours again."""
+    """Encodes a normalised view [size, size, C] in its colours."""
     mean, std = np.asarray(recipe.mean, np.float32), np.asarray(recipe.std, np.float32)
     colours = view * std[None, None] + mean[None, None]
     pixels = np.round(255 * colours.clip(0, 1)).astype(np.uint8)
     return data_uri(thumbnail(pixels, min(128, len(pixels))))
 
 
-def _side(source: Source) -> int:
-    """Of the map's thumbnails: smaller where there are many."""
-    return min(48 if len(source) <= 2500 else 32, _longest(source))
-
-
-def _longest(source: Source) -> int:
-    """The longest side of some images, pixels."""
+def _longest_side(source: Source) -> int:
+    """The longest side of a sample of the images, pixels."""
     some = np.linspace(0, len(source) - 1, min(len(source), 16)).round().astype(int)
     return max(max(source.image(int(row)).shape[:2]) for row in some)
 
 
 def _at_most(image: np.ndarray, side: int) -> np.ndarray:
-    """An image [H, W, C] whose longest side is at most so many pixels, in its own proportions."""
+    """Shrinks an image [H, W, C] in its proportions until no side exceeds `side` pixels."""
     scale = side / max(image.shape[:2])
     if scale >= 1:
         return image

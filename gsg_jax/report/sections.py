@@ -1,4 +1,4 @@
-"""What a report says: every section's figures and pictures, before they become a page."""
+"""The sections of a report: their figures and pictures, before they become a page."""
 
 import math
 import pathlib
@@ -9,8 +9,6 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.config.check import flat, from_record
-from gsg_jax.console import UserError
-from gsg_jax.devices import hosts
 from gsg_jax.methods.diagnostics import effective_rank
 from gsg_jax.report import embeddings, pictures
 from gsg_jax.report.charts import Chart, Line, figure, line_chart
@@ -18,21 +16,20 @@ from gsg_jax.report.curves import curves
 from gsg_jax.report.embeddings import EmbeddedImages
 from gsg_jax.run.record import RunRecord
 
-NUM_NEAR = 5  # neighbours that the map shows of a point
-MAX_CONFUSION = 30  # classes of a whole confusion matrix; of more the commonest confusions
-LONGEST_NAME = 60  # characters of an image's name, from its end
-COORDINATES = 4095  # a map's coordinates are whole numbers from 0 to this
+NUM_NEAR = 5  # neighbours of a point that the map shows
+LONGEST_NAME = 60  # characters of an image's name; longer names lose their beginning
+COORDINATES = 4095  # a map's coordinates are whole numbers from 0 to this one
 
 
 class Embedded(NamedTuple):
     """The images of a run, embedded.
 
     Attributes:
-      bank: where neighbours are looked for.
-      query: the images that are looked at; the same object where there are no test images.
-      class_names: one a label, or empty.
+      bank: the images among which neighbours are searched.
+      query: the images that are shown; the same object as `bank` if there are no test images.
+      class_names: one for each label, or empty.
       step: of the checkpoint.
-      data: where the images are from, for people.
+      data: where the images come from, for the reader.
       is_of_run: whether the run was trained on this set.
     """
 
@@ -50,19 +47,19 @@ class Report(NamedTuple):
     Attributes:
       title: of the run.
       cards: (name, figure) of the headline.
-      missing: a sentence for each thing that is not there.
+      missing: a sentence for each missing part.
       settings: (key, value) of the config.
-      curves: charts of what was logged.
+      curves: charts of the logged figures.
       evaluation: (figure, value) of evaluation.json.
-      evaluated: what these are of.
+      evaluated: the encoder that these figures are about.
       views: the augmentation sheet.
-      map: what the page's map needs, for JSON; None without embeddings.
-      groups: (name, images, places on each map) of the classes or clusters of the map.
+      map: the data of the page's map, for JSON; None without embeddings.
+      groups: (name, number of images, centre on each map) of the map's classes or clusters.
       gallery: rows of neighbours.
       spectrum: chart of the eigenvalues.
       confusion: of k-NN, or None.
-      class_names: one a label.
-      about: (name, text) of what was embedded.
+      class_names: one for each label.
+      about: (name, text) of the embedded images.
     """
 
     title: str
@@ -83,15 +80,20 @@ class Report(NamedTuple):
 
 
 def run_report(
-    record: RunRecord, embedded: Embedded | None, options: ml_collections.ConfigDict, missing: list
+    record: RunRecord,
+    embedded: Embedded | None,
+    options: ml_collections.ConfigDict,
+    missing: list[str],
+    between_parts: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Gathers what a page shows of a run.
+    """Gathers everything that a page shows of a run.
 
     Args:
-      record: what the run has left.
-      embedded: its images by its newest checkpoint, or None.
+      record: the run's files.
+      embedded: its images, embedded by its newest checkpoint, or None.
       options: config.report of configs/report.py.
-      missing: why there are none, and whatever else is not there.
+      missing: a sentence for each part that is known to be missing.
+      between_parts: called before each part that takes long; may raise to stop the report.
 
     Returns:
       The report.
@@ -100,11 +102,11 @@ def run_report(
     config = from_record(record.config) if record.config else None
     charts = curves(record)
     if not charts and record.lines:
-        missing.append("Nothing that was logged can be drawn.")
+        missing.append("None of the logged figures can be drawn.")
     parts: dict[str, Any] = {"map": None, "groups": [], "gallery": [], "spectrum": None}
     parts |= {"confusion": None, "views": [], "about": [], "class_names": ()}
     if embedded:
-        parts |= _embedded_parts(embedded, config, options, missing)
+        parts |= _embedded_parts(embedded, config, options, missing, between_parts)
     return Report(
         title=record.name,
         cards=_cards(record, embedded, parts["confusion"]),
@@ -122,6 +124,7 @@ def _embedded_parts(
     config: ml_collections.ConfigDict,
     options: ml_collections.ConfigDict,
     missing: list[str],
+    between_parts: Callable[[], None],
 ) -> dict[str, Any]:
     bank, query, names = embedded.bank, embedded.query, embedded.class_names
     about = [
@@ -134,23 +137,26 @@ def _embedded_parts(
     has_labels = bool(names) and bool((query.label >= 0).any())
     if not has_labels:
         missing.append(
-            "The images have no labels: the map is coloured by cluster, and there are no k-NN "
-            "accuracy, accuracies by class and confusion matrix."
+            "The images have no labels: the map is coloured by cluster, and the k-NN accuracy, the "
+            "accuracies by class and the confusion matrix are missing."
         )
+    between_parts()
     parts["views"] = pictures.augmentation_sheet(query.source.image(0), config)
+    between_parts()
     if len(query.h) < embeddings.FEWEST:
         missing.append(
-            f"There are {len(query.h)} images; a map, clusters and a spectrum take at least "
+            f"There are {len(query.h)} images; a map, clusters and a spectrum need at least "
             f"{embeddings.FEWEST}."
         )
     else:
         if embeddings.is_collapsed(query.h):
-            missing.append("All embeddings point into one direction: the run has collapsed.")
+            missing.append("All embeddings point in one direction: the run has collapsed.")
         parts |= _map_parts(query, names if has_labels else (), config, options, missing)
         parts["spectrum"] = _spectrum(query.h)
+    between_parts()
     parts["gallery"] = _gallery(bank, query, names, options)
     if len(bank.h) == 1:
-        missing.append("There is one image: it has no neighbours.")
+        missing.append("There is only one image: it has no neighbours.")
     if has_labels:
         if (bank.label >= 0).sum() > (bank is query):
             parts["confusion"] = embeddings.confusion(
@@ -184,7 +190,7 @@ def _map_parts(
     if sheets.num < len(query.h):
         missing.append(
             f"{len(query.h) - sheets.num:,} of the {len(query.h):,} images have no thumbnail on "
-            "the map: the page would be too large. Lower --config.report.max_images."
+            "the map, or the page would be too large: lower --config.report.max_images."
         )
     near = min(NUM_NEAR, len(query.h) - 1)
     _, index = embeddings.neighbours(query.h, query.h, near, leave_one_out=True)
@@ -213,7 +219,7 @@ def _map_parts(
 
 
 def _whole_numbers(place: np.ndarray) -> np.ndarray:
-    """Coordinates [N, 2] scaled into the map's square, in their own proportions."""
+    """Scales coordinates [N, 2] into the map's square and keeps their proportions."""
     low, high = place.min(axis=0), place.max(axis=0)
     extent = max(float((high - low).max()), 1e-12)
     centred = (place - (low + high)[None] / 2) / extent + 0.5
@@ -221,7 +227,7 @@ def _whole_numbers(place: np.ndarray) -> np.ndarray:
 
 
 def image_names(images: EmbeddedImages) -> list[str]:
-    """Names of images for people: the end of their paths, or their numbers."""
+    """Names of images for the reader: the ends of their paths, or their numbers."""
     paths = images.source.paths
     if not paths:
         return [f"image {n}" for n in range(len(images.h))]
@@ -280,8 +286,8 @@ def _spectrum(h: np.ndarray) -> Chart | None:
     num_most = int(np.searchsorted(np.cumsum(shares), 0.9)) + 1
     note = (
         f"{num_most} of {h.shape[1]} directions hold 90 % of the variance; the effective rank is "
-        f"{float(effective_rank(h)):.1f} (of the first {min(len(h), 256)} images). A steep fall "
-        "means that many channels say the same."
+        f"{float(effective_rank(h)):.1f} (for the first {min(len(h), 256)} images). A steep fall "
+        "means that many channels carry the same information."
     )
     points = [(float(n), float(share)) for n, share in enumerate(shares, 1)]
     return line_chart(
@@ -338,23 +344,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_as_text(part) for part in value) or "none"
     return "''" if value == "" else str(value)
-
-
-def attempt(what: Callable[[], Any], missing: list[str], lacks: str) -> Any:
-    """What a function returns; None where the user's files do not allow it, which is then said.
-
-    Args:
-      what: the function.
-      missing: gets the sentence.
-      lacks: what a page is without.
-
-    Raises:
-      UserError: of several hosts, on each that meets it.
-    """
-    try:
-        return what()
-    except UserError as error:
-        if hosts.are_several():  # the others may be in the midst of what this one has given up
-            raise
-        missing.append(f"{str(error).rstrip('.')}. The page lacks {lacks}.")
-        return None

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gsg_jax.data.source import num_decode_threads
-from gsg_jax.report.thumbnails import sheet, thumbnail
+from gsg_jax.report.pictures import sheet, thumbnail
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_IMAGES = 240  # on a sheet

@@ -1,19 +1,18 @@
 """The report of a run: all there is, and what is missing is said."""
 
+import importlib
 import json
 import os
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config import evaluations
 from gsg_jax.jobs.report import write_report
-from gsg_jax.report.page import as_json
-from gsg_jax.report.report_page import report_page
+from gsg_jax.report.page import as_json, report_page
 from gsg_jax.report.sections import run_report
 from gsg_jax.run.record import read_run_record
 from tests.runs import call, config, figures, tiny, write_images
@@ -141,19 +140,22 @@ def test_a_name_that_is_no_text_is_shown_with_a_sign_in_its_place(copy, tmp_path
     assert "photos/caf?.png" in page
 
 
-def test_a_run_that_is_told_to_stop_in_its_report_is_done_all_the_same(
-    images, tmp_path, monkeypatch
-):
-    def told(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+@pytest.mark.parametrize("part", ["jobs.report.embed_source", "report.pictures.augmentation_sheet"])
+def test_sigterm_during_the_report_stops_it_and_the_run_is_done(part, copy, images, monkeypatch):
+    module, _, name = part.rpartition(".")
+    original = getattr(importlib.import_module(f"gsg_jax.{module}"), name)
 
-    monkeypatch.setattr("gsg_jax.jobs.pretrain.write_report", told)
+    def signalled(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **options)
+
+    monkeypatch.setattr(f"gsg_jax.{part}", signalled)
+    (copy / "report.html").unlink()
     before = signal.getsignal(signal.SIGTERM)
-    flags = tiny("simsiam_gsg", images, tmp_path / "run", "--config.run.report=true")
-    status, out, err = call(*flags)
+    status, out, err = call(*tiny("simsiam_gsg", images, copy, "--config.run.report=true"))
     assert status == 0 and figures(out)["step"] == 10
     assert "stopped before the report was written" in err
+    assert not (copy / "report.html").exists()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -226,7 +228,7 @@ def test_collapsed_embeddings_have_a_report_that_says_so(copy, monkeypatch):
         lambda embed, source, **_: np.ones((len(source), 6), np.float32),
     )
     last, page = report(copy)
-    assert "All embeddings point into one direction: the run has collapsed." in last["missing"]
+    assert "All embeddings point in one direction: the run has collapsed." in last["missing"]
     assert 'id="map"' in page and 'id="spectrum"' not in page
 
 
@@ -242,12 +244,12 @@ def test_embeddings_that_are_no_numbers_leave_the_rest(copy, monkeypatch):
 
 def test_a_page_of_a_record_alone_has_its_curves(run):
     record = read_run_record(run[0])
-    page = report_page(run_report(record, None, recipes.report().report, []))
+    page = report_page(run_report(record, None, evaluations.report().report, []))
     assert '<section id="curves"' in page and '<section id="map"' not in page
 
 
 def test_the_job_takes_the_config_from_python_too(copy):
-    options = recipes.report()
+    options = evaluations.report()
     options.pretrained = str(copy)
     last = write_report(options, copy)
     assert last["bytes"] == (copy / "report.html").stat().st_size

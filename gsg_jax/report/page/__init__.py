@@ -1,16 +1,23 @@
-"""A run's report as a page: its sections in order, and the tables beside its pictures."""
+"""Pages: one HTML file that needs no network, filled in from the templates of this folder."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from gsg_jax import __version__
-from gsg_jax.report.embeddings import Confusion
-from gsg_jax.report.page import page
-from gsg_jax.report.sections import MAX_CONFUSION, Report
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from gsg_jax import __version__
+from gsg_jax.report.charts import bar
+from gsg_jax.report.embeddings import Confusion
+from gsg_jax.report.sections import Report
+
+FOLDER = Path(__file__).parent
+MAX_CONFUSION = 30  # classes of a whole confusion matrix; with more, only the commonest confusions
 MOST_CONFUSED = 20
-# What stands below the title.
+# Shown below the title.
 ABOUT = {"backbone": "model.backbone", "data": "data.name", "seed": "run.seed"}
-# Settings that are shown first.
+# Shown before the other settings.
 MAIN_SETTINGS = (
     *("recipe", "method.name", "method.target", "method.predictor", "method.num_views"),
     *("model.backbone", "model.width", "data.name", "data.dir", "data.batch_size", "views.size"),
@@ -19,15 +26,48 @@ MAIN_SETTINGS = (
 )
 
 
-def report_page(report: Report) -> str:
-    """Makes a page of a report.
+def page(template: str, **content: Any) -> str:
+    """Fills in a template.
 
     Args:
-      report: of a run.
+      template: a file of gsg_jax/report/page/.
+      **content: the names that it uses.
 
     Returns:
-      The text of one HTML file.
+      The text of an HTML file: style, script, pictures and all.
     """
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "style": Markup((FOLDER / "style.css").read_text()),
+        "script": Markup((FOLDER / "page.js").read_text()),
+        "as_json": as_json,
+        "bar": bar,
+        "version": __version__,
+    }
+    text = environment.get_template(template).render(**content) + "\n"
+    return text.encode("utf-8", "replace").decode()  # a file's name may not be valid text
+
+
+def as_json(value: Any) -> Markup:
+    """Returns JSON for a script element, which nothing in it can end.
+
+    Raises:
+      ValueError: if the value has no JSON, as NaN.
+    """
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def report_page(report: Report) -> str:
+    """Makes the page of a run's report: the text of one HTML file."""
     settings = dict(report.settings)
     map_names = list(report.map["places"]) if report.map else []
     most = max((len(row["neighbours"]) for row in report.gallery), default=0)
@@ -48,7 +88,6 @@ def report_page(report: Report) -> str:
             for row in report.gallery
         ],
         confusion=report.confusion and _of_classes(report.confusion, report.class_names),
-        version=__version__,
     )
 
 
