@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from step_time import image_shape
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
 from gsg_jax.train.build import build_experiment, jit_step

@@ -32,7 +32,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.data.crops import ASPECT
 from gsg_jax.data.decode import decode
 from gsg_jax.data.folder import FolderSource, open_folder

@@ -15,7 +15,8 @@ import time
 import numpy as np
 
 from gsg_jax.config import evaluations
-from gsg_jax.config.check import as_json, check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import as_json, load_config, resolve
 from gsg_jax.console import say
 from gsg_jax.data.open import open_source
 from gsg_jax.data.source import ArraySource
@@ -39,7 +40,7 @@ def main() -> None:
     config = load_config(str(ROOT / "configs/simsiam_gsg.py"))
     check_pretraining(config)
     config = resolve(config)
-    options = evaluations.report()
+    options = evaluations.evaluation("report")
     options.encoder = "untrained"
     source = all_images(config.data, arguments.images)
     encoder = open_encoder(options, config, source)

@@ -22,7 +22,8 @@ import time
 import jax
 import numpy as np
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS

@@ -169,7 +169,8 @@ def serve(step, operations: float) -> None:
 
 def config_of(arguments: argparse.Namespace):
     """The config of both sides: ready views, nothing drawn in the step but the pairs."""
-    from gsg_jax.config.check import check_pretraining, load_config, resolve
+    from gsg_jax.config.check import check_pretraining
+    from gsg_jax.config.load import load_config, resolve
 
     root = pathlib.Path(__file__).parent.parent
     config = load_config(f"{root}/configs/{arguments.methods}.py:{arguments.recipe}")

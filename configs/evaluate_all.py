@@ -15,8 +15,6 @@ from gsg_jax.config import evaluations as recipes
 def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("evaluate_all", recipe)
-    config.parts = ("knn", "probe", "lbfgs", "finetune", "transfer")
-    config.finetune_labels = (0.01, 0.1)  # shares of the labels, one fine-tuning each
     recipes.add_knn(config)
     recipes.add_probe(config)
     recipes.add_lbfgs(config)

@@ -14,6 +14,4 @@ from gsg_jax.config import evaluations as recipes
 
 def get_config() -> ConfigDict:
     """Builds the config of the job."""
-    config = recipes.evaluation("features")
-    config.splits = ("train", "test")  # of TFDS sets any of their own besides
-    return config
+    return recipes.evaluation("features")

@@ -16,6 +16,5 @@ from gsg_jax.config import evaluations as recipes
 def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("finetune", recipe)
-    config.labels = 0.1  # share of the training images whose labels are used, by class
     recipes.add_finetuning(config)
     return config

@@ -13,7 +13,5 @@ from gsg_jax.config import evaluations as recipes
 def get_config() -> ConfigDict:
     """Builds the config of the job."""
     config = recipes.evaluation("knn")
-    config.features = ""  # folder of a features job, read instead of a checkpoint
     recipes.add_knn(config)
-    config.eval.leave_one_out = False  # True leaves the test split aside
     return config

@@ -17,8 +17,8 @@ from gsg_jax.config import evaluations as recipes
 def get_config(recipe: str = "default") -> ConfigDict:
     """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("linear", recipe)
-    config.protocol = "images" if recipe == "imagenet" else "probe"  # or "lbfgs"
-    config.features = ""  # folder of a features job, read instead of a checkpoint
+    if recipe == "imagenet":
+        config.protocol = "images"
     recipes.add_probe(config)
     recipes.add_lbfgs(config)
     recipes.add_linear_protocol(config)

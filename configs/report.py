@@ -15,4 +15,4 @@ from gsg_jax.config import evaluations as recipes
 
 def get_config() -> ConfigDict:
     """Builds the config of the job."""
-    return recipes.report()
+    return recipes.evaluation("report")

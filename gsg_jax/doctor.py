@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gsg_jax.config.check import check_pretraining, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.tfds import prepared_names
 from gsg_jax.devices import mesh as meshes

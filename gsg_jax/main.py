@@ -20,7 +20,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from gsg_jax.config.check import check_overrides, load_config
+from gsg_jax.config.load import check_overrides, load_config
 from gsg_jax.console import UsageError, UserError, say_everywhere
 from gsg_jax.devices import hosts
 from gsg_jax.devices.line import GRACE_SECONDS, LOST_SECONDS

@@ -3,7 +3,8 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.data.open import EMBEDDED_FILE
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import Experiment

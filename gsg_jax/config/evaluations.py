@@ -1,105 +1,153 @@
-"""The configs of the evaluations: what they share, and the numbers of each.
+"""The keys of the evaluations, and the configs that they make.
 
 configs/features.py, knn.py, linear.py, finetune.py, transfer.py and evaluate_all.py are made of
 these groups; a recipe after the config's name changes their numbers.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from gsg_jax.config.recipes import check_recipe
+from gsg_jax.config import keys
+from gsg_jax.config.keys import COSINES, CROPS, OPTIMIZERS, Key
+from gsg_jax.config.recipes import add_keys, check_recipe
 from gsg_jax.config.transfer_sets import SETS
 
 # What the evaluations take after a colon: numbers for small images, or those of the papers.
 RECIPES = ("default", "imagenet")
 
+# What is evaluated: a run's newest checkpoint, the same network as the run drew it, or the pixels.
+ENCODERS = ("pretrained", "untrained", "pixels")
+# How the linear evaluation learns: on embeddings by many probes at once or by L-BFGS, or on images.
+PROTOCOLS = ("probe", "lbfgs", "images")
+
+
+def _like(key: str, default: Any) -> Key:
+    """A key of pretraining with the same meaning and limits."""
+    return keys.KEYS[key]._replace(default=default)
+
+
+_SHARED = {
+    "pretrained": Key("", "the --workdir of a pretraining run"),
+    "encoder": Key("pretrained", "untrained: as the run drew it; pixels: none", ENCODERS),
+    # "" is what pretraining had.
+    "data.name": Key("", "a TFDS name, folder or embedded"),
+    "data.dir": Key("", "the TFDS folder or the image folder"),
+    "data.train_split": Key("", "the split to learn from"),
+    "data.test_split": Key("", "the split to score"),
+    "data.crop": Key("", "device: whole images; host: their centre", ("", *CROPS)),
+    "eval.batch_size": _like("eval.batch_size", 500),
+}
+# Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
+_KNN = {
+    "eval.knn_k": Key((20, 200), "neighbours; one score each", (1, 1e9)),
+    "eval.knn_temperature": _like("eval.knn_temperature", 0.2),
+}
+_REPORT = {
+    "report.max_images": Key(2000, "images on the map, evenly spaced", (1, 20_000)),
+    "report.num_queries": Key(12, "rows of the gallery of neighbours", (1, 40)),
+    "report.num_neighbours": Key(10, "neighbours in each row", (1, 20)),
+    "report.umap": Key(False, "a map by UMAP besides t-SNE and PCA; needs gsg_jax[report]"),
+}
+_SEED = {"run.seed": _like("run.seed", 0)}
+_PROBE = {
+    **_SEED,
+    "probe.learning_rates": Key((0.03, 0.1, 0.3, 1.0, 3.0), "per 256 images", (1e-9, 1e6)),
+    "probe.weight_decays": Key((0.0, 1e-4, 1e-3, 1e-2), "tried with each rate", (0, 1e3)),
+    "probe.num_epochs": Key(100, "length of the training", (1, 1e6)),
+    "probe.batch_size": Key(256, "embeddings per step", (1, 1e9)),
+    "probe.momentum": Key(0.9, "of SGD", (0, 0.99999)),
+    "probe.held_out": Key(0.2, "share of the training split to choose by", (0.01, 0.9)),
+}
+# Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A: 45 values.
+_LBFGS = {
+    **_SEED,
+    "lbfgs.l2": Key((1e-6, 1e5), "the least and the greatest tried", (1e-12, 1e12), 2, True),
+    "lbfgs.num_l2": Key(45, "values tried", (1, 1000)),
+    "lbfgs.held_out": Key(0.2, "share to choose by without a validation split", (0.01, 0.9)),
+}
+_TRAINING = {
+    **_SEED,
+    "optim.name": Key("sgd", "the optimizer", OPTIMIZERS),
+    "optim.momentum": _like("optim.momentum", 0.9),
+    "optim.weight_decay": _like("optim.weight_decay", 0.0),
+    "optim.decay_weights_only": _like("optim.decay_weights_only", True),
+    "optim.trust_coefficient": _like("optim.trust_coefficient", 1e-3),
+    "optim.warmup_epochs": _like("optim.warmup_epochs", 0.0),
+    "optim.cosine_per": Key("step", "when the rate falls", COSINES),
+    "views.crop_area": _like("views.crop_area", ()),  # () is what pretraining had
+    "views.flip_probability": _like("views.flip_probability", 0.5),
+    "data.batch_size": _like("data.batch_size", 32),
+    "run.num_epochs": _like("run.num_epochs", 30),
+}
+_LINEAR = _TRAINING | {"optim.learning_rate": _like("optim.learning_rate", 0.1)}
+_FINETUNING = _TRAINING | {
+    "optim.backbone_learning_rates": Key((0.05, 0.2), "per 256 images", (0, 1e4)),
+    "optim.head_learning_rates": Key((0.2, 1.0), "per 256 images", (1e-9, 1e4)),
+    "run.held_out": Key(0.2, "share of the training images to choose by", (0.01, 0.9)),
+}
+_TRANSFER = {
+    "transfer.sets": Key(tuple(SETS), "the sets to transfer to"),
+    "transfer.dir": Key("", "the TFDS folder; '': TFDS's default"),
+}
+_FEATURES = {"features": Key("", "folder of a features job, read instead of a checkpoint")}
+# The keys of one job only.
+_JOBS = {
+    "features": {
+        "splits": Key(("train", "test"), "the splits to embed; TFDS sets: any of their own too"),
+    },
+    "knn": _FEATURES
+    | {
+        "eval.leave_one_out": Key(
+            False, "score the training split by itself, without the test split"
+        )
+    },
+    "linear": _FEATURES | {"protocol": Key("probe", "how the classifier learns", PROTOCOLS)},
+    "finetune": {"labels": Key(0.1, "share of the labels used, by class", (1e-6, 1))},
+    "evaluate_all": {
+        "parts": Key(("knn", "probe", "lbfgs", "finetune", "transfer"), "the evaluations to run"),
+        "finetune_labels": Key((0.01, 0.1), "shares, one fine-tuning each", (1e-6, 1)),
+    },
+    "report": _REPORT,
+}
+# Every key of an evaluation.
+KEYS = {**_SHARED, **_KNN, **_PROBE, **_LBFGS, **_LINEAR, **_FINETUNING, **_TRANSFER}
+for _keys in _JOBS.values():
+    KEYS |= _keys
+
 
 def evaluation(job: str, recipe: str = "default") -> ConfigDict:
-    """What every evaluation reads.
+    """Returns what every evaluation reads, and the keys that only this job has.
 
     Args:
       job: one of JOBS.
       recipe: one of RECIPES.
 
     Returns:
-      A config with the groups data and eval.
+      A config with the groups data and eval; the functions below add others.
 
     Raises:
-      UsageError: where there is no such recipe.
+      UsageError: if there is no such recipe.
     """
     check_recipe(recipe, RECIPES)
-    config = ConfigDict()
-    config.job = job
-    config.recipe = recipe
-    config.pretrained = ""  # the --workdir of a pretraining run
-    config.encoder = "pretrained"  # or "untrained", as the run drew it, or "pixels"
-    config.data = ConfigDict(
-        {  # "" = as in pretraining
-            "name": "",
-            "dir": "",
-            "train_split": "",
-            "test_split": "",
-            "crop": "",  # "device" takes images whole, "host" cuts their centre
-        }
-    )
-    config.eval = ConfigDict({"batch_size": 500})
+    config = ConfigDict({"job": job, "recipe": recipe})
+    add_keys(config, _SHARED | _JOBS.get(job, {}))
     return config
 
 
 def add_knn(config: ConfigDict) -> None:
-    """Adds what the k-NN classifier reads.
-
-    Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
-    """
-    config.eval.update(
-        {
-            "knn_k": (20, 200),
-            "knn_temperature": 0.2,
-        }
-    )
-
-
-def report() -> ConfigDict:
-    """What a run's report reads."""
-    config = evaluation("report")
-    config.report = ConfigDict(
-        {
-            "max_images": 2000,  # on the map, evenly spaced where there are more
-            "num_queries": 12,  # rows of the gallery of neighbours
-            "num_neighbours": 10,  # in each
-            "umap": False,  # a map by UMAP besides t-SNE and PCA; takes gsg_jax[report]
-        }
-    )
-    return config
+    """Adds what the k-NN classifier reads."""
+    add_keys(config, _KNN)
 
 
 def add_probe(config: ConfigDict) -> None:
     """Adds what linear probes on cached embeddings read: a grid, all of it trained at once."""
-    _add_seed(config)
-    config.probe = ConfigDict(
-        {
-            "learning_rates": (0.03, 0.1, 0.3, 1.0, 3.0),  # per 256 images
-            "weight_decays": (0.0, 1e-4, 1e-3, 1e-2),
-            "num_epochs": 100,
-            "batch_size": 256,
-            "momentum": 0.9,
-            "held_out": 0.2,  # share of the training split that the choice is made on
-        }
-    )
+    add_keys(config, _PROBE)
 
 
 def add_lbfgs(config: ConfigDict) -> None:
-    """Adds what logistic regression by L-BFGS reads.
-
-    Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A: 45 values.
-    """
-    _add_seed(config)
-    config.lbfgs = ConfigDict(
-        {
-            "l2": (1e-6, 1e5),  # the least and the greatest of those tried
-            "num_l2": 45,
-            "held_out": 0.2,  # where the set has no validation split
-        }
-    )
+    """Adds what logistic regression by L-BFGS reads."""
+    add_keys(config, _LBFGS)
 
 
 def add_linear_protocol(config: ConfigDict) -> None:
@@ -108,8 +156,9 @@ def add_linear_protocol(config: ConfigDict) -> None:
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix A.
     """
     is_paper = config.recipe == "imagenet"
-    _add_training(config)
-    config.optim.update({"name": "lars", "learning_rate": 0.1, "cosine_per": "epoch"})
+    add_keys(config, _LINEAR)
+    config.optim.update({"name": "lars", "cosine_per": "epoch"})
+    config.views.crop_area = (0.08, 1.0) if is_paper else ()
     config.data.batch_size = 4096 if is_paper else 256
     config.run.num_epochs = 90
 
@@ -119,18 +168,12 @@ def add_finetuning(config: ConfigDict) -> None:
 
     Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
     """
-    is_paper = config.recipe == "imagenet"
-    _add_training(config)
-    config.optim.update(
-        {
-            "name": "sgd",
-            "backbone_learning_rates": (0.01, 0.02, 0.05) if is_paper else (0.05, 0.2),
-            "head_learning_rates": (0.1, 0.5, 1.0) if is_paper else (0.2, 1.0),
-            "cosine_per": "step",
-        }
-    )
-    config.data.batch_size = 1024 if is_paper else 32
-    config.run.update({"num_epochs": 30, "held_out": 0.2})
+    add_keys(config, _FINETUNING)
+    if config.recipe == "imagenet":
+        config.optim.backbone_learning_rates = (0.01, 0.02, 0.05)
+        config.optim.head_learning_rates = (0.1, 0.5, 1.0)
+        config.views.crop_area = (0.08, 1.0)
+        config.data.batch_size = 1024
 
 
 def add_transfer(config: ConfigDict) -> None:
@@ -138,36 +181,4 @@ def add_transfer(config: ConfigDict) -> None:
 
     Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
     """
-    config.transfer = ConfigDict(
-        {
-            "sets": tuple(SETS),
-            "dir": "",  # TFDS folder ("" = its default)
-        }
-    )
-
-
-def _add_training(config: ConfigDict) -> None:
-    """Adds what a classifier on images is trained by."""
-    _add_seed(config)
-    is_paper = config.recipe == "imagenet"
-    config.optim = ConfigDict(
-        {
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "decay_weights_only": True,
-            "trust_coefficient": 1e-3,  # of LARS
-            "warmup_epochs": 0.0,
-        }
-    )
-    config.views = ConfigDict(
-        {
-            "crop_area": (0.08, 1.0) if is_paper else (),  # () = as in pretraining
-            "flip_probability": 0.5,
-        }
-    )
-
-
-def _add_seed(config: ConfigDict) -> None:
-    """Adds the seed of all that is drawn."""
-    if "run" not in config:
-        config.run = ConfigDict({"seed": 0})
+    add_keys(config, _TRANSFER)

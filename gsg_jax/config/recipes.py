@@ -5,179 +5,50 @@ Every config in configs/ that pretrains takes each of these names after a colon,
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
 
+from gsg_jax.config.keys import KEYS, Key
 from gsg_jax.console import UsageError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pretraining(recipe: str) -> ConfigDict:
-    """Builds the config of a pretraining run, but for its method.
+    """Returns the config of a pretraining run, except for its method.
 
     Args:
       recipe: one of RECIPES.
 
     Returns:
-      A config with the groups model, method, optim, data, views, eval and run.
+      A config with the keys of gsg_jax.config.keys.KEYS.
 
     Raises:
-      UsageError: where there is no such recipe.
+      UsageError: if there is no such recipe.
     """
     check_recipe(recipe, RECIPES)
-    config = _imagenet()
-    config.recipe = recipe
+    config = ConfigDict({"job": "pretrain", "recipe": recipe})
+    add_keys(config, KEYS)
     RECIPES[recipe](config)
     return config
 
 
+def add_keys(config: ConfigDict, keys: Mapping[str, Key]) -> None:
+    """Adds keys with their defaults; those that the config already has keep their values."""
+    for name, row in keys.items():
+        group, _, key = name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        part = config[group] if group else config
+        if key not in part:
+            part[key] = row.default
+
+
 def check_recipe(recipe: str, known: Collection[str]) -> None:
-    """Raises UsageError where a recipe is not among the known ones; names the nearest."""
+    """Raises UsageError if a recipe is not a known one; names the nearest."""
     if recipe not in known:
         near = difflib.get_close_matches(recipe, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"there is no recipe {recipe!r}: {hint}take one of {', '.join(known)}")
-
-
-def _imagenet() -> ConfigDict:
-    """The papers' recipe: ResNet-50 on ImageNet, 100 epochs, batch 512."""
-    config = ConfigDict()
-    config.job = "pretrain"
-    config.recipe = "imagenet"
-    config.method = ConfigDict(
-        {
-            "name": "",
-            # "online", "ema", "ema_positive" (whose negatives are online), or the method's own
-            "target": "auto",
-            "predictor": "auto",  # "mlp", "none", or the method's own
-            "num_views": 2,  # an image and step; with local views: of its global ones
-            "ema_decay": 0.99,  # read where the target is an EMA
-            "ema_schedule": "constant",  # or "cosine": rises from ema_decay to 1
-            "stop_gradient": True,  # False: the gradient reaches an online target; it collapses
-            # Of guided stop-gradient: what the online branch runs on, "all" views as the paper, or
-            # the "selected" ones, which the loss has as sources.
-            "sources": "all",
-        }
-    )
-    config.model = ConfigDict(
-        {
-            "backbone": "resnet50",  # or another ResNet, or a ViT: vit_tiny, vit_small, vit_base
-            # Of ResNets; a ViT's sizes are in its name.
-            "width": 64,  # channels of the first stage
-            "num_stages": 4,  # 1 to 4; each after the first halves the map
-            "stem": "imagenet",  # or "small": one 3x3 convolution, no pooling
-            "stem_stride": 1,  # of the "small" stem
-            "zero_init_residual": True,  # each residual branch starts as the identity
-            "norm": "batch",  # or "group"
-            "norm_groups": 32,  # of "group"; divides the width
-            "weight_standardization": False,  # of every convolution's kernel; goes with "group"
-            # Of ViTs.
-            "patch_size": 16,  # pixels; divides views.size
-            "pooling": "class_token",  # or "mean", over the patches, without a class token
-            "positions": "fixed",  # sines and cosines, or "learned"
-            "freeze_patches": False,  # True: the patches' projection stays as it was drawn
-            "drop_path": 0.0,  # share of the images that skip a branch of the last block
-            # Of both.
-            "projector_layers": 3,
-            "projector_hidden_width": 2048,
-            "projector_width": 2048,
-            "num_prototypes": 0,  # 0 = none; else both branches end in scores of so many
-            "predictor_hidden_width": 512,
-            "head_norm": "batch",  # or "layer", in the projector and the predictor
-            "bn_momentum": 0.1,  # weight of the new statistics, as PyTorch counts it
-            "bn_group_images": 0,  # images that BatchNorm normalises together; 0 = the whole batch
-            "bn_epsilon": 1e-5,  # of GroupNorm and the heads' LayerNorm too
-            "dtype": "float32",  # of the activations; "bfloat16" on TPUs and recent GPUs
-            "recompute": False,  # True: the backward pass computes the blocks' activations anew
-        }
-    )
-    config.optim = ConfigDict(
-        {
-            "name": "sgd",  # or "lars", "adamw"
-            "learning_rate": 0.05,  # per 256 images
-            "momentum": 0.9,  # AdamW's first beta
-            "weight_decay": 1e-4,
-            "decay_weights_only": False,  # True leaves biases, norms and positions out of the decay
-            "trust_coefficient": 1e-3,  # of LARS
-            "warmup_epochs": 0.0,
-            "cosine_per": "epoch",  # or "step"
-            "constant_predictor_lr": True,
-            "num_microbatches": 1,  # parts that the backbone takes a batch in, to save memory
-            # Of a whole run: steps whose loss or gradient is not finite, or whose gradient norm is
-            # above the limit, and that change nothing; 0 = the first one stops the run.
-            "max_skipped_steps": 0,
-            "grad_norm_limit": 0.0,  # 0 = none
-        }
-    )
-    config.data = ConfigDict(
-        {
-            "name": "imagenet2012",  # a TFDS name, "folder", or "embedded"
-            "dir": "",  # TFDS data folder ("" = its default), or the image folder
-            "train_split": "train",
-            "test_split": "validation",
-            "batch_size": 512,  # images over all devices and hosts
-            "crop": "host",  # "host" cuts the crops while decoding, "device" inside the step
-            "memory_limit_mb": 1024,  # sets of one shape up to this size are decoded once
-            "num_threads": 16,
-            "num_processes": 0,  # 0 = decode in the threads; else in so many processes instead
-            "prefetch": 4,  # batches
-        }
-    )
-    config.views = ConfigDict(
-        {
-            "size": 224,
-            "crop_area": (0.2, 1.0),
-            "crop_aspect": (3 / 4, 4 / 3),
-            "flip_probability": 0.5,
-            "jitter": (0.4, 0.4, 0.4, 0.1),  # brightness, contrast, saturation, hue
-            "jitter_probability": 0.8,
-            "grayscale_probability": 0.2,
-            "blur_probability": (0.5,),  # per view, cycled through
-            "blur_sigma": (0.1, 2.0),
-            "solarize_probability": (0.0,),  # per view, cycled through
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "num_local": 0,  # local views an image besides the global ones (multi-crop)
-            "local_size": 96,
-            "local_crop_area": (0.05, 0.2),
-            "cutmix_probability": 0.0,  # of a patch of another image in a step's views
-        }
-    )
-    config.eval = ConfigDict(
-        {
-            "knn_every_epochs": 10,  # 0 = never
-            "knn_k": 200,
-            "knn_temperature": 0.2,
-            "knn_pixels": False,  # score raw pixels too, before training; for small images
-            "batch_size": 512,
-            "max_bank": 100_000,  # training images that the monitor's k-NN looks at
-            "online_linear": False,  # train a linear probe beside, on embeddings without gradient
-            "online_linear_learning_rate": 1e-3,  # of its Adam
-            "inspect_gradients": False,  # log the parts of the gradient and their balance
-            "min_projection_std": 0.5,  # a collapse is reported below this
-            "min_rank_share": 0.5,  # ... and below this share of the run's highest rank
-        }
-    )
-    config.run = ConfigDict(
-        {
-            "seed": 0,
-            "num_epochs": 100,
-            "num_steps": 0,  # 0 = from the epochs
-            "log_every_steps": 50,
-            "checkpoint_every_steps": 1000,
-            "keep_checkpoints": 2,  # the newest, and the best by k-NN besides
-            "keep_every": 0,  # steps; those of a multiple are kept too, 0 = no others
-            "store_patience_seconds": 600,  # a save waits for a workdir that has vanished
-            "fsdp": 1,  # devices that share one copy of the train state
-            # A run that stands still for so long says where, and ends after as long again; 0 = off
-            "watchdog_seconds": 1800.0,
-            "report": True,  # report.html at the end
-            "wandb_project": "",  # of Weights & Biases, which gets the logged figures too; "" = off
-        }
-    )
-    return config
 
 
 def byol_views(config: ConfigDict) -> None:

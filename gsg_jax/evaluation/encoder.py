@@ -8,8 +8,9 @@ from functools import partial
 import jax
 import ml_collections
 
-from gsg_jax.config.check import check_pretraining, from_record
+from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.check_images import check_channels, check_patches
+from gsg_jax.config.load import from_record
 from gsg_jax.console import UsageError, UserError
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.devices import mesh as meshes

@@ -7,7 +7,8 @@ from typing import Any
 
 import ml_collections
 
-from gsg_jax.config.check import as_json, check_evaluation, differences
+from gsg_jax.config.check import check_evaluation
+from gsg_jax.config.load import as_json, differences
 from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes

@@ -12,7 +12,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from gsg_jax.config.check import check_pretraining, flat, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import flat, load_config, resolve
 from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.interop.files import read_checkpoint

@@ -32,7 +32,7 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     figures = pretrain(config, workdir)
     if not config.run.report or figures["step"] < figures["num_steps"]:
         return figures
-    report = evaluations.report()
+    report = evaluations.evaluation("report")
     report.pretrained = str(workdir)
     if hosts.are_several():  # not all of them make the report, so they cannot agree to stop
         write_report(report, workdir)

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gsg_jax.config.check import flat
+from gsg_jax.config.load import flat
 from gsg_jax.console import UserError, say
 from gsg_jax.report.charts import figure
 from gsg_jax.report.curves import curves_of_several

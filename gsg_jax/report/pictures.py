@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from gsg_jax.config.check import view_recipe
+from gsg_jax.config.load import view_recipe
 from gsg_jax.data.augment import make_local_views, make_views
 from gsg_jax.data.open import Source
 from gsg_jax.data.source import num_decode_threads

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from gsg_jax.config.check import flat, from_record
+from gsg_jax.config.load import flat, from_record
 from gsg_jax.methods.diagnostics import effective_rank
 from gsg_jax.report import embeddings, pictures
 from gsg_jax.report.charts import Chart, Line, figure, line_chart

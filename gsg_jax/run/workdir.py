@@ -6,30 +6,16 @@ from collections.abc import Collection
 
 import ml_collections
 
-from gsg_jax.config import recipes
-from gsg_jax.config.check import as_json, differences
+from gsg_jax.config.keys import GROUPS, RETIRED, free_keys
+from gsg_jax.config.load import as_json, differences
+from gsg_jax.config.recipes import RECIPES, pretraining
 from gsg_jax.console import UsageError, UserError
 from gsg_jax.devices import hosts
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.run.metrics import is_number, write_atomically
 
-# The groups of a run's record.
-GROUPS = ("method", "model", "optim", "data", "views", "eval", "run")
-# What may change while a run goes on: how quickly batches are made, not what is in them, where the
-# state lies, which checkpoints are kept, how long a run is patient, and who else gets its figures.
-FREE = (
-    *("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp"),
-    *("run.keep_checkpoints", "run.keep_every", "run.store_patience_seconds"),
-    *("optim.max_skipped_steps", "run.watchdog_seconds", "run.report", "run.wandb_project"),
-)
 # Where an imported checkpoint is told of.
 IMPORTED = "imported"
-# What the first training of an imported checkpoint may change: nothing that its state is made of.
-FREE_AFTER_IMPORT = (
-    *("recipe", "data.", "views.", "run.", "eval.knn", "eval.batch_size", "eval.max_bank"),
-    *("eval.inspect_gradients", "eval.min_"),
-    *("optim.learning_rate", "optim.weight_decay", "optim.warmup_epochs", "optim.cosine_per"),
-)
 # What a run writes besides its record.
 WRITTEN = (
     *("checkpoints", "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json"),
@@ -77,11 +63,8 @@ def _check_record(
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is no folder: remove it, or give another --workdir")
     if record_path.exists():
-        differing = differences(config, read_config(workdir))
-        differing = [said for said in differing if not said.startswith(FREE)]
-        if _is_untrained_import(workdir):
-            differing = [said for said in differing if not said.startswith(FREE_AFTER_IMPORT)]
-        if differing:
+        free = free_keys(is_trained=not _is_untrained_import(workdir))
+        if differing := differences(config, read_config(workdir), free):
             raise UserError(
                 f"--workdir={workdir} holds a run of another config, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir, or the same config to resume"
@@ -165,12 +148,13 @@ def write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _with_newer_keys(record: dict) -> dict:
-    """A record with what a run of an earlier version lacks: new keys begin as nothing new."""
+    """A record of an earlier version with the keys that it lacks, and without retired ones."""
     recipe = str(record.get("recipe"))
-    defaults = recipes.pretraining(recipe if recipe in recipes.RECIPES else "imagenet").to_dict()
-    return {
-        key: {**defaults[key], **value} if key in GROUPS else value for key, value in record.items()
-    }
+    defaults = pretraining(recipe if recipe in RECIPES else "imagenet").to_dict()
+    for group in GROUPS:
+        values = {**defaults[group], **record[group]}
+        record[group] = {k: v for k, v in values.items() if f"{group}.{k}" not in RETIRED}
+    return record
 
 
 def read_figures(path: pathlib.Path, names: Collection[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from gsg_jax.config.check import view_recipe
+from gsg_jax.config.load import view_recipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from gsg_jax.config.check import check_pretraining, resolve
+from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.check_images import (
     check_channels,
     check_patches,
     check_probe,
     check_queue_fits,
 )
+from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
@@ -108,12 +109,7 @@ class Pretraining:
         self.schedule = learning_rate_schedule(
             config.optim, batch_size=config.data.batch_size, **length
         )
-        self.checkpoints = Checkpoints(
-            workdir,
-            config.run.keep_checkpoints,
-            config.run.keep_every,
-            patience=config.run.store_patience_seconds,
-        )
+        self.checkpoints = Checkpoints(workdir, config.run.keep_checkpoints, config.run.keep_every)
         self.watchdog = watchdogs.Watchdog(config.run.watchdog_seconds, workdir, loader.busy)
         self.past = []
 

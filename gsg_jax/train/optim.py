@@ -5,9 +5,6 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-OPTIMIZERS = ("sgd", "lars", "adamw")
-EMA_SCHEDULES = ("constant", "cosine")
-
 
 def build_optimizer(
     optim: ml_collections.ConfigDict,

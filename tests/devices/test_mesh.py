@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.console import UserError
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.run.checkpoint import Checkpoints, state_digest

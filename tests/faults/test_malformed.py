@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.config.check import CHOICES, TUPLES, flat, load_config
+from gsg_jax.config.keys import KEYS
+from gsg_jax.config.load import flat, load_config
 from gsg_jax.train import loop as train
 from tests.faults.conftest import FULL
 from tests.runs import ROOT, call, hashes, start, tiny, write_images
@@ -127,7 +128,11 @@ def random_configs(number):
     """Overrides of one key each by a value that it cannot have, and misspelt keys."""
     rng = random.Random(0)
     leaves = flat(load_config(f"{ROOT}/configs/byol_gsg.py:folder"))
-    keys = [key for key in leaves if not isinstance(leaves[key], str) or key in CHOICES]
+    keys = [
+        key
+        for key in leaves
+        if not isinstance(leaves[key], str) or (key in KEYS and KEYS[key].limits)
+    ]
     found = {}
     while len(found) < number:
         key = rng.choice(keys)
@@ -140,7 +145,12 @@ def random_configs(number):
         else:
             value = rng.choice(WRONG[type(leaves[key])])
         # Any number of numbers is right for these.
-        if TUPLES.get(key, (1,))[0] == 0 and value.startswith("(1,2,3"):
+        if (
+            key in KEYS
+            and isinstance(KEYS[key].default, tuple)
+            and not KEYS[key].length
+            and value.startswith("(1,2,3")
+        ):
             continue
         found[f"{key}={value[:40]}"] = [f"--config.{key}={value}"]
     return list(found.items())

@@ -11,7 +11,6 @@ from gsg_jax.run.checkpoint import saved_steps
 from tests.faults.conftest import FULL
 from tests.runs import (
     assert_same,
-    figures,
     finish,
     last_step,
     start,
@@ -91,34 +90,10 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(
     tally("disk that fills up", num_tries, num_tries)
 
 
-def test_a_workdir_that_is_away_for_a_while_is_waited_for(whole, tmp_path, tally):
-    flags, reference, wanted = whole
-    rng = random.Random(0)
-    num_tries = 5 if FULL else 1
-    for number in range(num_tries):
-        workdir, away = tmp_path / str(number), tmp_path / f"{number}-away"
-        run = start(*flags(workdir))
-        goal = rng.randrange(1, NUM_STEPS - 30)
-        wait_until(lambda w=workdir, g=goal: last_step(w) >= g, run)
-        workdir.rename(away)
-        lines = []
-        while not lines or "is not there: waiting for it, at most" not in lines[-1]:
-            lines.append(run.stderr.readline())
-            assert lines[-1], "".join(lines)
-        wait_until(lambda w=workdir: not w.exists(), run)  # nothing bars its way back
-        away.rename(workdir)
-        out, err = run.communicate(timeout=300)
-        assert run.returncode == 0 and "Traceback" not in err, err
-        assert "is there again: going on" in err
-        assert_same(workdir, figures(out), reference, wanted)
-        assert not list((workdir / "checkpoints").glob("*tmp*"))
-    tally("workdir away for a while", num_tries, num_tries)
-
-
 def test_a_workdir_that_does_not_come_back_ends_the_run_in_one_line(whole, tmp_path, tally):
     flags, reference, wanted = whole
     workdir, away = tmp_path / "run", tmp_path / "away"
-    run = start(*flags(workdir), "--config.run.store_patience_seconds=1")
+    run = start(*flags(workdir))
     wait_until(lambda: last_step(workdir) >= 40, run)
     workdir.rename(away)
     out, err = run.communicate(timeout=300)

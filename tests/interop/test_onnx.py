@@ -5,7 +5,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gsg_jax.config.check import load_config
+from gsg_jax.config.load import load_config
 from gsg_jax.interop.backbones import fixed_positions
 from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.interop.onnx_graph import write_onnx

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import init_state

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gsg_jax.config.check import as_json, resolve
+from gsg_jax.config.load import as_json, resolve
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as job

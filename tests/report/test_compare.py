@@ -8,7 +8,7 @@ import pathlib
 import pytest
 from rich.console import Console
 
-from gsg_jax.config.check import as_json
+from gsg_jax.config.load import as_json
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.report import compare
 from gsg_jax.run.record import read_run_record

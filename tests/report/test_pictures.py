@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.config.check import view_recipe
+from gsg_jax.config.load import view_recipe
 from gsg_jax.data.augment import make_views
 from gsg_jax.data.source import ArraySource
 from gsg_jax.report import pictures

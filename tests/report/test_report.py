@@ -244,12 +244,12 @@ def test_embeddings_that_are_no_numbers_leave_the_rest(copy, monkeypatch):
 
 def test_a_page_of_a_record_alone_has_its_curves(run):
     record = read_run_record(run[0])
-    page = report_page(run_report(record, None, evaluations.report().report, []))
+    page = report_page(run_report(record, None, evaluations.evaluation("report").report, []))
     assert '<section id="curves"' in page and '<section id="map"' not in page
 
 
 def test_the_job_takes_the_config_from_python_too(copy):
-    options = evaluations.report()
+    options = evaluations.evaluation("report")
     options.pretrained = str(copy)
     last = write_report(options, copy)
     assert last["bytes"] == (copy / "report.html").stat().st_size

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.config.check import resolve
+from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.open import open_source
 from gsg_jax.main import parse_flags

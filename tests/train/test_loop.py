@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.config.check import flat
+from gsg_jax.config.load import flat
 from gsg_jax.methods import METHODS, PREDICTORS, TARGETS
 from gsg_jax.train import loop as train
 from tests.runs import call, config, figures, hashes, tiny, write_images

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from gsg_jax.config import recipes
+from gsg_jax.config.keys import OPTIMIZERS
 from gsg_jax.train.optim import (
-    OPTIMIZERS,
     build_optimizer,
     ema_decay_schedule,
     learning_rate_schedule,
