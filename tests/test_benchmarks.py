@@ -1,6 +1,7 @@
 """The benchmarks: each says what it does, and the counted ones count right."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -9,40 +10,39 @@ import pytest
 from tests.runs import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-# Those that other ones import or start.
+# Parts of other benchmarks, which PyTorch runs.
 PARTS = {"torch_step.py", "torch_input.py"}
 SCRIPTS = sorted({path.name for path in BENCHMARKS.glob("*.py")} - PARTS)
 
 
 @pytest.fixture
-def growth(monkeypatch):
+def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture
+def growth(benchmarks):
     import growth
 
     return growth
 
 
 @pytest.fixture
-def run_all(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def run_all(benchmarks):
     import run_all
 
     return run_all
 
 
-def run(name: str, *flags: str) -> str:
-    """Standard output of a benchmark."""
-    command = [sys.executable, BENCHMARKS / name, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.extended
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_says_what_it_does(name):
-    summary = (BENCHMARKS / name).read_text().splitlines()[0].strip('"')
-    told = " ".join(run(name, "--help").split())
+def test_a_benchmark_says_what_it_does(benchmarks, monkeypatch, capsys, name):
+    path = BENCHMARKS / name
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    summary = path.read_text().splitlines()[0].strip('"')
     assert told.startswith(f"usage: {name}") and summary in told
 
 
@@ -72,22 +72,24 @@ def test_one_axis_varies_at_a_time(growth):
     assert [tuple(point.values()) for point in points] == [(8, 2), (16, 2), (8, 1), (8, 4)]
 
 
+def test_the_table_takes_every_number_but_those_that_name_a_line(run_all):
+    line = {"method": "byol", "k": 20, "seconds": 0.5, "by_kind": {"k": 3}, "device": "cpu"}
+    assert run_all.numbers(line) == {"seconds": 0.5, "by_kind.k": 3}
+
+
 @pytest.mark.extended
 def test_two_devices_share_the_work_and_exchange_the_gradient():
     flags = ("--recipe=default", "--batch=8", "--views=2", "--width=4", "--devices=2,1")
-    told = json.loads(run("growth.py", "--method=simsiam", *flags).splitlines()[-1])
-    two, one = told["results"]
+    command = [sys.executable, BENCHMARKS / "growth.py", "--method=simsiam", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    two, one = json.loads(done.stdout.splitlines()[-1])["results"]
     gradient = 4 * two["parameters"]
     assert gradient <= two["collective_bytes"] < 2 * gradient
     assert two["collective_bytes"] == sum(two["collective_bytes_by_kind"].values())
     assert one["collective_bytes"] == 0
     assert 0.5 * one["flops"] <= two["flops"] < 0.7 * one["flops"]
     assert two["products_in_loops"] == one["products_in_loops"] == 0
-
-
-def test_the_table_takes_every_number_but_those_that_name_a_line(run_all):
-    line = {"method": "byol", "k": 20, "seconds": 0.5, "by_kind": {"k": 3}, "device": "cpu"}
-    assert run_all.numbers(line) == {"seconds": 0.5, "by_kind.k": 3}
 
 
 @pytest.mark.extended
