@@ -1,18 +1,18 @@
-# What the scripts of launch/ do alike with their arguments: --dry-run, --help, and variables that must be set.
-# Sourced, and written for bash 3.2 too, which is what macOS has.
+# How every script of launch/ reads its arguments: --dry-run, --help, and required variables. Sourced. Works in
+# bash 3.2 too, which macOS has.
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # read_arguments and split_flags set variables for the script that sources this
 
 dry_run=false
 flags=()
 
-# The header comment of the script, as --help shows it.
+# Prints the header comment of the script.
 show_help() {
   awk 'NR > 1 { if (!/^#( |$)/) exit; sub(/^# ?/, ""); print }' "$0"
 }
 
-# Sets dry_run, and flags to all other arguments. --dry-run counts wherever it stands: a run that
-# was only to be looked at must not start because a flag came before it.
+# Sets dry_run, and flags to all other arguments. --dry-run may stand anywhere: a flag before it must not
+# start a run that was only to be shown.
 read_arguments() {
   local argument
   for argument in "$@"; do
@@ -27,7 +27,7 @@ read_arguments() {
   done
 }
 
-# Where there is a `--`: sets first to the arguments before it, flags to those after it.
+# Sets first to the arguments before a `--`, if there is one, and flags to those after it.
 split_flags() {
   local i
   first=()
@@ -40,13 +40,13 @@ split_flags() {
   done
 }
 
-# Says what is wrong with the call, in one line, and ends.
+# Prints in one line what is wrong with the call, and exits.
 refuse() {
   echo "error: $1" >&2
   exit 2
 }
 
-# Ends unless every variable named is set, naming all that are not.
+# Refuses the call unless every variable named is set; all missing ones are named.
 need() {
   local name missing=""
   for name in "$@"; do
@@ -55,17 +55,17 @@ need() {
   [ -z "$missing" ] || refuse "not set: $missing; set them in the environment ($0 --help says what they are)"
 }
 
-# Ends unless the script was given no other arguments.
+# Refuses any other argument.
 take_no_flags() {
-  [ "${#flags[@]}" -eq 0 ] || refuse "'${flags[0]}' is no argument of $0: it takes --dry-run and --help"
+  [ "${#flags[@]}" -eq 0 ] || refuse "'${flags[0]}' is not an argument of $0, which takes --dry-run and --help"
 }
 
-# Ends unless the variable is a whole number.
+# Refuses the variable unless it is a whole number.
 need_number() {
-  [[ ${!1} =~ ^[0-9]+$ ]] || refuse "$1='${!1}' is no whole number: set $1=20, say"
+  [[ ${!1} =~ ^[0-9]+$ ]] || refuse "$1='${!1}' is not a whole number: set it, for example $1=20"
 }
 
-# The words as a line of shell that gives the same words again, through ssh too.
+# Prints the words as a line of shell that yields the same words again, through ssh too.
 quoted() {
   local word line=""
   for word in "$@"; do
@@ -74,7 +74,7 @@ quoted() {
   printf '%s' "$line"
 }
 
-# Runs a command; with --dry-run prints it.
+# Runs a command, or prints it with --dry-run.
 run() {
   if [ "$dry_run" = true ]; then
     printf '%s\n' "$(quoted "$@")"

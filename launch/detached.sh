@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command line of gsg_jax.main on this machine, detached: it goes on when the ssh that began it drops.
-#   launch/detached.sh start COMMAND...   begins it, unless one is under way
-#   launch/detached.sh state              one line, `state: WORD`
-#   launch/detached.sh log [LINES]        the end of its log, 20 lines where not said
-#   launch/detached.sh stop               SIGTERM: it saves and ends
-# WORD is none, running, done, failed (a line said what to mend), stopped (it was told to, and has
-# saved), crashed, or lost (its machine went down). The log is runs/detached/log.
+# Runs a command line of gsg_jax.main detached, so that it continues when the ssh connection drops.
+#   launch/detached.sh start COMMAND...   starts it, unless one is running
+#   launch/detached.sh state              prints one line, `state: WORD`
+#   launch/detached.sh log [LINES]        prints the end of its log, 20 lines by default
+#   launch/detached.sh stop               sends SIGTERM: it saves and ends
+# WORD is none, running, done, failed (with an error line that says how to fix it), stopped (on request,
+# and saved), crashed, or lost (its machine went down). The log is runs/detached/log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=runs/detached
@@ -33,17 +33,17 @@ case $verb in
   start)
     [ $# -gt 0 ] || { echo "usage: launch/detached.sh start COMMAND..." >&2; exit 2; }
     if [ "$(state)" = running ]; then
-      echo "error: a run is under way, process $(cat "$folder/pid"): launch/detached.sh stop ends it" >&2
+      echo "error: a run is active, process $(cat "$folder/pid"): stop it with launch/detached.sh stop" >&2
       exit 1
     fi
     mkdir -p "$folder"
     rm -f "$folder/status" "$folder/pid"
-    # A session of its own: no signal of the terminal reaches it.
+    # In a session of its own, so that no signal of the terminal reaches it.
     setsid launch/detached.sh run "$@" </dev/null >>"$folder/log" 2>&1 &
     until [ -f "$folder/pid" ] || [ -f "$folder/status" ]; do sleep 0.05; done
     ;;
   run)
-    # Where the machine goes down, every process is told: this one waits for the run to have saved.
+    # A shutdown signals every process: this one waits until the run has saved.
     trap : TERM INT HUP
     launch/run_status.sh "$@" &
     run=$!
@@ -62,7 +62,7 @@ case $verb in
   state) echo "state: $(state)" ;;
   log) [ ! -f "$folder/log" ] || tail -n "${1:-20}" "$folder/log" ;;
   stop)
-    [ "$(state)" = running ] || { echo "error: no run is under way" >&2; exit 1; }
+    [ "$(state)" = running ] || { echo "error: no run is active" >&2; exit 1; }
     kill -TERM "$(cat "$folder/pid")"
     ;;
   *)

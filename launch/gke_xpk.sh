@@ -3,28 +3,28 @@
 #   launch/gke_xpk.sh [--dry-run] [--config.a.b=v ...]
 # Variables:
 #   PROJECT ZONE CLUSTER   the Google Cloud project, the zone and the GKE cluster
-#   WORKLOAD               the name to give the workload: lower case, digits and -
-#   TPU_TYPE               such as v5litepod-16
-#   WORKDIR                gs://BUCKET/PATH, folder of the run
-#   STORAGE                the name by which the cluster mounts BUCKET at /gcs/BUCKET (docs/launch.md)
-#   IMAGE                  the image to build of launch/Dockerfile by docker, and to push; or
-#   BASE_IMAGE             an image of launch/Dockerfile that is there: xpk lays this folder over it, without docker
-#   CONFIG DATA_DIR        optional, as of tpu_vm_run.sh
-#   NUM_SLICES             optional, 1 where not set
-#   MAX_RESTARTS           optional: how often it goes on after a preemption or a crash, 20 where not set
-# Once begun, a workload's name is taken: another start, which resumes, takes another WORKLOAD.
+#   WORKLOAD               a name for the workload: lower-case letters, digits and -
+#   TPU_TYPE               for example v5litepod-16
+#   WORKDIR                gs://BUCKET/PATH, the folder of the run
+#   STORAGE                the name of the storage that mounts BUCKET at /gcs/BUCKET (docs/launch.md)
+#   IMAGE                  the image to build from launch/Dockerfile with docker, and to push; or
+#   BASE_IMAGE             an existing image of launch/Dockerfile: xpk lays this folder over it, without docker
+#   CONFIG DATA_DIR        optional, as in tpu_vm_run.sh
+#   NUM_SLICES             optional, default 1
+#   MAX_RESTARTS           optional, default 20: how often to resume after a preemption or a crash
+# A workload's name can be used only once: to resume by hand, choose another WORKLOAD.
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
 . "$launch/commands.sh"
 . "$launch/buckets.sh"
 
 read_arguments "$@"
-# One of the two is enough; where neither is set, the first is asked for.
+# One of the two is needed; if neither is set, IMAGE is named as missing.
 image=IMAGE
 [ -z "${BASE_IMAGE:-}" ] || image=BASE_IMAGE
 need PROJECT ZONE CLUSTER WORKLOAD TPU_TYPE WORKDIR STORAGE "$image"
 [ -z "${IMAGE:-}" ] || [ -z "${BASE_IMAGE:-}" ] ||
-  refuse "IMAGE and BASE_IMAGE are both set: unset the one that is not to be used"
+  refuse "IMAGE and BASE_IMAGE are both set: unset one of them"
 need_bucket WORKDIR
 NUM_SLICES=${NUM_SLICES:-1}
 MAX_RESTARTS=${MAX_RESTARTS:-20}
@@ -41,8 +41,8 @@ else
 fi
 
 describe_job
-# xpk passes SIGTERM to the process it began: exec makes that the one that saves. 1 and 2 say what to
-# mend; the statuses above are a stop (75) or a crash, and run again.
+# xpk sends SIGTERM to the process that it started: exec makes that the one that saves. Statuses 1 and 2 are
+# errors to fix; higher ones are a stop (75) or a crash, and are run again (xpk adds 127 to 255 by itself).
 run xpk workload create "--cluster=$CLUSTER" "--workload=$WORKLOAD" "--project=$PROJECT" "--zone=$ZONE" \
   "--tpu-type=$TPU_TYPE" "--num-slices=$NUM_SLICES" "${source_flags[@]}" "--storage=$STORAGE" \
   "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=3-126 --termination-grace-period-seconds=300 \

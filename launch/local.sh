@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Pretrains on this machine, and goes on after a crash, from the last checkpoint.
+# Pretrains on this machine, and resumes from the last checkpoint after a crash.
 #   launch/local.sh WORKDIR [CONFIG] [FLAGS...]
 #   launch/local.sh runs/mine configs/simsiam_gsg.py:folder --config.data.dir=$HOME/photos
-# Set MAX_RESTARTS (default 3) to choose how often a crash is survived; wrong usage is never retried.
+# Variable: MAX_RESTARTS, how often to resume, default 3. Errors that must be fixed are not retried.
 set -euo pipefail
 
 usage() {
@@ -27,8 +27,8 @@ python=$root/.venv/bin/python
 for ((restart = 0; ; restart++)); do
   status=0
   "$python" -m gsg_jax.main --config="$config" --workdir="$workdir" "$@" || status=$?
-  # 0: done; 1 and 2: a line said what to mend. Anything else is a crash or a kill.
+  # 0: done; 1 and 2: an error to fix. Anything else is a crash or a kill.
   [ "$status" -gt 2 ] || exit "$status"
   [ "$restart" -lt "${MAX_RESTARTS:-3}" ] || exit "$status"
-  echo "ended with status $status: going on from the last checkpoint in $workdir" >&2
+  echo "ended with status $status: resuming from the last checkpoint in $workdir" >&2
 done

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs a job as N hosts on this machine, over loopback: to try, and to test, what several hosts do.
+# Runs a job as N hosts on this machine, over loopback, to try and test what several hosts do.
 #   launch/local_multihost.sh N FLAGS...
 #   launch/local_multihost.sh 2 --config=configs/simsiam_gsg.py --workdir=runs/two_hosts
-# Ends with the last line of host 0, and with the first exit status that is not 0. PORT chooses the
-# port (one that is free otherwise), DEVICES the fake CPU devices of each host (as many as JAX sees
-# otherwise). What the other hosts say is marked with their number.
+# The last line of output is host 0's; the exit status is the first that is not 0. Other hosts' messages
+# carry their number. Variables:
+#   PORT      optional: a port, by default one that is free
+#   DEVICES   optional: fake CPU devices of each host, by default the devices that JAX sees
 set -euo pipefail
 
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -38,13 +39,13 @@ for ((host = num_hosts - 1; host >= 0; host--)); do
   hosts+=($!)
 done
 
-# Host 0 is the last of them: its last line ends this script's output.
+# Host 0 is started last.
 status=0
 for host in "${hosts[@]}"; do
   while :; do
     this=0
     wait "$host" || this=$?
-    kill -0 "$host" 2> /dev/null || break # a signal ends the waiting, not the host
+    kill -0 "$host" 2> /dev/null || break # a signal ends wait, not the host
   done
   [ "$status" -ne 0 ] || status=$this
 done

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# Pretrains on a queued resource of Cloud TPU to the end: asks for it, waits for ACTIVE, sets the workers up,
-# runs, and where it is taken away asks again; the run resumes, since its folder is in a bucket.
+# Pretrains on a queued resource of Cloud TPU to the end: requests it, waits until it is ACTIVE, sets up the
+# workers and runs. If the resource is taken away, it is requested again, and the run resumes from its bucket.
 #   launch/queued_resource.sh [--dry-run] [--config.a.b=v ...]
 # Variables:
 #   PROJECT ZONE       the Google Cloud project and the zone
 #   TPU_NAME           the name of the resource and of its Cloud TPU VM
-#   ACCELERATOR_TYPE   such as v5litepod-16
-#   RUNTIME_VERSION    such as v2-alpha-tpuv5-lite
-#   WORKDIR            gs://BUCKET/PATH, folder of the run, mounted on the workers by gcsfuse
-#   CONFIG DATA_DIR    optional, as of tpu_vm_run.sh
+#   ACCELERATOR_TYPE   for example v5litepod-16
+#   RUNTIME_VERSION    for example v2-alpha-tpuv5-lite
+#   WORKDIR            gs://BUCKET/PATH, the folder of the run, which gcsfuse mounts on the workers
+#   CONFIG DATA_DIR    optional, as in tpu_vm_run.sh
 #   SPOT               optional: 1 for spot capacity
 #   NETWORK SUBNETWORK SERVICE_ACCOUNT   optional
-#   MAX_RESTARTS       optional: how often it asks or runs again, 20 where not set
-#   POLL_SECONDS       optional: time between looks at the state, 60 where not set
-#   KEEP               optional: 1 leaves the resource in place at the end, else it is deleted
-# It may be ended and begun again at any moment: the same command takes up what it finds. The last line
-# of standard output is the run's. Exit status: 0 done; 1 the run says what to mend, or the restarts are
-# used up; 2 wrong usage.
+#   MAX_RESTARTS       optional, default 20: how often to request or run again
+#   POLL_SECONDS       optional, default 60: seconds between two checks
+#   KEEP               optional: 1 keeps the resource at the end instead of deleting it
+# This script may be stopped and started again at any time: the same command continues from what it finds.
+# The last line of standard output is the run's. Exit status: 0 done; 1 an error to fix, or no restarts
+# left; 2 wrong usage.
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
 . "$launch/commands.sh"
 . "$launch/buckets.sh"
 . "$launch/tpu_vm.sh"
 
-# How many looks in a row may fail before it counts as an end.
+# How many checks in a row may fail.
 max_failures=10
 
 read_arguments "$@"
@@ -32,7 +32,7 @@ need_bucket WORKDIR
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 POLL_SECONDS=${POLL_SECONDS:-60}
 need_number MAX_RESTARTS
-[[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "POLL_SECONDS='$POLL_SECONDS' is no time: set POLL_SECONDS=60, say"
+[[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "POLL_SECONDS='$POLL_SECONDS' is not a number of seconds: set it, for example POLL_SECONDS=60"
 
 say() {
   echo "queued_resource: $1" >&2
@@ -44,7 +44,7 @@ create() {
     "--runtime-version=$RUNTIME_VERSION" ${where[@]+"${where[@]}"}
 }
 
-# The states of all queued resources, a name and a state a line.
+# Prints one line for each queued resource: name and state.
 list() {
   tpu queued-resources list '--format=value(name.basename(),state.state)'
 }
@@ -53,12 +53,12 @@ delete() {
   tpu queued-resources delete "$TPU_NAME" --force --quiet
 }
 
-begin_run() {
+start_run() {
   "$launch/tpu_vm_run.sh" ${flags[@]+"${flags[@]}"}
 }
 
 if [ "$dry_run" = true ]; then
-  echo "# until there is one:"
+  echo "# until it exists:"
   list
   create
   echo "# every $POLL_SECONDS s until ACTIVE:"
@@ -68,7 +68,7 @@ if [ "$dry_run" = true ]; then
   echo "# every $POLL_SECONDS s until the run has ended:"
   list
   on_worker all "$remote_state"
-  echo "# where it is SUSPENDED, FAILED or PREEMPTED, from the top, $MAX_RESTARTS times at most:"
+  echo "# if it is SUSPENDED, FAILED or PREEMPTED, again from the top, at most $MAX_RESTARTS times:"
   delete
   echo "# at the end:"
   on_worker 0 "$detached log"
@@ -78,28 +78,28 @@ fi
 
 restarts=0
 failures=0
-trap 'say "ended here; the resource $TPU_NAME stays: the same command goes on, launch/tpu_vm_delete.sh --queued deletes it"; exit 130' INT TERM
+trap 'say "stopped; the resource $TPU_NAME stays: the same command continues, launch/tpu_vm_delete.sh --queued deletes it"; exit 130' INT TERM
 
-# Ends with a status; first the log's end, and the resource is deleted.
+# Prints the end of the log, deletes the resource and exits with a status.
 finish() {
-  on_worker 0 "$detached log" || say "worker 0 does not say its log"
-  [ -n "${KEEP:-}" ] || delete >&2 || say "$TPU_NAME could not be deleted: do so, it costs"
+  on_worker 0 "$detached log" || say "the log of worker 0 cannot be read"
+  [ -n "${KEEP:-}" ] || delete >&2 || say "$TPU_NAME could not be deleted: delete it by hand, because it costs money"
   exit "$1"
 }
 
-# Counts another start; ends where there have been enough. $1: why; $2: active where worker 0 can be asked.
+# Counts a restart, and exits if there were too many. $1: the reason; $2: active if worker 0 can be reached.
 count_restart() {
   restarts=$((restarts + 1))
   if [ "$restarts" -gt "$MAX_RESTARTS" ]; then
-    say "$1, and MAX_RESTARTS=$MAX_RESTARTS restarts are used up: the same command goes on"
+    say "$1, and all MAX_RESTARTS=$MAX_RESTARTS restarts are used: the same command resumes"
     [ "$2" != active ] || finish 1
     exit 1
   fi
-  say "$1: again ($restarts of $MAX_RESTARTS)"
+  say "$1: restart $restarts of $MAX_RESTARTS"
 }
 
-# What the workers say together, one word. A host that crashed takes the others with it, and those
-# may end with a line on it: so a crash anywhere is a crash, and only then does a failure count.
+# Prints one word for the state of all workers. A host that crashes ends the others too, possibly with an
+# error line: so a crash anywhere counts before a failure anywhere.
 state_of_run() {
   local states
   states=$(on_worker all "$remote_state" | sed -n 's/^state: //p') || return 1
@@ -113,7 +113,7 @@ state_of_run() {
   esac
 }
 
-begun=false
+started=false
 shown=""
 while :; do
   if listed=$(list); then
@@ -121,13 +121,13 @@ while :; do
   else
     failures=$((failures + 1))
     [ "$failures" -lt "$max_failures" ] || {
-      say "the queued resources could not be listed $failures times in a row: mend that, and the same command goes on"
+      say "the queued resources could not be listed $failures times in a row: fix that, and the same command continues"
       exit 1
     }
     sleep "$POLL_SECONDS"
     continue
   fi
-  [ "$state" = "$shown" ] || say "$TPU_NAME is ${state:-not there}"
+  [ "$state" = "$shown" ] || say "$TPU_NAME is ${state:-not requested yet}"
   shown=$state
   case $state in
     "")
@@ -137,7 +137,7 @@ while :; do
     ACTIVE) ;;
     SUSPENDED | FAILED | PREEMPTED)
       delete >&2
-      begun=false
+      started=false
       count_restart "$TPU_NAME was $state" gone
       continue
       ;;
@@ -153,7 +153,7 @@ while :; do
     if [ "$failures" -ge "$max_failures" ]; then
       failures=0
       delete >&2
-      begun=false
+      started=false
       count_restart "the workers could not be reached $max_failures times in a row" gone
     fi
     sleep "$POLL_SECONDS"
@@ -164,18 +164,18 @@ while :; do
     running) ;;
     done) finish 0 ;;
     failed)
-      say "the run says what to mend, above or in its log"
+      say "the run says what to fix, above or in its log"
       finish 1
       ;;
     ended)
       count_restart "the run ended before its last step" active
-      begin_run >&2 || say "the run could not be begun"
+      start_run >&2 || say "the run could not be started"
       ;;
     none)
-      [ "$begun" = false ] || count_restart "the run could not be begun" active
-      begun=true
+      [ "$started" = false ] || count_restart "the run could not be started" active
+      started=true
       if "$launch/tpu_vm_setup.sh" >&2; then
-        begin_run >&2 || say "the run could not be begun on every worker"
+        start_run >&2 || say "the run could not be started on every worker"
       else
         say "the workers could not be set up"
       fi

@@ -3,10 +3,10 @@
 #   launch/tpu_vm_create.sh [--dry-run]
 # Variables:
 #   PROJECT ZONE       the Google Cloud project and the zone
-#   TPU_NAME           the name to give it
-#   ACCELERATOR_TYPE   such as v5litepod-16
-#   RUNTIME_VERSION    such as v2-alpha-tpuv5-lite
-#   SPOT               optional: 1 for spot capacity, which may be taken away at any moment
+#   TPU_NAME           a name for it
+#   ACCELERATOR_TYPE   for example v5litepod-16
+#   RUNTIME_VERSION    for example v2-alpha-tpuv5-lite
+#   SPOT               optional: 1 for spot capacity, which may be taken away at any time
 #   NETWORK SUBNETWORK SERVICE_ACCOUNT   optional
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Deletes a Cloud TPU VM without asking; what is on its disks is lost, what is in buckets stays.
+# Deletes a Cloud TPU VM without asking. Its disks are lost; buckets stay.
 #   launch/tpu_vm_delete.sh [--dry-run] [--queued]
-# --queued: it is that of a queued resource, which goes with it.
+# --queued: it belongs to a queued resource, which is deleted too.
 # Variables:
 #   PROJECT ZONE TPU_NAME   which Cloud TPU VM
 set -euo pipefail

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Begins a run on all workers of a Cloud TPU VM; it goes on when the connection drops.
+# Starts a run on all workers of a Cloud TPU VM; it continues when the connection drops.
 #   launch/tpu_vm_run.sh [--dry-run] [--config.a.b=v ...]
 # Variables:
-#   PROJECT ZONE TPU_NAME   which Cloud TPU VM; tpu_vm_setup.sh has been there
-#   WORKDIR                 folder of the run: gs://BUCKET/PATH, or a path that all workers share
-#   CONFIG                  optional: configs/NAME.py[:RECIPE], configs/simsiam_gsg.py where not set
+#   PROJECT ZONE TPU_NAME   which Cloud TPU VM; run tpu_vm_setup.sh first
+#   WORKDIR                 the folder of the run: gs://BUCKET/PATH, or a path that all workers share
+#   CONFIG                  optional: configs/NAME.py[:RECIPE], by default configs/simsiam_gsg.py
 #   DATA_DIR                optional: --config.data.dir, gs://BUCKET/PATH or a path on the workers
-# The same command resumes. tpu_vm_status.sh says how it goes.
+# The same command resumes. tpu_vm_status.sh shows the state.
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
 . "$launch/commands.sh"

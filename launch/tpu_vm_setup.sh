@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Copies gsg_jax, as committed here, to all workers of a Cloud TPU VM, installs it, and mounts buckets.
+# Copies gsg_jax, as committed here, to all workers of a Cloud TPU VM, installs it and mounts buckets.
 #   launch/tpu_vm_setup.sh [--dry-run]
 # Variables:
 #   PROJECT ZONE TPU_NAME   which Cloud TPU VM
-#   WORKDIR DATA_DIR        optional: the buckets of gs://BUCKET/PATH are mounted at /gcs/BUCKET
+#   WORKDIR DATA_DIR        optional: buckets of gs://BUCKET/PATH are mounted at /gcs/BUCKET
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
 . "$launch/commands.sh"
@@ -23,7 +23,7 @@ done
 root=$(cd "$launch/.." && pwd)
 archive=$root/runs/$TPU_NAME.tar.gz
 if [ "$dry_run" = false ] && [ -n "$(git -C "$root" status --porcelain)" ]; then
-  echo "warning: what is not committed does not travel: $(git -C "$root" status --porcelain | head -n 3 | tr '\n' ' ')" >&2
+  echo "warning: uncommitted changes are not copied: $(git -C "$root" status --porcelain | head -n 3 | tr '\n' ' ')" >&2
 fi
 run mkdir -p "$root/runs"
 run git -C "$root" archive --format=tar.gz "--output=$archive" HEAD

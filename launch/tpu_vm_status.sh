@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Says how a Cloud TPU VM is, the state of the run on each worker, and the end of worker 0's log.
+# Prints the state of a Cloud TPU VM, the state of the run on each worker, and the end of worker 0's log.
 #   launch/tpu_vm_status.sh [--dry-run]
 # Variables:
 #   PROJECT ZONE TPU_NAME   which Cloud TPU VM
-#   LINES_OF_LOG            optional: how many, 20 where not set
+#   LINES_OF_LOG            optional, default 20
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
 . "$launch/commands.sh"

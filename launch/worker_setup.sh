@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes this machine, a worker in the cloud, ready to run gsg_jax from the folder it lies in.
+# Prepares this machine, a worker in the cloud, to run gsg_jax from this folder.
 #   launch/worker_setup.sh EXTRA [BUCKET...]
-# EXTRA is tpu or cuda. Each bucket is mounted by gcsfuse at /gcs/BUCKET. What is there already is left.
+# EXTRA is tpu or cuda. gcsfuse mounts each bucket at /gcs/BUCKET. Steps already done are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,7 +25,7 @@ if ! command -v gcsfuse >/dev/null; then
   key=/usr/share/keyrings/cloud.google.asc
   curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
   echo "deb [signed-by=$key] $repository" | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  # A fresh machine is still installing its own updates.
+  # A fresh machine may still be installing its own updates.
   sudo apt-get -q -o DPkg::Lock::Timeout=600 update
   sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y gcsfuse
 fi
@@ -34,8 +34,8 @@ for bucket in "$@"; do
   if ! mountpoint -q "$folder"; then
     sudo mkdir -p "$folder"
     sudo chown "$(id -u):$(id -g)" "$folder"
-    # Renaming a folder commits a checkpoint: refused by default. Without the caches what one host
-    # writes is seen by the others at once.
+    # A rename of a folder commits a checkpoint, and gcsfuse refuses it by default. Without the caches the
+    # other hosts see at once what one writes.
     gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
       --metadata-cache-negative-ttl-secs=0 "$bucket" "$folder"
   fi

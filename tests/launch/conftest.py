@@ -1,4 +1,4 @@
-"""Stand-ins for the commands of clouds and clusters: they record what they are called with."""
+"""Stand-ins for the commands of clouds and clusters, which record their calls."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# What no script may reach in a test, and what a dry run may not call.
+# Commands that no script may really call in a test, nor a dry run at all.
 COMMANDS = (
     *("gcloud", "xpk", "docker", "sky", "sbatch", "srun", "scontrol", "git", "make", "pip"),
     *("sudo", "curl", "gcsfuse", "mountpoint", "lsb_release", "python"),
@@ -54,10 +54,10 @@ class Desk:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def answers(self, answers: dict[str, list[str | tuple[str, int]]]) -> None:
-        """Says what a call that holds a text answers: the nth answer at the nth, then the last.
+        """Sets the answers: the nth call that contains a text gets the nth answer, or the last.
 
         Args:
-          answers: by text, what goes to standard output, or that and the exit status.
+          answers: by text, the standard output, or that and the exit status.
         """
         full = [
             (text, [given if isinstance(given, tuple) else (given, 0) for given in listed])
@@ -81,13 +81,13 @@ class Desk:
         )
 
     def call(self, script: str, *arguments: str, **variables: str) -> tuple[int, str, str]:
-        """Runs a script of launch/ with these variables and no others."""
+        """Runs a script of launch/ with these variables only."""
         process = self.start(script, *arguments, **variables)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
     def remote(self, line: str) -> tuple[int, str, str]:
-        """Runs a line of shell as ssh would, in the home folder."""
+        """Runs a line of shell in the home folder, as ssh would."""
         done = subprocess.run(
             ["bash", "-c", line],
             env=self.environment(),

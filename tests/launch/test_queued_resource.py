@@ -1,4 +1,4 @@
-"""queued_resource.sh goes from asking to the run's end, whatever is taken away meanwhile."""
+"""queued_resource.sh gets from the request to the run's end, whatever is taken away meanwhile."""
 
 import shlex
 
@@ -6,6 +6,8 @@ import pytest
 
 from tests.launch.test_launch_arguments import BUCKET, KIND, TPU_VM
 from tests.launch.test_tpu_vm import TPUS, WHERE
+
+pytestmark = pytest.mark.extended
 
 VARIABLES = TPU_VM | KIND | BUCKET | {"POLL_SECONDS": "0"}
 CREATE = [*TPUS, "queued-resources", "create", "pod", "--node-id=pod"]
@@ -16,17 +18,17 @@ LAST_LINE = '{"job": "pretrain", "step": 100, "num_steps": 100}\n'
 
 
 def listed(*states: str) -> list[str]:
-    """What listing answers, the state of pod among that of another; '' where pod is not there."""
+    """Answers of the listing: the state of pod after another's; '' if there is no pod."""
     return [f"pod-2\tFAILED\n{state and f'pod{chr(9)}{state}{chr(10)}'}" for state in states]
 
 
 def runs(*answers: str) -> list[str]:
-    """What two workers say, one word each or one for both."""
+    """Answers of two workers, a word each or one for both."""
     pairs = [(answer.split() * 2)[:2] for answer in answers]
     return ["".join(f"state: {word}\n" for word in pair) for pair in pairs]
 
 
-def begin(desk, states, run_states, *flags, **variables):
+def start(desk, states, run_states, *flags, **variables):
     desk.answers(
         {
             "queued-resources list": states,
@@ -38,7 +40,7 @@ def begin(desk, states, run_states, *flags, **variables):
 
 
 def what(call: list[str]) -> str:
-    """The verb of a call, without those that only look."""
+    """The verb of a call; '' if it only looks."""
     line = " ".join(call)
     for text, verb in (
         *(("queued-resources create", "create"), ("queued-resources delete", "delete")),
@@ -55,7 +57,7 @@ def verbs(desk) -> list[str]:
 
 def test_it_waits_for_active_runs_and_deletes(desk):
     states = listed("", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
-    status, out, err = begin(desk, states, runs("none", "running", "running", "done"), SPOT="1")
+    status, out, err = start(desk, states, runs("none", "running", "running", "done"), SPOT="1")
     assert status == 0, err
     assert verbs(desk) == ["create", "setup", "run", "log", "delete"]
     assert out.endswith(LAST_LINE)
@@ -64,13 +66,12 @@ def test_it_waits_for_active_runs_and_deletes(desk):
     assert "pod is WAITING_FOR_RESOURCES" in err
 
 
-@pytest.mark.parametrize("ending", ["SUSPENDED", "FAILED", "PREEMPTED"])
-def test_what_is_taken_away_is_asked_for_again_and_resumes_in_the_same_workdir(desk, ending):
-    states = listed("", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDING", ending)
+def test_what_is_taken_away_is_requested_again_and_resumes_in_the_same_workdir(desk):
+    states = listed("", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED")
     states += listed("", "WAITING_FOR_RESOURCES", "ACTIVE")
     run_states = runs("none", "running", "none", "running", "done")
     flag = "--config.data.dir=a b"
-    status, out, err = begin(desk, states, run_states, flag, CONFIG="configs/byol.py")
+    status, out, err = start(desk, states, run_states, flag, CONFIG="configs/byol.py")
     assert status == 0, err
     once = ["create", "setup", "run"]
     assert verbs(desk) == [*once, "delete", *once, "log", "delete"]
@@ -78,53 +79,52 @@ def test_what_is_taken_away_is_asked_for_again_and_resumes_in_the_same_workdir(d
     assert first == second and "--workdir=/gcs/lab-runs/one" in " ".join(first)
     assert r"--config.data.dir=a\ b" in " ".join(first)
     assert [call for call in desk.calls if what(call) == "create"] == 2 * [[*CREATE, *WHERE]]
-    assert out.endswith(LAST_LINE) and "again (1 of 20)" in err
+    assert out.endswith(LAST_LINE) and "restart 1 of 20" in err
 
 
 def test_the_limit_of_restarts_ends_it(desk):
-    states = listed("", "SUSPENDED", "", "FAILED", "", "SUSPENDED")
-    status, _, err = begin(desk, states, runs("none"), MAX_RESTARTS="2")
+    states = listed("", "SUSPENDED", "", "FAILED", "", "PREEMPTED")
+    status, _, err = start(desk, states, runs("none"), MAX_RESTARTS="2")
     assert status == 1
     assert verbs(desk) == 3 * ["create", "delete"]
     assert "MAX_RESTARTS=2" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("word", ["crashed", "lost", "stopped", "stopped done", "crashed failed"])
-def test_a_run_that_ended_early_is_begun_again_where_it_is(desk, word):
+@pytest.mark.parametrize("word", ["lost", "stopped done", "crashed failed"])
+def test_a_run_that_ended_early_is_started_again_in_place(desk, word):
     run_states = runs("none", "running", word, "running", "done")
-    status, _, err = begin(desk, listed("", "ACTIVE"), run_states)
+    status, _, err = start(desk, listed("", "ACTIVE"), run_states)
     assert status == 0, err
     assert verbs(desk) == ["create", "setup", "run", "run", "log", "delete"]
 
 
-def test_nothing_is_begun_while_a_worker_still_runs(desk):
+def test_nothing_is_started_while_a_worker_still_runs(desk):
     run_states = runs("none", "crashed running", "crashed running", "crashed failed", "done")
-    assert begin(desk, listed("", "ACTIVE"), run_states)[0] == 0
+    assert start(desk, listed("", "ACTIVE"), run_states)[0] == 0
     assert verbs(desk) == ["create", "setup", "run", "run", "log", "delete"]
 
 
 def test_crashes_count_as_restarts(desk):
-    status, out, err = begin(desk, listed("", "ACTIVE"), runs("none", "crashed"), MAX_RESTARTS="3")
+    status, out, err = start(desk, listed("", "ACTIVE"), runs("none", "crashed"), MAX_RESTARTS="3")
     assert status == 1
     assert verbs(desk) == ["create", "setup", "run", "run", "run", "run", "log", "delete"]
     assert "some line" in out and "MAX_RESTARTS=3" in err
 
 
-@pytest.mark.parametrize("word", ["failed", "failed done"])
-def test_a_run_that_says_what_to_mend_is_not_begun_again(desk, word):
-    status, out, err = begin(desk, listed("", "ACTIVE"), runs("none", "running", word))
+def test_a_run_with_an_error_to_fix_is_not_started_again(desk):
+    status, out, err = start(desk, listed("", "ACTIVE"), runs("none", "running", "failed done"))
     assert status == 1
     assert verbs(desk) == ["create", "setup", "run", "log", "delete"]
-    assert "some line" in out and "what to mend" in err
+    assert "some line" in out and "what to fix" in err
 
 
 def test_keep_leaves_the_resource(desk):
-    begin(desk, listed("", "ACTIVE"), runs("none", "done"), KEEP="1")
+    start(desk, listed("", "ACTIVE"), runs("none", "done"), KEEP="1")
     assert verbs(desk) == ["create", "setup", "run", "log"]
 
 
-def test_the_same_command_takes_up_a_run_that_goes_on(desk):
-    assert begin(desk, listed("ACTIVE"), runs("running", "done"))[0] == 0
+def test_the_same_command_continues_with_an_active_run(desk):
+    assert start(desk, listed("ACTIVE"), runs("running", "done"))[0] == 0
     assert verbs(desk) == ["log", "delete"]
 
 
@@ -134,28 +134,28 @@ def test_a_resource_that_cannot_be_created_ends_it_with_gclouds_own_words(desk):
     assert (status, out) == (1, "no quota\n") and verbs(desk) == ["create"]
 
 
-def test_passing_failures_to_look_are_borne(desk):
+def test_a_check_that_fails_for_a_while_is_repeated(desk):
     states = [("", 1), ("", 1), *listed("ACTIVE")]
     run_states = [*runs("none", "running"), ("", 255), ("state: running\n", 255), *runs("done")]
-    status, _, err = begin(desk, states, run_states)
+    status, _, err = start(desk, states, run_states)
     assert status == 0, err
     assert verbs(desk) == ["setup", "run", "log", "delete"]
 
 
-def test_lasting_failures_to_look_end_it(desk):
-    status, _, err = begin(desk, [("", 1)], runs("none"))
+def test_checks_that_keep_failing_end_it(desk):
+    status, _, err = start(desk, [("", 1)], runs("none"))
     assert status == 1 and verbs(desk) == [] and len(desk.calls) == 10
     assert "could not be listed" in err
 
 
 def test_workers_that_cannot_be_reached_are_given_back(desk):
     states = [*listed(*["ACTIVE"] * 10), *listed("", "ACTIVE")]
-    status, _, err = begin(desk, states, [("", 255)] * 10 + runs("none", "done"))
+    status, _, err = start(desk, states, [("", 255)] * 10 + runs("none", "done"))
     assert status == 0, err
     assert verbs(desk) == ["delete", "create", "setup", "run", "log", "delete"]
 
 
-def test_a_set_up_that_fails_is_tried_again(desk):
+def test_a_setup_that_fails_is_repeated(desk):
     desk.answers(
         {
             "queued-resources list": listed("", "ACTIVE"),

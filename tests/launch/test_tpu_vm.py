@@ -3,11 +3,15 @@
 import subprocess
 import tarfile
 
+import pytest
+
 from tests.launch.test_launch_arguments import KIND, TPU_VM
+
+pytestmark = pytest.mark.extended
 
 WHERE = ["--project=lab", "--zone=us-west4-a"]
 TPUS = ["gcloud", "compute", "tpus"]
-# What a shell would take apart, were it not quoted.
+# What a shell would split or expand without quotes.
 AWKWARD = ("--config.data.dir=a  b", "--config.x=it's", '--config.y="q"', "--config.z=$HOME;`x`")
 AWKWARD += ("--config.views.blur_probability=(0.0,)", "--config.e=", "*", "--config.n=a\nb")
 
@@ -59,7 +63,7 @@ def test_what_is_committed_reaches_the_workers_and_is_installed(desk):
         subprocess.run(["git", "-C", desk.root, *arguments], check=True)
     (desk.root / "launch" / "new.sh").touch()
     status, _, err = desk.call("tpu_vm_setup.sh", **TPU_VM, WORKDIR="gs://lab-runs/one")
-    assert status == 0 and "warning: what is not committed" in err and "launch/new.sh" in err
+    assert status == 0 and "warning: uncommitted changes" in err and "launch/new.sh" in err
     assert not list((desk.root / "runs").iterdir())
     with tarfile.open(desk.folder / "copied.tar.gz") as archive:
         names = archive.getnames()
@@ -79,7 +83,7 @@ def test_what_is_committed_reaches_the_workers_and_is_installed(desk):
     assert calls[2] == ["mountpoint", "-q", "/gcs/lab-runs"]
     assert ["sudo", "mkdir", "-p", "/gcs/lab-runs"] in calls
     assert calls[-1][0] == "gcsfuse" and calls[-1][-2:] == ["lab-runs", "/gcs/lab-runs"]
-    # By default gcsfuse renames no folder, and a rename is what commits a checkpoint.
+    # gcsfuse renames no folder by default, and a rename commits a checkpoint.
     assert "--rename-dir-limit=200000" in calls[-1]
 
 
@@ -94,7 +98,7 @@ def test_flags_reach_the_workers_as_they_were_given(desk):
     assert status == 0 and len(desk.calls) == 1
     *call, command, project, zone = desk.calls[0]
     assert call == [*TPUS, "tpu-vm", "ssh", "pod", "--worker=all"] and [project, zone] == WHERE
-    # In place of the real one, which begins a process.
+    # Instead of the real one, which starts a process.
     stand_in = (desk.folder / "bin" / "sky").read_text()
     (desk.root / "launch" / "detached.sh").write_text(stand_in)
     status, _, err = desk.remote(command.removeprefix("--command="))
