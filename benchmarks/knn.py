@@ -1,21 +1,20 @@
-"""Times exact k-NN search against scikit-learn's and faiss's, on the same random embeddings.
+"""Times our exact k-NN search against scikit-learn's, on the same random embeddings.
 
     python benchmarks/knn.py [--bank=60000] [--queries=10000] [--width=512] [--k=20,200]
         [--repeats=5]
 
-Every method has a process of its own, which makes the same embeddings and then searches when it is
-told to: one search of each method in turn, again and again, so that other work on the machine
-slows all alike. A search starts from raw float32 rows, and normalising is part of it; scikit-learn
-takes part with the cosine metric, and with the Euclidean one on unit rows, its faster path to the
-same neighbours. The table holds medians of the searches after the first; the first by itself, and
-its compile seconds (what a method imports is loaded before); the processor's seconds, which other
-work disturbs less; the peak of memory above the inputs; and how many of a sample's neighbours are
-ours too. The last line is JSON with the same figures, each method's seconds over ours among them.
+Each method has its own process, which makes the same embeddings and searches on request: one search
+of each method in turn, several times, so that other work on the machine slows all alike. A search
+starts from raw float32 rows and includes normalising them. scikit-learn takes part with the cosine
+metric and with the Euclidean one on unit rows, its faster path to the same neighbours. The table
+has the medians of the searches after the first; the first one itself and its compile seconds
+(imports are done before); the processor's seconds, which other work disturbs less; the peak of
+memory above the inputs; and the share of a sample's neighbours that are ours too. The last line is
+JSON with the same figures and each method's seconds over ours.
 """
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -33,8 +32,7 @@ from rich.table import Table
 
 OURS = "gsg_jax"
 COMPILE_EVENTS = "/jax/core/compile/"
-PACKAGES = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
-# Columns of the table: the figures they hold, and how these are written.
+# Columns of the table: their figures and formats.
 COLUMNS = {
     "k": ("k", "d"),
     "method": ("method", "s"),
@@ -49,7 +47,7 @@ COLUMNS = {
 
 
 def main() -> None:
-    """Times every method for each k, then prints the table and the line of JSON."""
+    """Times every method for each k and prints the table and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bank", type=int, default=60_000, help="rows of the bank")
     parser.add_argument("--queries", type=int, default=10_000, help="rows to search for")
@@ -58,8 +56,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed searches of each method")
     parser.add_argument("--here", choices=SEARCHES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if missing := [PACKAGES[name] for name in PACKAGES if not importlib.util.find_spec(name)]:
-        parser.error(f"{' and '.join(missing)} missing: run pip install -e '.[bench]'")
     ks = [int(k) for k in arguments.k.split(",")]
     if not 1 <= min(ks) <= max(ks) <= arguments.bank:
         parser.error(f"--k={arguments.k}: takes numbers from 1 to --bank, {arguments.bank}")
@@ -82,7 +78,7 @@ def search_with_gsg_jax(bank: np.ndarray, query: np.ndarray, k: int) -> np.ndarr
 
 
 def search_with_cosine(bank: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
-    """scikit-learn's, as one would ask for it."""
+    """scikit-learn's by cosine, the plain choice."""
     from sklearn.neighbors import NearestNeighbors
 
     searcher = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(bank)
@@ -90,7 +86,7 @@ def search_with_cosine(bank: np.ndarray, query: np.ndarray, k: int) -> np.ndarra
 
 
 def search_with_euclidean(bank: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
-    """scikit-learn's by its fused kernel, which knows no cosine but finds the same rows."""
+    """scikit-learn's by its fused kernel, which has no cosine but finds the same rows."""
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import normalize
 
@@ -98,33 +94,20 @@ def search_with_euclidean(bank: np.ndarray, query: np.ndarray, k: int) -> np.nda
     return searcher.fit(normalize(bank)).kneighbors(normalize(query), return_distance=True)[1]
 
 
-def search_with_faiss(bank: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
-    """The exact index of faiss, by inner products."""
-    import faiss
-
-    bank, query = bank.copy(), query.copy()
-    faiss.normalize_L2(bank)
-    faiss.normalize_L2(query)
-    index = faiss.IndexFlatIP(bank.shape[1])
-    index.add(bank)
-    return index.search(query, k)[1]
-
-
 SEARCHES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     OURS: search_with_gsg_jax,
     "sklearn cosine": search_with_cosine,
     "sklearn euclidean": search_with_euclidean,
-    "faiss": search_with_faiss,
 }
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Searches once for each line of standard input, and answers with a line of figures."""
+    """Searches once for each line of standard input and answers with a line of figures."""
     search, k = SEARCHES[arguments.here], int(arguments.k)
     rng = np.random.default_rng(0)
     bank = rng.standard_normal((arguments.bank, arguments.width), dtype=np.float32)
     query = rng.standard_normal((arguments.queries, arguments.width), dtype=np.float32)
-    search(bank[: k + 1], query[:1], k)  # imports, so that they count in no figure
+    search(bank[: k + 1], query[:1], k)  # imports, which count in no figure
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiling.append(seconds * event.startswith(COMPILE_EVENTS))
@@ -149,15 +132,15 @@ def peak_mb() -> float:
 
 
 def compare(k: int, arguments: argparse.Namespace) -> list[dict]:
-    """Figures of every method for one k, taken in turn.
+    """Figures of every method for one k, one search of each in turn.
 
     Args:
       k: neighbours.
       arguments: of the command line.
 
     Returns:
-      For each method the medians, the first search's seconds, the peak of memory, and the share of
-      its neighbours that are ours too, over a hundred queries.
+      For each method: medians, the first search's seconds, peak memory, and the share of its
+      neighbours that are ours too, over a hundred queries.
     """
     processes = {method: start_process(method, k, arguments) for method in SEARCHES}
     answers = {method: [] for method in SEARCHES}
@@ -189,7 +172,7 @@ def compare(k: int, arguments: argparse.Namespace) -> list[dict]:
 
 
 def start_process(method: str, k: int, arguments: argparse.Namespace) -> subprocess.Popen:
-    """A process that waits to be told to search."""
+    """Starts a process that waits for lines to search at."""
     flags = [f"--{name}={getattr(arguments, name)}" for name in ("bank", "queries", "width")]
     command = [sys.executable, __file__, f"--here={method}", f"--k={k}", *flags]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -223,7 +206,7 @@ def machine() -> dict:
 
 
 def processor() -> str:
-    """Its name where the system tells, as Linux does."""
+    """Its name if the system has it, as Linux does."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":")[1].strip() for line in lines if "model name" in line)

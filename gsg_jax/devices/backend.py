@@ -1,6 +1,5 @@
 """What is done otherwise on a CPU: TPUs and GPUs run plain XLA."""
 
-import pathlib
 from functools import cache
 
 import jax
@@ -22,13 +21,6 @@ def is_one_cpu() -> bool:
 def loops_are_slow() -> bool:
     """Whether short loops are better written out: within one a CPU convolves ten times slower."""
     return jax.default_backend() == "cpu"
-
-
-@cache
-def multiplies_bfloat16_fast() -> bool:
-    """Whether it is a CPU with bfloat16 matrix units, as far as the system tells (Linux does)."""
-    told = pathlib.Path("/proc/cpuinfo")
-    return jax.default_backend() == "cpu" and told.exists() and "amx_bf16" in told.read_text()
 
 
 @cache

@@ -57,12 +57,12 @@ class KnnMonitor:
         if self._query is not None:
             query = embed_source(embed, self._query, batch_size=batch_size, size=self._size)
             query_labels = self._query.labels
-        top1 = knn_top1(
+        (top1,) = knn_top1(
             bank,
             self._bank.labels,
             query,
             query_labels,
-            k=min(self._eval.knn_k, self._voters),
+            ks=(min(self._eval.knn_k, self._voters),),
             temperature=self._eval.knn_temperature,
             leave_one_out=self._query is None,
         )

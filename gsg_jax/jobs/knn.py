@@ -7,7 +7,7 @@ import ml_collections
 
 from gsg_jax.config.check import check_evaluation
 from gsg_jax.console import UserError, say
-from gsg_jax.evaluation.knn import knn_top1_by_k
+from gsg_jax.evaluation.knn import knn_top1
 from gsg_jax.evaluation.labelled import Labelled, labelled_features
 
 
@@ -52,7 +52,7 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
     train, test = labelled.train, labelled.test or labelled.train
     leave_one_out = labelled.test is None
     try:
-        top1 = knn_top1_by_k(
+        top1 = knn_top1(
             train.h,
             train.label,
             test.h,

@@ -84,7 +84,7 @@ def test_the_confusion_is_that_of_a_plain_vote_and_its_top1_the_monitors():
             votes[bank.label[n]] += np.exp(similarity[n] / 0.2)
         counts[query.label[row], votes.argmax()] += 1
     np.testing.assert_array_equal(found.counts, counts)
-    top1 = knn_top1(bank.h, bank.label, query.h, query.label, k=5, temperature=0.2)
+    (top1,) = knn_top1(bank.h, bank.label, query.h, query.label, ks=(5,), temperature=0.2)
     assert found.top1 == pytest.approx(top1)
     assert np.isnan(found.recall[5])
     assert found.num_voters == 50
