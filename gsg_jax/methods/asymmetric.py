@@ -17,16 +17,16 @@ def asymmetric_loss(
     Args:
       outputs: online predictions p [V, B, D] and target projections z_target [G, B, D] of the
         global views, G at least 2; local views follow all of these.
-      memory: unused, returned as it came.
-      key: unused; the loss draws nothing.
+      memory: unused, returned as is.
+      key: unused; nothing is random.
       stop_gradient: False lets the gradient into an online target; the method then collapses.
 
     Returns:
       (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better; with two views it is
-      1/2 D(p_1, z_2) + 1/2 D(p_2, z_1), D = -cosine. Nothing is logged besides.
+      1/2 D(p_1, z_2) + 1/2 D(p_2, z_1), D = -cosine. Nothing else is logged.
 
     Raises:
-      AssertionError: at trace time, where the shapes do not fit or G is less than 2.
+      AssertionError: at trace time, if the shapes do not fit or G is less than 2.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), eq. 2-4; Grill et al., NeurIPS 2020
     (arXiv 2006.07733), eq. 2 (whose squared distance of unit vectors is 2 + 2 D).

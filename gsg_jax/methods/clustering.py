@@ -1,4 +1,4 @@
-"""DINO and TWIST: two views of an image choose the same of many classes, that nobody named."""
+"""DINO and TWIST: two views of an image agree on one of many classes that have no names."""
 
 import chex
 import jax
@@ -26,17 +26,17 @@ def dino_loss(
     With a centre c of the targets: q = softmax((z_target - c) / tau_t), p = softmax(z / tau_s),
       l = -sum_k q_k(x_1) log p_k(x_2), mean over both orders and the batch.
 
-    Local views are sources alone, and follow both targets.
+    Local views are sources only, and follow both targets.
 
     Args:
       outputs: online scores p [V, B, K] and target scores z_target [2, B, K].
       memory: centre [K] and steps, an int32 scalar.
-      key: unused; the loss draws nothing.
+      key: unused; nothing is random.
       temperature: tau_s, above 0.
       target_temperature: tau_t after the warm-up, above 0 and below tau_s.
       first_target_temperature: tau_t at the first step; it rises linearly from there.
-      temperature_warmup_steps: length of that rise.
-      centre_momentum: share of the old centre that stays at each step.
+      temperature_warmup_steps: length of this warm-up.
+      centre_momentum: share of the old centre that each step keeps.
       stop_gradient: False lets the gradient into an online target.
 
     Returns:
@@ -44,7 +44,7 @@ def dino_loss(
       target_entropy, mean over the targets, in [0, log K].
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: Caron et al., ICCV 2021 (arXiv 2104.14294), algorithm 1 and section 3.1.
     """
@@ -84,7 +84,7 @@ def check_dino(
     num_prototypes: int,
     **choices,
 ) -> None:
-    """Raises ValueError where a target is not sharper than the source, or there are no classes."""
+    """Raises ValueError if a target is not sharper than the source, or there are no prototypes."""
     check_two_views(**choices)
     for name, value in (
         ("target_temperature", target_temperature),
@@ -97,8 +97,8 @@ def check_dino(
             )
     if not num_prototypes:
         raise ValueError(
-            "model.num_prototypes is 0, DINO's views choose among prototypes: set "
-            "--config.model.num_prototypes=1024, say"
+            "model.num_prototypes is 0, DINO's views choose among prototypes: set, "
+            "for example, --config.model.num_prototypes=1024"
         )
 
 
@@ -120,8 +120,8 @@ def twist_loss(
 
     Args:
       outputs: online scores p and target scores z_target, each [2, B, K].
-      memory: unused, returned as it came.
-      key: unused; the loss draws nothing.
+      memory: unused, returned as is.
+      key: unused; nothing is random.
       sharpness_weight: alpha, at least 0.
       diversity_weight: beta, at least 0.
       stop_gradient: True keeps the gradient out of an online target.
@@ -130,7 +130,7 @@ def twist_loss(
       (loss, memory, metrics): loss is a scalar, at least -beta log K; metrics has the three terms.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: Wang et al. (arXiv 2110.07402), eq. 4.
     """

@@ -24,17 +24,17 @@ def nt_xent_loss(
     Args:
       outputs: online predictions p, target projections z_target (of the sibling) and negatives (of
         all others), each [2, B, D].
-      memory: unused, returned as it came.
-      key: unused; the loss draws nothing.
+      memory: unused, returned as is.
+      key: unused; nothing is random.
       temperature: tau, above 0.
       stop_gradient: True keeps the gradient out of an online target (UniGrad's table 3).
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0, log(2 B - 1) where nothing differs.
-      Nothing is logged besides.
+      (loss, memory, metrics): loss is a scalar, at least 0, log(2 B - 1) if all rows are equal.
+      Nothing else is logged.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: Chen et al., ICML 2020 (arXiv 2002.05709), eq. 1.
     """
@@ -63,23 +63,23 @@ def moco_loss(
 
     For a view u with sibling target t' and the queue's rows k:
       l = -log( exp(u . t' / tau) / (exp(u . t' / tau) + sum_k exp(u . k / tau)) ), on unit vectors.
-    Both orders of the two views count; the paper's loss is one of them. The targets of the step
-    take the place of the queue's oldest rows afterwards.
+    Both orders of the two views count; the paper's loss is one of them. Afterwards the step's
+    targets replace the queue's oldest rows.
 
     Args:
       outputs: online predictions p, target projections z_target (of the sibling) and negatives
         (what joins the queue), each [2, B, D].
-      memory: queue, unit rows [Q, D]; oldest, int32 scalar, where its oldest row lies.
-      key: unused; the loss draws nothing.
+      memory: queue, unit rows [Q, D]; oldest, int32 scalar, the place of its oldest row.
+      key: unused; nothing is random.
       temperature: tau, above 0.
       queue_size: Q, at least 2 B.
       stop_gradient: False lets the gradient into an online target.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0. Nothing is logged besides.
+      (loss, memory, metrics): loss is a scalar, at least 0. Nothing else is logged.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: He et al., CVPR 2020 (arXiv 1911.05722), eq. 1 and algorithm 1; Chen et al.
     (arXiv 2003.04297).
@@ -117,17 +117,17 @@ def init_queue(key: jax.Array, *, width: int, queue_size: int, **options) -> Mem
 
 
 def check_two_views(*, num_views: int, **choices) -> None:
-    """Raises ValueError where there are not two global views an image."""
+    """Raises ValueError if there are not two global views per image."""
     del choices
     if num_views != 2:
         raise ValueError(
-            f"method.num_views is {num_views}, this loss is defined for two views: "
+            f"method.num_views is {num_views}, this loss needs two views: "
             "set --config.method.num_views=2"
         )
 
 
 def check_queue(*, num_views: int, batch_size: int, queue_size: int, **choices) -> None:
-    """Raises ValueError where the queue cannot hold one step, or there are not two views."""
+    """Raises ValueError if the queue cannot hold one step, or there are not two views."""
     check_two_views(num_views=num_views, **choices)
     if queue_size < 2 * batch_size:
         raise ValueError(
@@ -140,8 +140,8 @@ def check_queue(*, num_views: int, batch_size: int, queue_size: int, **choices) 
 def _unit_views(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Unit rows [2, B, D]: sources, their siblings' targets, negatives.
 
-    The two views stay an axis of their own. Joined with the images they would no longer lie as the
-    devices share the images out, and each device would compute the loss of all of them.
+    The views keep an axis of their own. Joined with the images, the rows would no longer follow the
+    sharding of the images, and each device would compute the loss of all of them.
     """
     chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)

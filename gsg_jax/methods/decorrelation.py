@@ -1,4 +1,4 @@
-"""Barlow Twins and VICReg: views agree, and their channels have nothing to do with each other."""
+"""Barlow Twins and VICReg: views agree, and their channels are decorrelated."""
 
 import chex
 import jax
@@ -26,18 +26,18 @@ def barlow_twins_loss(
     Args:
       outputs: online predictions p, target projections z_target (of the diagonal) and negatives
         (of the rest), each [2, B, D].
-      memory: unused, returned as it came.
-      key: unused; the loss draws nothing.
+      memory: unused, returned as is.
+      key: unused; nothing is random.
       off_diagonal_weight: lambda, at least 0.
-      loss_scale: multiplies the loss. As a sum over channels its gradient is some D times that of a
-        cosine; with own_barlow_scale both learn at one rate.
+      loss_scale: multiplies the loss. The loss is a sum over channels, so its gradient is about D
+        times that of a cosine; with own_barlow_scale both learn at the same rate.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0. Nothing is logged besides.
+      (loss, memory, metrics): loss is a scalar, at least 0. Nothing else is logged.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: Zbontar et al., ICML 2021 (arXiv 2103.03230), eq. 1.
     """
@@ -49,7 +49,7 @@ def barlow_twins_loss(
         squares = jnp.sum(jnp.square(_product(x, y_negative) / x.shape[0]))
         own = jnp.sum(jnp.square(jnp.mean(x * y_negative, axis=0)))
         agreement = jnp.sum(jnp.square(1 - diagonal))
-        # The off-diagonal squares are all squares, a repulsion, without the diagonal's.
+        # All squares (a repulsion) without the diagonal's are the off-diagonal ones.
         return jnp.stack(
             [
                 agreement + off_diagonal_weight * (squares - own),
@@ -80,22 +80,22 @@ def vicreg_loss(
 
     Args:
       outputs: online predictions p and target projections z_target, each [2, B, D].
-      memory: unused, returned as it came.
-      key: unused; the loss draws nothing.
+      memory: unused, returned as is.
+      key: unused; nothing is random.
       invariance_weight: at least 0.
       variance_weight: at least 0.
       covariance_weight: at least 0.
-      loss_scale: multiplies all three weights; own_vicreg_scale is for the rate of a cosine.
+      loss_scale: multiplies all three weights; with own_vicreg_scale it learns like a cosine.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar, at least 0; metrics has the three terms, not
-      weighted.
+      (loss, memory, metrics): loss is a scalar, at least 0; metrics has the three terms,
+      unweighted.
 
     Raises:
-      AssertionError: at trace time, where the shapes differ or there are not two views.
+      AssertionError: at trace time, if the shapes differ or there are not two views.
 
-    Source: Bardes et al., ICLR 2022 (arXiv 2105.04906), eq. 1-6, with the weights' placing of its
+    Source: Bardes et al., ICLR 2022 (arXiv 2105.04906), eq. 1-6, with the weights placed as in its
     section 4.2.
     """
     del key
@@ -120,7 +120,7 @@ def own_barlow_scale(*, width: int, **options) -> dict[str, float]:
 
 
 def own_vicreg_scale(**options) -> dict[str, float]:
-    """The scale that a loss_scale of 0 stands for; the loss's means hold D already."""
+    """The scale that a loss_scale of 0 stands for; the loss's means divide by D already."""
     del options
     return {"loss_scale": 0.01}
 
@@ -134,7 +134,7 @@ def standardize(x: jax.Array) -> jax.Array:
 
 
 def _spread(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """VICReg's variance term and covariance term of [V, B, D], not weighted."""
+    """VICReg's variance term and covariance term of [V, B, D], unweighted."""
     _, batch_size, width = z.shape
     centred = z - jnp.mean(z, axis=1, keepdims=True)
     covariance = jnp.einsum("vbi,vbj->vij", centred, centred, precision=jax.lax.Precision.HIGHEST)
@@ -146,7 +146,7 @@ def _spread(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _both_orders(of_pair, outputs: Outputs, stop_gradient: bool) -> jax.Array:
-    """The mean over its two orders of what a pair gives, online branch first."""
+    """Mean of of_pair over both orders of the views; its first argument is the online row."""
     chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)
     p, targets = outputs.p, (outputs.z_target, outputs.negatives)

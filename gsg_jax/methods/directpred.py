@@ -19,26 +19,26 @@ def directpred_loss(
     predictor_every_steps: int,
     stop_gradient: bool = True,
 ) -> tuple[jax.Array, Memory, Metrics]:
-    """The asymmetric loss of predictions W z, W made anew from the running correlation matrix F.
+    """The asymmetric loss of predictions W z, with W computed from the running correlation F.
 
     F = U diag(s) U' gives W = U diag(sqrt(s) + epsilon max sqrt(s)) U'. No gradient enters W.
 
     Args:
-      outputs: online predictions p (projections, where no other predictor is configured) [V, B, D],
+      outputs: online predictions p (projections, unless another predictor is configured) [V, B, D],
         and target projections z_target (positives) and negatives (of F), [G, B, D].
       memory: of init_predictor; F runs on unit rows of whole global views.
-      key: unused; the loss draws nothing.
+      key: unused; nothing is random.
       correlation_decay: rho of F, in [0, 1].
       eigenvalue_floor: epsilon, at least 0.
-      predictor_every_steps: how often W follows F; its eigenvectors are the step's cost.
+      predictor_every_steps: how often W is updated; the eigenvectors dominate its cost.
       stop_gradient: False lets the gradient into an online target.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better. Nothing is logged
-      besides.
+      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better. Nothing else
+      is logged.
 
     Raises:
-      AssertionError: at trace time, where the shapes do not fit or there is one view.
+      AssertionError: at trace time, if the shapes do not fit or there is only one view.
 
     Source: Tian et al., ICML 2021 (arXiv 2102.06810), section 4; the correlation on unit rows is
     UniGrad's (arXiv 2112.05141).
@@ -61,7 +61,7 @@ def closed_form_predictor(correlation: jax.Array, eigenvalue_floor: float) -> ja
 
     Args:
       correlation: F, [D, D], symmetric and positive semidefinite.
-      eigenvalue_floor: epsilon, the share of the largest root that is added to each.
+      eigenvalue_floor: epsilon, the share of the largest root added to each root.
 
     Returns:
       U diag(sqrt(s) + epsilon max sqrt(s)) U', [D, D], symmetric.

@@ -1,4 +1,10 @@
-"""Guided stop-gradient: of two images' views the closest are sources, their siblings targets."""
+"""Guided stop-gradient: of two images' views the closest are sources, their siblings targets.
+
+With local views (multi-crop) an image's closest global view is still the source, and its local
+views follow the same target: each D of the loss is the mean of D(p, sg z_other) over the source and
+the image's local views. With CutMix a source follows its own target and, by the patch's share, its
+partner's sibling view of the same number; the distances are those of whole views.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +17,7 @@ from gsg_jax.methods.similarity import attraction, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
-# Of how many views an image each pairing makes a source, where that is the same for every image.
+# How many views of an image each pairing makes a source, if it is the same number for every image.
 SOURCES_OF_PAIRING = {"permutation": 2, "halves": 1}
 
 
@@ -20,8 +26,7 @@ class Pairs(NamedTuple):
 
     Attributes:
       image, reference: slices of the batch, or indices into it, of P images each; P is B, or B / 2
-        for "halves". A slice leaves the images on the devices where they lie; what indices take
-        goes through all devices.
+        for "halves". A slice leaves the images on their devices; indices gather from all devices.
       a, b: the closest view of the image and of the reference, 0 or 1, [P] each.
     """
 
@@ -46,22 +51,16 @@ def guided_loss(
       (a*, b*) = argmin d_ab, ties to the first of 11, 12, 21, 22;
       l = 1/2 D(p_ia*, sg z_i,other(a*)) + 1/2 D(p_rb*, sg z_r,other(b*)), D = -cosine.
 
-    With local views (multi-crop) an image's closest global view is the source, as ever, and its
-    local views follow the same target: each D above is the mean of D(p, sg z_other) over the source
-    and the image's local views. With CutMix a source follows, by the patch's share, the target of
-    its partner's sibling view of the same number besides its own; the distances are of whole views.
-
     Args:
-      outputs: online predictions p [V, B, D], or of the selected sources alone, and target
+      outputs: online predictions p [V, B, D], or of the selected sources only, and target
         projections z_target [G, B, D]. With G = 4, views 0, 1 are an image's and views 2, 3 its
-        reference's; with G = 2 the reference image shows the same two views that it shows as an
-        image. Local views stand after these.
-      memory: unused, returned as it came.
+        reference's; with G = 2 an image's own views are its reference views. Local views come last.
+      memory: unused, returned as is.
       key: draws the reference images of pairing "permutation".
-      pairing: who is whose reference. "permutation": a random permutation of the batch, fixed
-        points included (G = 4, the paper's); "roll": the next image; "halves": the first half
+      pairing: which image is whose reference. "permutation": a random permutation of the batch,
+        fixed points included (G = 4, the paper's); "roll": the next image; "halves": the first half
         with the second, each pair once (B even); "nearest": the nearest other image. With "roll"
-        and "nearest" an image stands in several pairs and may be a source by both its views.
+        and "nearest" an image is in several pairs and both its views may be sources.
       stop_gradient: False lets the gradient into an online target as well.
 
     Returns:
@@ -70,8 +69,8 @@ def guided_loss(
       closest views those were.
 
     Raises:
-      ValueError: at trace time, where `pairing` does not fit G or B.
-      AssertionError: at trace time, where the shapes do not fit.
+      ValueError: at trace time, if `pairing` does not fit G or B.
+      AssertionError: at trace time, if the shapes do not fit.
 
     Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views and CutMix are
     this project's.
@@ -100,7 +99,7 @@ def guided_loss(
 
 
 def closest_pairs(z: jax.Array, key: jax.Array, pairing: str) -> Pairs:
-    """Draws the reference images, and finds the closest of each pair's four view pairs.
+    """Draws the reference images and finds the closest of each pair's four view pairs.
 
     Args:
       z: target projections without gradient, [G, B, D].
@@ -119,16 +118,16 @@ def closest_pairs(z: jax.Array, key: jax.Array, pairing: str) -> Pairs:
 
 
 def source_views(z: jax.Array, key: jax.Array, *, pairing: str) -> jax.Array:
-    """Says which views of every image are sources: all that the online branch has to see.
+    """Selects the views of every image that are sources: all that the online branch has to see.
 
     Args:
       z: target projections without gradient, [G, B, D].
-      key: the loss's.
+      key: the loss's key.
       pairing: one of SOURCES_OF_PAIRING.
 
     Returns:
-      Indices into the G views, [S, B], in their order: of the four views two ("permutation": one as
-      an image, one as a reference), of the two views one ("halves").
+      Indices into the G views, [S, B], in ascending order: two of the four views for "permutation"
+      (one as an image, one as a reference), one of the two views for "halves".
     """
     num_views, batch_size = z.shape[:2]
     image, reference, a, b = closest_pairs(z, key, pairing)
@@ -149,7 +148,7 @@ def _sources(outputs: Outputs, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
 def _target(
     z: jax.Array, image: slice | jax.Array, view: jax.Array, mix: CutMix | None
 ) -> jax.Array:
-    """Unit target rows [P, D]: view `view` of the images, and of their partners by the share."""
+    """Unit target rows [P, D]: view `view` of the images, mixed with their partners'."""
     own = normalize(_view(z[:, image], view))
     if mix is None:
         return own
@@ -163,7 +162,7 @@ def _with_local(source: jax.Array, local: jax.Array) -> jax.Array:
 
 
 def _cosine_to_unit(p: jax.Array, targets: jax.Array) -> jax.Array:
-    """Inner product of p's direction with targets that are of unit length, or mixed."""
+    """Inner product of p's direction with targets of unit length, or mixed ones."""
     return jnp.sum(normalize(p) * targets, axis=-1)
 
 
@@ -174,13 +173,13 @@ def check_pairing(
 
     Args:
       pairing: one of VIEWS_OF_PAIRING.
-      num_views: global views an image, G.
-      batch_size: images a batch, B.
+      num_views: global views per image, G.
+      batch_size: images per batch, B.
       sources: "all" or "selected".
-      choices: the method's others, which fit any pairing.
+      choices: the method's other choices, which fit any pairing.
 
     Raises:
-      ValueError: where it does not; the message names the mend.
+      ValueError: if it does not; the message says how to fix it.
     """
     del choices
     if pairing not in VIEWS_OF_PAIRING:
@@ -189,14 +188,14 @@ def check_pairing(
         )
     if num_views != VIEWS_OF_PAIRING[pairing]:
         raise ValueError(
-            f"method.pairing={pairing} takes {VIEWS_OF_PAIRING[pairing]} views an image, "
+            f"method.pairing={pairing} takes {VIEWS_OF_PAIRING[pairing]} views per image, "
             f"method.num_views is {num_views}: set "
             f"--config.method.num_views={VIEWS_OF_PAIRING[pairing]}"
         )
     if sources == "selected" and pairing not in SOURCES_OF_PAIRING:
         raise ValueError(
-            f"method.sources=selected: with method.pairing={pairing} an image may be a source by "
-            'both its views; set --config.method.pairing="halves" (2 views an image) or '
+            f"method.sources=selected: with method.pairing={pairing} both views of an image may be "
+            'sources; set --config.method.pairing="halves" (2 views per image) or '
             '"permutation" (4), or --config.method.sources=all'
         )
     if pairing == "halves" and batch_size % 2:
@@ -212,11 +211,11 @@ def check_pairing(
 
 
 def draw_pairs(z: jax.Array, key: jax.Array, pairing: str) -> tuple[slice, slice | jax.Array]:
-    """Says which image of the batch is whose reference.
+    """Draws which image of the batch is whose reference.
 
     Args:
-      z: target projections, [V, B, D], read by pairing "nearest" alone.
-      key: PRNG key, read by pairing "permutation" alone.
+      z: target projections, [V, B, D], read by pairing "nearest" only.
+      key: PRNG key, read by pairing "permutation" only.
       pairing: one of VIEWS_OF_PAIRING.
 
     Returns:
@@ -239,10 +238,10 @@ def _view(x: jax.Array, which: jax.Array) -> jax.Array:
 
 
 def _nearest_image(z: jax.Array) -> jax.Array:
-    """The other image with the smallest distance between any of its views and one's own, [B]."""
+    """Index of the other image with the smallest distance between any two views, [B]."""
     num_views, batch_size, width = z.shape
     rows = z.reshape(num_views * batch_size, width)
-    # The mean drops out of every difference; without it the expanded form keeps its digits.
+    # Centred first: differences stay the same, and the expanded form keeps its digits.
     rows = rows - jnp.mean(rows, axis=0, keepdims=True)
     squares = jnp.sum(jnp.square(rows), axis=-1)
     inner = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)

@@ -9,15 +9,15 @@ import jax
 TARGETS = ("online", "ema", "ema_positive")
 PREDICTORS = ("mlp", "none")
 SOURCES = ("all", "selected")
-# What a loss may be defined for besides whole views against one target branch.
+# What a loss may support beside whole views against one target branch.
 EXTRAS = ("local_views", "cutmix", "ema_positive")
 
 
 class CutMix(NamedTuple):
-    """What CutMix has done to the online branch's views.
+    """The patches that CutMix put into the online branch's views.
 
     Attributes:
-      partner: whose patch an image carries, an index into the batch, [B].
+      partner: the image whose patch an image carries, an index into the batch, [B].
       share: of the view that the patch covers, a scalar in [0, 1].
     """
 
@@ -26,19 +26,19 @@ class CutMix(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the two branches made of a batch, views first; G global views and L local ones.
+    """What the two branches compute for a batch, views first; G global views and L local ones.
 
     Attributes:
       h: embeddings of the online backbone, [V, B, F], V = G + L, global views first.
       z: projections of the online branch, [V, B, D].
-      p: predictions of the online branch, [V, B, D]; the projections where there is no predictor.
+      p: predictions of the online branch, [V, B, D]; the projections if there is no predictor.
       z_target: projections of the target branch, [G, B, D], of the views before any mixing; `z`
-        itself where the target is online and nothing is mixed.
-      z_negative: what negatives are made of, [G, B, D], where that is not `z_target`: online
-        projections, where the target is "ema_positive".
-      mix: what CutMix has done, or None.
-      sources: which global views the online branch has seen, [S, B], where those were selected: S
-        of them then stand in h, z and p where otherwise all G do.
+        itself if the target is online and nothing is mixed.
+      z_negative: what negatives are made of, [G, B, D], if not `z_target`: online projections, if
+        the target is "ema_positive".
+      mix: the patches of CutMix, or None.
+      sources: the global views that the online branch has seen, [S, B], if they were selected: h, z
+        and p then have these S views instead of all G.
     """
 
     h: jax.Array
@@ -72,21 +72,21 @@ class Method:
 
     Attributes:
       loss: pure function (outputs, memory, key, **options) -> (loss, memory, metrics). Its metrics
-        have `attraction` besides what is logged: the part of the loss that pulls a view toward its
+        have `attraction` beside what is logged: the part of the loss that pulls a view toward its
         positive, a scalar whose gradient is the positive gradient; the rest is the negative one.
       target: "online" (weight-sharing), "ema", or "ema_positive" (the EMA branch gives positives,
         the online branch negatives); what `method.target="auto"` means.
       predictor: "mlp" or "none"; what `method.predictor="auto"` means.
       options: names of the `config.method` keys that the loss takes as keyword arguments.
-      check: raises ValueError where the options, the number of views, the target and the
-        stop-gradient do not fit together.
+      check: raises ValueError if the options, the number of views, the target and the stop-gradient
+        do not fit together.
       init_memory: (key, width=D, **options) -> the method's state before the first step.
-      stop_gradient: whether the method is itself only with the gradient out of an online target.
-      extras: for which of EXTRAS the loss is defined.
+      stop_gradient: whether the method needs the stop-gradient on an online target.
+      extras: the EXTRAS that the loss supports.
       own_values: (width=D, **options) -> {option: value} of the options whose 0 in a config stands
         for the method's own value.
-      select: (z_target, key, **options) -> the views [S, B] that the online branch needs, and no
-        others; None where it needs all.
+      select: (z_target, key, **options) -> the only views [S, B] that the online branch needs;
+        None if it needs all.
     """
 
     loss: LossFn

@@ -7,17 +7,17 @@ from gsg_jax.methods.method import CutMix
 
 
 def positives(t: jax.Array, num_views: int, mix: CutMix | None) -> jax.Array:
-    """The target rows that each view follows, as one weighted mean a view.
+    """The target rows that each view follows, as one weighted mean per view.
 
-    A global view follows the mean of the other global views' targets (its sibling's, where there
-    are two), a local view the mean of all global ones. A view that carries a patch of another image
-    follows both images' targets, each by its share of the view (CutMix). Losses that are linear in
-    a unit target row, as the negative cosine is, may so be taken against the mean.
+    A global view follows the mean of the other global views' targets (its sibling's, if there are
+    two), a local view the mean of all global ones. A view that carries a patch of another image
+    follows both images' targets, each by its share of the view (CutMix). A loss that is linear in
+    a unit target row, such as the negative cosine, can be taken against this mean.
 
     Args:
       t: rows of the target branch, unit vectors or distributions, [G, B, D], G at least 2.
       num_views: V, G global views first, local views after.
-      mix: what CutMix has done, or None.
+      mix: the patches of CutMix, or None.
 
     Returns:
       Rows [V, B, D].
@@ -35,7 +35,7 @@ def positives(t: jax.Array, num_views: int, mix: CutMix | None) -> jax.Array:
 
 
 def mixed(rows: jax.Array, mix: CutMix | None) -> jax.Array:
-    """Rows [V, B, D] with each image's replaced by its mean with its partner's, by the share."""
+    """Rows [V, B, D], each replaced by its mean with its partner's, weighted by the share."""
     if mix is None:
         return rows
     return (1 - mix.share) * rows + mix.share * rows[:, mix.partner]

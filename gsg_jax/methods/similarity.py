@@ -27,13 +27,13 @@ def normalize(x: jax.Array) -> jax.Array:
       x: vectors, [..., D].
 
     Returns:
-      Vectors of norm 1 (or shorter, where the norm was below 1e-8), [..., D].
+      Vectors of norm 1 (or shorter, if the norm was below 1e-8), [..., D].
     """
     return x / jnp.maximum(norm(x), NORM_FLOOR)[..., None]
 
 
 def cosine_similarity(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Cosine of the angle between vectors, each norm clamped at 1e-8 on its own.
+    """Cosine of the angle between vectors, with each norm clamped at 1e-8 separately.
 
     Args:
       x: vectors, [..., D].
@@ -46,10 +46,10 @@ def cosine_similarity(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def attraction(x: jax.Array, targets: jax.Array) -> jax.Array:
-    """Inner product of x / ||x|| with the targets, the norm taken for a constant.
+    """Inner product of x / ||x|| with the targets, with the norm as a constant.
 
-    Its value is the cosine's; its gradient is the part of the cosine's that points to the target,
-    without the part that keeps x on its sphere.
+    Its value is the cosine's; its gradient is the part of the cosine's gradient that points to the
+    target, without the part that keeps x on its sphere.
 
     Args:
       x: vectors, [..., D].

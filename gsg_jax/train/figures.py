@@ -5,8 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.diagnostics import effective_rank, projection_std
-from gsg_jax.methods.gradients import GRADIENT_FIGURES, gradient_figures
+from gsg_jax.methods.diagnostics import (
+    GRADIENT_FIGURES,
+    effective_rank,
+    gradient_figures,
+    projection_std,
+)
 from gsg_jax.methods.method import Metrics, Outputs
 from gsg_jax.models.siamese import Siamese
 from gsg_jax.train.branches import images_first, views_first, with_targets

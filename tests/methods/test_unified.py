@@ -12,12 +12,10 @@ from gsg_jax.methods.contrastive import moco_loss, nt_xent_loss
 from gsg_jax.methods.correlation import init_correlation, update_correlation
 from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
 from gsg_jax.methods.directpred import directpred_loss
+from gsg_jax.methods.forms import FORMS, WITH_ANY_POSITIVE, Pair
 from gsg_jax.methods.method import CutMix
 from gsg_jax.methods.similarity import cosine_similarity, normalize
 from gsg_jax.methods.unified import (
-    FORMS,
-    WITH_ANY_POSITIVE,
-    Pair,
     check_form,
     own_form_values,
     surrogate_loss,

@@ -17,8 +17,8 @@ from gsg_jax.config.check import check_pretraining
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.methods import METHODS
 from gsg_jax.methods.asymmetric import asymmetric_loss
+from gsg_jax.methods.diagnostics import GRADIENT_FIGURES
 from gsg_jax.methods.directpred import directpred_loss
-from gsg_jax.methods.gradients import GRADIENT_FIGURES
 from gsg_jax.methods.guided import guided_loss
 from gsg_jax.train.branches import online_pass, target_pass
 from gsg_jax.train.build import build_experiment, jit_step
