@@ -1,4 +1,4 @@
-"""A backbone to be judged, opened from the folder of its run, and the images to judge it by."""
+"""An encoder to evaluate, opened from the workdir of its run, and the images to evaluate it on."""
 
 import dataclasses
 import pathlib
@@ -13,28 +13,26 @@ from gsg_jax.config.check_images import check_channels, check_patches
 from gsg_jax.config.load import from_record
 from gsg_jax.console import UsageError, UserError
 from gsg_jax.data.open import Source, open_source
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.models.resnet import ResNet
-from gsg_jax.models.siamese import build_backbone
+from gsg_jax.models.siamese import build_backbone, build_siamese, init_variables
 from gsg_jax.models.vit import ViT
 from gsg_jax.run.checkpoint import Checkpoints, saved_steps, state_digest
 from gsg_jax.run.workdir import read_config
-from gsg_jax.train.build import build_experiment
-from gsg_jax.train.state import Experiment, init_state
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What an evaluation judges.
+    """What an evaluation evaluates.
 
     Attributes:
       kind: one of config.ENCODERS.
       run: the run's record, with the data that the evaluation names.
-      step: of the checkpoint; 0 where none was read.
+      step: of the checkpoint; 0 if none was read.
       backbone: the module, with statistics of one view.
       params: of the backbone, on all devices.
-      batch_stats: running statistics of the backbone; {} where it has no BatchNorm.
+      batch_stats: running statistics of the backbone; {} without BatchNorm.
       mesh: all devices.
     """
 
@@ -62,26 +60,26 @@ class Encoder:
 
     @property
     def digest(self) -> str:
-        """Hex digits that tell this encoder from others, or from itself at another step."""
+        """Hex digits that differ between encoders, and between the steps of one run."""
         return state_digest({"params": self.params, "batch_stats": self.batch_stats})
 
     @property
     def about(self) -> dict[str, str | int]:
-        """The first figures of an evaluation's last line: whom it judges."""
+        """The first figures of an evaluation's last line: which encoder they are about."""
         return {"method": self.run.method.name, "encoder": self.kind, "step": self.step}
 
 
 def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The record of the run that an evaluation names, with the data that it names besides.
+    """Reads the record of the run that an evaluation names, with the evaluation's data in it.
 
     Args:
-      config: of an evaluation; reads `pretrained`, and `data`, of which "" is as in pretraining.
+      config: of an evaluation; reads `pretrained` and `data`, where "" means as in pretraining.
 
     Returns:
       The run's config.
 
     Raises:
-      UserError: where there is no run.
+      UserError: if there is no run.
     """
     run = read_record(pathlib.Path(config.pretrained).expanduser())
     for key in ("name", "dir", "train_split", "test_split", "crop"):
@@ -90,7 +88,7 @@ def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of a run; raises UserError where there is none, or it is damaged."""
+    """Reads the config of a run; raises UserError if there is none or it is damaged."""
     run = from_record(read_config(workdir))
     try:
         check_pretraining(run)
@@ -104,9 +102,9 @@ def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 def open_encoder(
     config: ml_collections.ConfigDict, run: ml_collections.ConfigDict, source: Source
 ) -> Encoder:
-    """Opens what an evaluation judges.
+    """Opens the encoder that an evaluation names.
 
-    Of a checkpoint the backbone alone is restored, the newest one.
+    Only the backbone of the newest checkpoint is restored.
 
     Args:
       config: of an evaluation; reads `pretrained` and `encoder`.
@@ -117,53 +115,58 @@ def open_encoder(
       The encoder, on all devices.
 
     Raises:
-      UserError: where there is no checkpoint, or it is damaged, of another network, or of images
-        with other channels.
+      UserError: if there is no checkpoint, or it is damaged, of another network, or of images
+        with another number of channels.
     """
     check_channels(run, source)
     check_patches(run, source)
-    mesh = meshes.all_devices()
-    experiment = build_experiment(run, num_steps=1, steps_per_epoch=1)
-    init = partial(_variables, experiment, source.image(0).shape[-1])
+    mesh = all_devices()
+    init = partial(untrained_backbone, run, source.image(0).shape[-1])
     step, variables = 0, {"params": {"backbone": {}}, "batch_stats": {"backbone": {}}}
     if config.encoder == "untrained":
-        variables = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+        variables = jax.jit(init, out_shardings=replicated(mesh))()
     elif config.encoder == "pretrained":
         step, variables = _restore(pathlib.Path(config.pretrained).expanduser(), init, mesh)
+    # Fine-tuning's BatchNorm takes whole batches, whatever groups pretraining's took.
+    model = ml_collections.ConfigDict({**run.model, "bn_group_images": 0})
     return Encoder(
         kind=config.encoder,
         run=run,
         step=step,
-        backbone=build_backbone(_with_whole_batches(run.model)),
+        backbone=build_backbone(model),
         params=variables["params"]["backbone"],
         batch_stats=variables["batch_stats"]["backbone"],
         mesh=mesh,
     )
 
 
-def _with_whole_batches(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same network; fine-tuning's BatchNorm knows nothing of pretraining's groups."""
-    return ml_collections.ConfigDict({**model, "bn_group_images": 0})
-
-
 def check_checkpoint(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where an evaluation would find no checkpoint of its run."""
+    """Raises UserError if an evaluation would find no checkpoint of its run."""
     if config.encoder == "pretrained":
         workdir = pathlib.Path(config.pretrained).expanduser()
         if not saved_steps(workdir):
             raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
 
 
-def _variables(experiment: Experiment, channels: int) -> dict:
-    """The backbone's variables before the first step, {params: {backbone}, batch_stats: ...}."""
-    state = init_state(experiment, channels)
-    groups = {"params": state.params, "batch_stats": state.batch_stats}
-    return {group: {"backbone": branches["backbone"]} for group, branches in groups.items()}
+def untrained_backbone(run: ml_collections.ConfigDict, channels: int) -> dict:
+    """Draws a run's backbone as it was before the first step.
+
+    Args:
+      run: the run's config.
+      channels: of the images.
+
+    Returns:
+      {params: {backbone}, batch_stats: {backbone}}.
+    """
+    branch, _ = build_siamese(run.model, predictor="none", num_views=1)
+    variables = init_variables(branch, run.run.seed, (run.views.size, run.views.size, channels))
+    groups = ("params", "batch_stats")
+    return {group: {"backbone": variables.get(group, {}).get("backbone", {})} for group in groups}
 
 
 def _restore(workdir: pathlib.Path, init: Callable, mesh: jax.sharding.Mesh) -> tuple[int, dict]:
     """The newest step of a run, and the backbone's variables there."""
-    whole = meshes.replicated(mesh)
+    whole = replicated(mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init)
     )
@@ -177,13 +180,13 @@ def open_split(run: ml_collections.ConfigDict, split: str) -> Source:
 
     Args:
       run: of read_run.
-      split: "train" or "test", which the config's data names; of a TFDS set any of its own.
+      split: "train" or "test", as the config's data names them; for a TFDS set any of its splits.
 
     Returns:
       The images.
 
     Raises:
-      UserError: where there is no such split.
+      UserError: if there is no such split.
     """
     data = run.data
     if split not in ("train", "test"):

@@ -86,6 +86,22 @@ def build_siamese(
     return online, Siamese(whole, projector)
 
 
+def init_variables(branch: Siamese, seed: int, image_shape: tuple[int, int, int]) -> dict:
+    """Draws the variables of a branch as they are before the first step.
+
+    Args:
+      branch: of build_siamese. A backbone's variables depend neither on the heads nor on the number
+        of views.
+      seed: of the run.
+      image_shape: of a view, (size, size, C).
+
+    Returns:
+      {params: {backbone, projector, ...}, batch_stats: likewise}, without batch_stats if no module
+      has BatchNorm.
+    """
+    return branch.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=True)
+
+
 def output_width(model: ml_collections.ConfigDict) -> int:
     """Width of what both branches end in: the projection's, or the number of prototypes."""
     return model.num_prototypes or model.projector_width

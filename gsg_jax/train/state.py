@@ -12,7 +12,7 @@ import optax
 
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.methods.method import LossFn, Memory
-from gsg_jax.models.siamese import Siamese
+from gsg_jax.models.siamese import Siamese, init_variables
 from gsg_jax.train.online_probe import init_probe
 
 # What is folded into a key for a draw of its own, beside the draws that split the key.
@@ -118,7 +118,7 @@ def init_state(experiment: Experiment, channels: int) -> TrainState:
     size = experiment.views.size
     images = jnp.zeros((2 * experiment.num_sources, size, size, channels))
     key = jax.random.key(experiment.seed)
-    variables = experiment.online.init(key, images, train=True)
+    variables = init_variables(experiment.online, experiment.seed, images.shape[1:])
     params = variables["params"]
     if experiment.probe:
         probe = init_probe(experiment.probe, experiment.online, variables, images, key)

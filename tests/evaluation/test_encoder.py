@@ -1,0 +1,27 @@
+"""An untrained encoder is the backbone of the run's first state, bit for bit."""
+
+from functools import partial
+
+import chex
+import jax
+import pytest
+
+from gsg_jax.evaluation.encoder import untrained_backbone
+from gsg_jax.models.vit import VITS
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.state import init_state
+from tests.small import small_config
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny"])
+def test_an_untrained_backbone_is_that_of_the_first_state(backbone, monkeypatch):
+    monkeypatch.setitem(VITS, "vit_tiny", (12, 3, 2))
+    config = small_config("simsiam_gsg")
+    config.model.update({"backbone": backbone, "patch_size": 4, "drop_path": 0.1})
+    config.run.seed = 7
+    experiment = build_experiment(config, num_steps=1, steps_per_epoch=1)
+    state = jax.jit(partial(init_state, experiment, 3))()
+    drawn = jax.jit(partial(untrained_backbone, config, 3))()
+    for group, trees in drawn.items():
+        chex.assert_trees_all_equal(trees["backbone"], getattr(state, group)["backbone"])
+    assert len(jax.tree.leaves(drawn["params"])) > 4
