@@ -18,7 +18,8 @@ from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.models.resnet import ResNet
 from gsg_jax.models.siamese import build_backbone, build_siamese, init_variables
 from gsg_jax.models.vit import ViT
-from gsg_jax.run.checkpoint import Checkpoints, saved_steps, state_digest
+from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.run.integrity import saved_steps
 from gsg_jax.run.workdir import read_config
 
 

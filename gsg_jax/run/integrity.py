@@ -1,6 +1,6 @@
-"""Whether a checkpoint is whole: by the digests of its files, or by reading it.
+"""Which checkpoints are whole, by the digests of their files or by reading them.
 
-Orbax and TensorStore notice a file that is missing or cut short, but not every bit that changed.
+Orbax and TensorStore notice a file that is missing or truncated, but not every changed bit.
 """
 
 import errno
@@ -9,25 +9,30 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import textwrap
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-# Where a checkpoint's arrays lie in its folder, and its score.
+from gsg_jax.console import UserError, say
+
+# A checkpoint's subfolders: its arrays and its score.
 ARRAYS, SCORE = "default", "metrics"
 # The SHA-256 of each file of a checkpoint, {"sha256": {name: hex digits}}.
 DIGESTS = f"{ARRAYS}/digests.json"
 UNFINISHED = ".orbax-checkpoint-tmp"
+# Where damaged checkpoints are kept.
+DAMAGED = "damaged"
 
 
 def write_digests(arrays: pathlib.Path) -> None:
-    """Writes the digests of what a checkpoint holds; `arrays` may have its unfinished name yet."""
+    """Writes the digests of a checkpoint's files; `arrays` may still have its unfinished name."""
     digests = {}
     for path in sorted(arrays.parent.rglob("*")):
         names = path.relative_to(arrays.parent).parts
-        if path.is_file() and len(names) > 1:  # Orbax goes on writing what lies above
+        if path.is_file() and len(names) > 1:  # Orbax is still writing the files above
             item = names[0].partition(UNFINISHED)[0]
             digests["/".join((item, *names[1:]))] = _file_digest(path)
     with (arrays / pathlib.Path(DIGESTS).name).open("w") as file:
@@ -41,17 +46,87 @@ def _file_digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def damage(checkpoint: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None where it is whole.
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints of a run, whole or damaged, the oldest first."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
 
-    One of an earlier version has no digests; it is whole where all its arrays can be read.
+
+def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
+    """Finds the newest whole checkpoint, and reports the damaged ones, a line each.
+
+    Args:
+      workdir: DIR.
+      read_only: False moves damaged checkpoints to DIR/damaged and removes half-written ones.
+
+    Returns:
+      Its step; None if there is no checkpoint.
+
+    Raises:
+      UserError: if there are checkpoints and none is whole.
+      OSError: if the folder cannot be read.
+    """
+    folder = workdir / "checkpoints"
+    steps, damaged, whole = saved_steps(workdir), {}, None
+    while steps and whole is None:
+        step = steps.pop()
+        reason = damage(folder / str(step))
+        if reason is None:
+            whole = step
+        elif (folder / str(step)).exists():  # else a run has just removed it
+            damaged[step] = reason
+    if whole is None and damaged:
+        newest = max(damaged)
+        raise UserError(
+            f"none of the {len(damaged)} checkpoints in {folder} is whole (step {newest}: "
+            f"{damaged[newest]}): restore one, or begin in another --workdir"
+        )
+    if not read_only:
+        for step in steps:  # Orbax reads the scores of all
+            if reason := score_damage(folder / str(step)):
+                damaged[step] = reason
+        _remove_unfinished(folder, whole)
+    for step, reason in damaged.items():
+        line = f"warning: the checkpoint of step {step} is damaged ({reason})"
+        if not read_only:
+            line += f" and is kept in {_put_away(workdir, step)}"
+        say(f"{line}: step {whole} is used")
+    return whole
+
+
+def _put_away(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Moves a checkpoint out of Orbax's sight; returns where to."""
+    (workdir / DAMAGED).mkdir(exist_ok=True)
+    place, count = workdir / DAMAGED / str(step), 1
+    while place.exists():
+        count += 1
+        place = workdir / DAMAGED / f"{step}-{count}"
+    (workdir / "checkpoints" / str(step)).rename(place)
+    return place
+
+
+def _remove_unfinished(folder: pathlib.Path, newest: int | None) -> None:
+    """Removes what an interrupted save has left; reports it if it would be the newest."""
+    for path in folder.glob(f"*{UNFINISHED}*"):
+        step = path.name.partition(".")[0]
+        if step.isdecimal() and int(step) > (newest or 0):
+            used = "the run begins again" if newest is None else f"step {newest} is used"
+            say(f"warning: the checkpoint of step {step} is only half written: {used}")
+        shutil.rmtree(path)
+
+
+def damage(checkpoint: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if it is whole.
+
+    One of an earlier version has no digests; it is whole if all its arrays can be read.
     """
     if not (checkpoint / DIGESTS).exists():
         return score_damage(checkpoint) or _reading_damage(checkpoint)
     try:
         digests = json.loads((checkpoint / DIGESTS).read_bytes())["sha256"].items()
     except (ValueError, TypeError, LookupError, AttributeError):
-        return f"{DIGESTS} cannot be understood"
+        return f"{DIGESTS} is no JSON of digests"
     for name, digest in digests:
         try:
             if _file_digest(checkpoint / name) != digest:
@@ -74,14 +149,14 @@ def score_damage(checkpoint: pathlib.Path) -> str | None:
 
 
 def _reading_damage(checkpoint: pathlib.Path) -> str | None:
-    """Why the arrays of a checkpoint cannot be read; None where they can."""
+    """Why the arrays of a checkpoint cannot be read; None if they can."""
     arrays = checkpoint.resolve() / ARRAYS
     reader = ocp.PyTreeCheckpointHandler()
     try:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), metadata(arrays))
         reader.restore(arrays, args=ocp.args.PyTreeRestore(restore_args=how))
-    except Exception as error:  # damaged files make Orbax raise whatever it may
+    except Exception as error:  # damaged files make Orbax raise anything
         number = error_number(error)
         if number not in (None, errno.ENOENT, errno.ENOTDIR):  # the store's fault, not the file's
             raise OSError(number, os.strerror(number), str(arrays)) from error
@@ -97,7 +172,7 @@ def metadata(arrays: pathlib.Path) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong at the bottom of an error of Orbax, in a few words."""
+    """The cause of an error of Orbax, in a few words."""
     if number := error_number(error):
         return os.strerror(number)
     while cause := error.__cause__ or error.__context__:
@@ -106,7 +181,7 @@ def reason(error: BaseException) -> str:
 
 
 def error_number(error: BaseException) -> int | None:
-    """The number of the system's error at the bottom of an error of Orbax, where there is one."""
+    """The number of the system's error that caused an error of Orbax, or None."""
     while error:
         if isinstance(error, OSError) and error.errno:
             return error.errno

@@ -85,8 +85,8 @@ class MetricsWriter:
         for path in (self._metrics_path, self._throughput_path):
             if not path.exists():
                 raise UserError(
-                    f"{path} has vanished while the run went on: begin again, and leave the "
-                    "--workdir in its place"
+                    f"{path} has vanished during the run: bring the workdir back, and the same "
+                    "command resumes"
                 )
         for file in (self._metrics, self._throughput):
             os.fsync(file.fileno())

@@ -230,7 +230,6 @@ class Pretraining:
     ) -> None:
         self.watchdog.at(watchdogs.SAVING)
         check_finite(state, self._what_to_do)
-        self.checkpoints.wait_for_store()
         writer.flush()  # a checkpoint stands for the lines of its step
         self.checkpoints.save(state, knn_top1, wait=is_last)
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from gsg_jax.run.checkpoint import saved_steps
+from gsg_jax.run.integrity import saved_steps
 from tests.faults.conftest import FULL
 from tests.runs import (
     assert_same,

@@ -2,14 +2,11 @@
 
 import functools
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import threading
-import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +15,11 @@ import pytest
 from jax.sharding import Mesh
 
 from gsg_jax.console import UserError
-from gsg_jax.devices import mesh as meshes
-from gsg_jax.methods import METHODS
+from gsg_jax.devices.mesh import by_image, make_mesh, replicated
 from gsg_jax.run import integrity
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.train.state import TrainState, init_state
-from tests.runs import ROOT, hashes
+from tests.runs import hashes
 from tests.small import small_experiment
 
 
@@ -38,11 +34,11 @@ def steps_of(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_state_of_every_method_comes_back_bit_for_bit(tmp_path, name):
-    mesh = meshes.make_mesh(16)
+@pytest.mark.parametrize("name", ["byol", "moco_v2", "directpred"])
+def test_the_state_of_a_method_comes_back_bit_for_bit(tmp_path, name):
+    mesh = make_mesh(16)
     init = functools.partial(init_state, small_experiment(name), 1)
-    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    state = jax.jit(init, out_shardings=replicated(mesh))()
     rng = np.random.default_rng(0)
 
     def changed(x):
@@ -51,16 +47,15 @@ def test_the_state_of_every_method_comes_back_bit_for_bit(tmp_path, name):
         return rng.normal(size=x.shape).astype(x.dtype) if x.ndim else np.asarray(x) + 5
 
     noisy = jax.tree.map(changed, state)
-    noisy = jax.device_put(noisy, meshes.replicated(mesh))
+    noisy = jax.device_put(noisy, replicated(mesh))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(noisy, None)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest_step() == 5
         back = checkpoints.restore(5, state)
-    assert jax.tree.structure(back) == jax.tree.structure(noisy)
-    for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(noisy), strict=True):
-        assert ours.dtype == theirs.dtype and ours.sharding == theirs.sharding
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    chex.assert_trees_all_equal(back, noisy, strict=True)
+    chex.assert_trees_all_equal_shapes_and_dtypes(back, noisy)
+    assert jax.tree.map(lambda x: x.sharding, back) == jax.tree.map(lambda x: x.sharding, noisy)
     assert state_digest(back) == state_digest(noisy) != state_digest(state)
 
 
@@ -92,11 +87,14 @@ def test_a_reopened_folder_still_knows_the_best(tmp_path):
     assert steps_of(tmp_path) == [1, 4]
 
 
-def test_without_scores_the_newest_are_kept(tmp_path):
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
-        for step in range(1, 7):
+def test_every_so_many_steps_one_is_kept(tmp_path):
+    with Checkpoints(tmp_path, 1, 4) as checkpoints:
+        for step in range(1, 11):
             checkpoints.save(state_of(step), None)
-    assert steps_of(tmp_path) == [4, 5, 6]
+    assert steps_of(tmp_path) == [4, 8, 10]
+    with Checkpoints(tmp_path, 1, 8) as checkpoints:
+        checkpoints.save(state_of(11), None)
+    assert steps_of(tmp_path) == [8, 11]
 
 
 def test_a_save_that_was_cut_off_counts_for_nothing(tmp_path):
@@ -119,6 +117,40 @@ def test_a_state_may_be_donated_once_save_has_returned(tmp_path):
         jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(state)
         back = checkpoints.restore(1, state_of(0, big=jnp.zeros((500, 1000))))
     assert state_digest(back) == digest
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [halve, flip, pathlib.Path.unlink])
+def test_a_damaged_newest_checkpoint_is_reported_and_kept_and_the_one_before_used(
+    tmp_path, capsys, damage
+):
+    """A flipped bit in the data is seen by the digests only."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state_of(step), 0.5)
+    newest = tmp_path / "checkpoints" / "2"
+    damage(max((newest / "default").rglob("d/*"), key=lambda path: path.stat().st_size))
+    contents = hashes(newest)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.newest_step() == 1 and hashes(newest) == contents
+    assert capsys.readouterr().err.count("\n") == 1
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_step() == 1
+        assert state_digest(checkpoints.restore(1, state_of(0))) == state_digest(state_of(1))
+        checkpoints.save(state_of(2), None)
+    told = capsys.readouterr().err
+    assert told.startswith("warning: the checkpoint of step 2 is damaged (default/")
+    assert told.endswith(f"is kept in {tmp_path}/damaged/2: step 1 is used\n")
+    assert hashes(tmp_path / "damaged" / "2") == contents and steps_of(tmp_path) == [1, 2]
 
 
 def test_reading_only_changes_nothing_and_finds_nothing_where_there_is_nothing(tmp_path):
@@ -165,7 +197,7 @@ def test_a_damaged_score_of_an_older_checkpoint_does_not_bar_the_newest(tmp_path
     told = capsys.readouterr().err
     assert told == (
         "warning: the checkpoint of step 1 is damaged (metrics/metrics is no score) and is kept in "
-        f"{tmp_path}/damaged/1: that of step 2 is used\n"
+        f"{tmp_path}/damaged/1: step 2 is used\n"
     )
 
 
@@ -191,16 +223,6 @@ def test_the_digests_are_those_of_the_files(tmp_path):
     assert unlisted == {"_CHECKPOINT_METADATA", "commit_success.txt", "digests.json"}
 
 
-def test_every_so_many_steps_one_is_kept(tmp_path):
-    with Checkpoints(tmp_path, 1, 4) as checkpoints:
-        for step in range(1, 11):
-            checkpoints.save(state_of(step), None)
-    assert steps_of(tmp_path) == [4, 8, 10]
-    with Checkpoints(tmp_path, 1, 8) as checkpoints:
-        checkpoints.save(state_of(11), None)
-    assert steps_of(tmp_path) == [8, 11]
-
-
 def test_a_save_goes_on_while_the_steps_do(tmp_path, monkeypatch):
     """What takes long, hashing among it, is waited for when the next is saved, or at the end."""
     go_on, write = threading.Event(), integrity.write_digests
@@ -218,16 +240,15 @@ def test_a_save_goes_on_while_the_steps_do(tmp_path, monkeypatch):
         assert steps_of(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_a_sharded_state_comes_back_bit_for_bit_on_fewer_devices_and_on_more(tmp_path, num_devices):
-    meshes_of = [Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (8, num_devices)]
+def test_a_sharded_state_comes_back_bit_for_bit_on_fewer_devices_and_on_more(tmp_path):
+    pair = [Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (8, 2)]
     state = state_of(1, big=jnp.arange(64.0).reshape(16, 4) / 3)
-    for there, here in (meshes_of, meshes_of[::-1]):
+    for there, here in (pair, pair[::-1]):
         folder = tmp_path / str(there.size)
 
         def placed(mesh, x):
             split = x.ndim == 2 and x.shape[0] == 16
-            return jax.device_put(x, meshes.by_image(mesh) if split else meshes.replicated(mesh))
+            return jax.device_put(x, by_image(mesh) if split else replicated(mesh))
 
         with Checkpoints(folder) as checkpoints:
             checkpoints.save(jax.tree.map(functools.partial(placed, there), state), None)
@@ -236,83 +257,6 @@ def test_a_sharded_state_comes_back_bit_for_bit_on_fewer_devices_and_on_more(tmp
             back = checkpoints.restore(1, like)
         assert state_digest(back) == state_digest(state)
         assert back.params["big"].sharding == like.params["big"].sharding
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
-def test_a_process_with_other_devices_restores_the_same_bits(tmp_path, num_devices):
-    mesh = meshes.make_mesh(16)
-    state = jax.device_put(state_of(1, big=jnp.arange(64.0).reshape(16, 4) / 3))
-    state = jax.device_put(state, meshes.replicated(mesh))
-    state.params["big"] = jax.device_put(state.params["big"], meshes.by_image(mesh))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, None)
-    code = (
-        "import jax, pathlib, sys\n"
-        "from gsg_jax import mesh\n"
-        "from gsg_jax.run.checkpoint import Checkpoints, state_digest\n"
-        "from tests.test_checkpoint import state_of\n"
-        "like = jax.device_put(state_of(0, big=jax.numpy.zeros((16, 4))),\n"
-        "    mesh.replicated(mesh.all_devices()))\n"
-        "with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:\n"
-        "    print(len(jax.devices()), state_digest(checkpoints.restore(1, like)))\n"
-    )
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env=os.environ | {"XLA_FLAGS": flags},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.split() == [str(num_devices), state_digest(state)], done.stderr
-
-
-def test_a_folder_that_is_away_is_waited_for(tmp_path, capsys):
-    workdir, away = tmp_path / "run", tmp_path / "away"
-    workdir.mkdir()
-    (workdir / "config.json").write_text("{}")
-    with Checkpoints(workdir, patience=60) as checkpoints:
-        checkpoints.save(state_of(1), None, wait=True)
-        workdir.rename(away)
-        back = threading.Timer(0.5, away.rename, [workdir])
-        back.start()
-        checkpoints.save(state_of(2), None)
-        back.join()
-    assert steps_of(workdir) == [1, 2]
-    waiting, again = capsys.readouterr().err.splitlines()
-    assert waiting.startswith(f"warning: {workdir}/checkpoints is not there: waiting for it, at ")
-    assert again == f"{workdir}/checkpoints is there again: going on"
-
-
-def test_a_save_that_failed_since_the_folder_was_away_is_told_and_the_next_made(
-    tmp_path, capsys, monkeypatch
-):
-    write = integrity.write_digests
-    workdir, away = tmp_path / "run", tmp_path / "away"
-    workdir.mkdir()
-    (workdir / "config.json").write_text("{}")
-
-    def write_and_go_away(arrays):
-        write(arrays)
-        workdir.rename(away)
-        (workdir / "checkpoints").mkdir(parents=True)  # as TensorStore does
-
-    with Checkpoints(workdir, patience=60) as checkpoints:
-        checkpoints.save(state_of(1), None, wait=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(integrity, "write_digests", write_and_go_away)
-            checkpoints.save(state_of(2), None)
-            while not away.exists() or workdir.exists():
-                time.sleep(0.01)
-        away.rename(workdir)
-        checkpoints.save(state_of(3), None)
-    assert steps_of(workdir) == [1, 3]
-    assert capsys.readouterr().err == (
-        f"warning: a checkpoint cannot be saved in {workdir}/checkpoints (No such file or "
-        "directory): this run goes on, and saves its next one\n"
-    )
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
@@ -330,9 +274,8 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
 def test_a_folder_that_vanished_is_told(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         shutil.rmtree(tmp_path / "checkpoints")
-        with pytest.raises(UserError, match="checkpoints has vanished"):
+        with pytest.raises(UserError, match="No such file or directory.*same command resumes"):
             checkpoints.save(state_of(1), None)
-        (tmp_path / "checkpoints").mkdir()
 
 
 @pytest.mark.parametrize(
