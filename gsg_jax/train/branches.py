@@ -116,27 +116,26 @@ def run_branch(
     drop_path_key: jax.Array | None = None,
     num_microbatches: int = 1,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
-    """What a branch makes of views, and its new running statistics.
+    """Runs a branch over views, whole or in microbatches.
 
-    With several microbatches the backbone takes one part of the images after the other and keeps
-    the embeddings alone; in the backward pass it runs each part again, just before the part's
-    gradient, which is added to the others'. The heads and the loss see the whole batch. A BatchNorm
-    of the backbone then normalises part by part, and its running statistics move to the mean of
-    where the parts would bring them.
+    With several microbatches the backbone takes the images part by part and keeps only the
+    embeddings; the backward pass runs each part again, just before it adds the part's gradient. The
+    heads and the loss see the whole batch. BatchNorm in the backbone normalises each part by
+    itself, and its running statistics move to the mean of those that the parts give.
 
     Args:
       branch: the module.
-      images: views, [B x V, size, size, C], images first.
+      images: views, [B x V, size, size, C], ordered by image, then by view.
       num_views: V.
       variables: {"params", "batch_stats"}, with the groups of the branch.
-      drop_path_key: of stochastic depth, or None where there is none.
-      num_microbatches: parts that the backbone takes the images in; divides B.
+      drop_path_key: of stochastic depth, or None for no stochastic depth.
+      num_microbatches: parts in which the backbone takes the images; divides B.
 
     Returns:
       ((h, z, p), batch_stats): embeddings [V, B, F], projections and predictions [V, B, D]; the
       running statistics of every group.
 
-    Source: Gao et al., RepL4NLP 2021 (arXiv 2101.06983), for a loss that joins the whole batch.
+    Source: Gao et al., RepL4NLP 2021 (arXiv 2101.06983), for a loss over the whole batch.
     """
     rngs = None if drop_path_key is None else {"drop_path": drop_path_key}
     train = {"train": True, "mutable": ["batch_stats"]}
@@ -161,13 +160,13 @@ def _embed_in_parts(
     drop_path_key: jax.Array | None,
     num_parts: int,
 ) -> tuple[jax.Array, Any]:
-    """Embeddings [B x V, F], and the mean of the running statistics that the parts end with."""
+    """Embeddings [B x V, F], and the mean of the parts' running statistics."""
     of_backbone = {
         "params": variables["params"]["backbone"],
         "batch_stats": variables["batch_stats"].get("backbone", {}),
     }
 
-    @jax.checkpoint  # a part's activations last until its embeddings are there
+    @jax.checkpoint  # a part's activations are freed once its embeddings are computed
     def embed(of_backbone, part, number):
         rngs = None
         if drop_path_key is not None:
@@ -179,11 +178,11 @@ def _embed_in_parts(
 
     def add_part(of_backbone, part_and_number):
         h, batch_stats = embed(of_backbone, *part_and_number)
-        # The next part begins where this one has ended; in the backward pass it is the other way.
+        # One part at a time: the next one waits for this one, in the backward pass too.
         of_backbone, h = jax.lax.optimization_barrier((of_backbone, h))
         return of_backbone, (h, batch_stats)
 
-    # Image i is in part i mod num_parts: so a device has as many images of every part.
+    # Image i is in part i mod num_parts, so that every part is spread evenly over the devices.
     split = partial(_swap_rows, num_rows=num_parts, width=num_views)
     parts = split(images).reshape(num_parts, -1, *images.shape[1:])
     unroll = num_parts if loops_are_slow() else 1
@@ -196,16 +195,16 @@ def _embed_in_parts(
 
 
 def _swap_rows(x: jax.Array, *, num_rows: int, width: int) -> jax.Array:
-    """Rows in groups of `width`: [groups / num_rows, num_rows] groups to their transpose."""
+    """Transposes rows, taken in groups of `width` as [groups / num_rows, num_rows]."""
     groups = x.reshape(-1, num_rows, width, *x.shape[1:])
     return groups.swapaxes(0, 1).reshape(x.shape)
 
 
 def views_first(x: jax.Array, num_views: int) -> jax.Array:
-    """[B x V, D], images first, to [V, B, D]."""
+    """[B x V, D], ordered by image, to [V, B, D]."""
     return x.reshape(-1, num_views, x.shape[-1]).swapaxes(0, 1)
 
 
 def images_first(x: jax.Array) -> jax.Array:
-    """[V, B, D] to [B x V, D], images first."""
+    """[V, B, D] to [B x V, D], ordered by image."""
     return x.swapaxes(0, 1).reshape(-1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""From a config to its parts: the static experiment, the compiled step, the stream of batches."""
+"""Builds a run's parts from its config: the loader, the static experiment, the compiled step."""
 
 import dataclasses
 from functools import partial
@@ -12,8 +12,8 @@ import optax
 from gsg_jax.config.load import view_recipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
-from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.backend import compiler_options
+from gsg_jax.devices.mesh import by_image, replicated, sharded
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.train.optim import build_optimizer, ema_decay_schedule
@@ -60,11 +60,11 @@ def build_experiment(
     Args:
       config: resolved.
       num_steps: length of the run.
-      steps_per_epoch: steps an epoch.
-      num_classes: of the labels; an online probe is built where there are some and it is asked for.
+      steps_per_epoch: steps per epoch.
+      num_classes: number of labels; 0 builds no online probe.
 
     Returns:
-      What train_step takes first.
+      The first argument of train_step.
     """
     method, row = config.method, METHODS[config.method.name]
     options = {option: method[option] for option in row.options}
@@ -116,15 +116,15 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState 
     Args:
       experiment: the static parts.
       mesh: the devices.
-      state: arrays or shapes; needed where "fsdp" splits the state, which is replicated otherwise.
+      state: arrays or shapes; needed if "fsdp" splits the state, which is otherwise replicated.
 
     Returns:
       (state, images[, labels]) -> (state, metrics).
     """
-    whole, split = meshes.replicated(mesh), meshes.by_image(mesh)
+    whole, split = replicated(mesh), by_image(mesh)
     of_state, step = whole, partial(train_step, experiment)
     if mesh.shape.get("fsdp", 1) > 1:
-        of_state, step = meshes.sharded(mesh, state), _step_of_shards(experiment, mesh)
+        of_state, step = sharded(mesh, state), _step_of_shards(experiment, mesh)
     return jax.jit(
         step,
         in_shardings=(of_state, split, split) if experiment.probe else (of_state, split),
@@ -135,16 +135,15 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState 
 
 
 def _step_of_shards(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """The step on a state in shards: branches run on whole weights, the update on each shard.
+    """The step on a sharded state: branches run on whole weights, the update on each shard.
 
-    Left to itself, XLA would split the convolutions by channel, and gather their activations.
+    Without these constraints XLA splits convolutions by channel and gathers their activations.
     """
 
     def update(grads, opt_state, params):
-        whole = jax.lax.with_sharding_constraint(grads, meshes.replicated(mesh))
+        whole = jax.lax.with_sharding_constraint(grads, replicated(mesh))
         grads, params = (
-            jax.lax.with_sharding_constraint(tree, meshes.sharded(mesh, tree))
-            for tree in (whole, params)
+            jax.lax.with_sharding_constraint(tree, sharded(mesh, tree)) for tree in (whole, params)
         )
         return experiment.optimizer.update(grads, opt_state, params)
 
@@ -154,7 +153,7 @@ def _step_of_shards(experiment: Experiment, mesh: jax.sharding.Mesh):
 
     def step(state, *inputs):
         gathered = {
-            group: jax.lax.with_sharding_constraint(getattr(state, group), meshes.replicated(mesh))
+            group: jax.lax.with_sharding_constraint(getattr(state, group), replicated(mesh))
             for group in ("params", "batch_stats", "target_params", "target_batch_stats", "memory")
         }
         return train_step(of_shards, state.replace(**gathered), *inputs)

@@ -1,4 +1,4 @@
-"""How a training run is shown: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a training run: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from gsg_jax.console import standard_error
 
-# Figures of a logged step: name, what a person sees of it, format.
+# Figures of a logged step: name, label, format.
 FIGURES = (
     ("epoch", "epoch", "6.2f"),
     ("loss", "loss", " .4f"),
@@ -20,10 +20,10 @@ FIGURES = (
 
 
 class RunDisplay:
-    """Shows how a run goes on; a context manager."""
+    """Shows the progress of a run; a context manager."""
 
     def __init__(self, num_steps: int, first_step: int, console: Console | None = None):
-        """Prepares the display of steps first_step to num_steps."""
+        """Prepares a display of the steps after first_step, up to num_steps."""
         self._console = console or standard_error()
         self._num_steps = num_steps
         self._first_step = first_step
@@ -43,15 +43,15 @@ class RunDisplay:
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
-        if self._compiled_step is None:  # the first step compiles: no measure of the others
+        if self._compiled_step is None:  # the first step compiles, so it is not timed
             self._compiled_step, self._compiled_time = step, time.monotonic()
         if self._bar:
             self._bar.move(step, self._time_left(step))
 
-    def figures(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
+    def figures(self, step: int, values: dict[str, float], timing: dict[str, float]) -> None:
         """Shows the figures of a logged step."""
-        speed = f"{clock['views_per_second']:,.0f} views/s"
-        wait = f"data wait {clock['data_wait_share']:3.0%}"
+        speed = f"{timing['views_per_second']:,.0f} views/s"
+        wait = f"data wait {timing['data_wait_share']:3.0%}"
         if self._bar:
             self._bar.show(f"{speed:>14}  {wait}", "  ".join(_figures(values)))
             if "knn_top1" in values:
@@ -68,16 +68,16 @@ class RunDisplay:
         self.note("  ".join(parts))
 
     def note(self, text: str) -> None:
-        """Says something once."""
+        """Prints a line."""
         self._print(Text(text))
 
     def warn(self, text: str | None) -> None:
-        """Says something that the user should act on; None is nothing to say."""
+        """Prints a warning, unless it is None."""
         if text:
             self._print(Text.assemble(("warning: ", "bold yellow"), text))
 
     def _print(self, text: Text) -> None:
-        """Prints; a terminal breaks lines between words, a log keeps them whole."""
+        """Prints a line; only a terminal wraps it."""
         self._console.print(text, soft_wrap=self._bar is None)
 
     def _time_left(self, step: int) -> str:
@@ -93,10 +93,10 @@ class RunDisplay:
 
 
 class _Bar(Progress):
-    """Two lines: how far and how fast, and below them the figures of the last logged step."""
+    """Two lines: progress and speed, then the figures of the last logged step."""
 
     def __init__(self, console: Console):
-        self._figures = ""  # before super(), which draws already
+        self._figures = ""  # before super(), which already draws
         super().__init__(
             TextColumn("step"),
             MofNCompleteColumn(),

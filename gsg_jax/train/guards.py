@@ -1,4 +1,4 @@
-"""What a run watches itself for: a loss that is not finite, a collapse, a signal to stop."""
+"""Watches a run for bad steps, collapse, and signals to stop."""
 
 import collections
 import contextlib
@@ -22,48 +22,48 @@ STEPS_IN_FLIGHT = 2
 
 
 class LossGuard:
-    """Stops a run with too many bad steps, and says at which step it began.
+    """Stops a run at its first bad step, or at the first that may no longer be skipped.
 
-    A step is bad whose loss or gradient is not finite, or whose gradient norm is above a limit. The
-    step itself skips it where that is allowed; what it skips is told here, a line each. The figures
-    are read a few steps late, so that the device is never left without work.
+    A step is bad if its loss or gradient is not finite, or its gradient norm exceeds a limit. The
+    step itself does the skipping; this class reports each skipped step in a line. It reads the
+    figures a few steps late, so that the device always has work.
     """
 
     def __init__(
         self,
-        mend: Callable[[], str],
-        tell: Callable[[str], None] = say,
+        advice: Callable[[], str],
+        warn: Callable[[str], None] = say,
         *,
         max_skipped_steps: int = 0,
         grad_norm_limit: float = 0.0,
         skipped_before: int = 0,
     ):
-        """Takes what the config allows, and how a run is mended.
+        """Prepares the guard.
 
         Args:
-          mend: says what is safe and what to try.
-          tell: takes a line for each skipped step.
-          max_skipped_steps: how many may be, from the first step of the run on.
-          grad_norm_limit: of a step that is not bad; 0 for none.
-          skipped_before: how many were, before the first step that is pushed.
+          advice: returns which checkpoint is kept and what to try.
+          warn: takes a line for each skipped step.
+          max_skipped_steps: most steps that the whole run may skip.
+          grad_norm_limit: largest gradient norm of a good step; 0 for none.
+          skipped_before: steps skipped before the first one that is pushed.
         """
-        self._mend, self._tell = mend, tell
+        self._advice, self._warn = advice, warn
         self._max_skipped, self._num_skipped = max_skipped_steps, skipped_before
         self._limit = np.float32(grad_norm_limit or np.inf)  # as the step compares
         self._pending = collections.deque()
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step; waits for the step before the last."""
+        """Takes the metrics of a step; waits for the step STEPS_IN_FLIGHT before it."""
         figures = (metrics["loss"], metrics["grad_norm"], metrics.get("skipped_steps"))
         self._pending.append((step, *figures))
         while len(self._pending) > STEPS_IN_FLIGHT:
             self._check_oldest()
 
     def check_all(self) -> None:
-        """Waits for every step.
+        """Waits for every step that was pushed.
 
         Raises:
-          UserError: where one is bad, and no more may be skipped.
+          UserError: if one is bad and may not be skipped.
         """
         while self._pending:
             self._check_oldest()
@@ -73,7 +73,7 @@ class LossGuard:
         fault = self._fault(float(loss), float(grad_norm))
         if num_skipped is None:
             if fault:
-                raise UserError(f"{fault} at step {step}: {self._mend()}")
+                raise UserError(f"{fault} at step {step}: {self._advice()}")
             return
         before, self._num_skipped = self._num_skipped, int(num_skipped)
         if self._num_skipped == before:
@@ -82,9 +82,9 @@ class LossGuard:
         if self._num_skipped > self._max_skipped:
             raise UserError(
                 f"{fault} at step {step}, and {before} steps were skipped before it "
-                f"(optim.max_skipped_steps is {self._max_skipped}): {self._mend()}"
+                f"(optim.max_skipped_steps is {self._max_skipped}): {self._advice()}"
             )
-        self._tell(
+        self._warn(
             f"step {step} is skipped, {fault}: {self._num_skipped} of at most "
             f"{self._max_skipped} (optim.max_skipped_steps)"
         )
@@ -100,11 +100,11 @@ class LossGuard:
         return None
 
 
-def check_finite(state: TrainState, mend: Callable[[], str]) -> None:
-    """Raises UserError where a state is not finite: a loss can be, a step longer than its state."""
+def check_finite(state: TrainState, advice: Callable[[], str]) -> None:
+    """Raises UserError if a state is not finite; its loss may still be finite for one more step."""
     groups = jax.device_get(_jit_finite_groups()(state))
     if wrong := [name for name, is_finite in groups.items() if not is_finite]:
-        raise UserError(f"{wrong[0]} is not finite after step {int(state.step)}: {mend()}")
+        raise UserError(f"{wrong[0]} is not finite after step {int(state.step)}: {advice()}")
 
 
 @functools.cache
@@ -113,22 +113,23 @@ def _jit_finite_groups():
 
 
 class CollapseWatch:
-    """Warns when the collapse figures fall, once for each fall."""
+    """Warns once each time that the collapse figures fall."""
 
     def __init__(self, config: ml_collections.ConfigDict, past: list[dict[str, float]]):
-        """Takes the resolved config, and the lines that the run has logged before."""
+        """Takes the resolved config and the lines that the run has logged so far."""
         self._config = config
         self._highest_rank = max((line.get("embedding_rank", 0.0) for line in past), default=0.0)
         self._has_warned = False
 
     def warning(self, values: dict[str, float]) -> str | None:
-        """Says what has fallen and what to try.
+        """Returns a warning if a figure has fallen.
 
         Args:
-          values: of a logged step; projection_std and embedding_rank are looked at.
+          values: of a logged step; reads projection_std and embedding_rank.
 
         Returns:
-          One line, or None where all is well or it was said already.
+          One line that says what has fallen and what to try; None if nothing has, or if the
+          previous call has already warned of it.
         """
         if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
@@ -175,11 +176,11 @@ class CollapseWatch:
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Turns SIGTERM and the first Ctrl-C into a flag, so that the run can save and stop.
 
-    Of several hosts that are told, or of which one is, all are told at the same step: they have to
-    ask equally often.
+    If any host is asked to stop, all stop at the same step, provided that all call the function
+    equally often.
 
     Yields:
-      A function that says whether one came.
+      A function that returns whether a stop was requested.
     """
     received = []
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
@@ -189,26 +190,26 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         received.append(number)
         if number == signal.SIGINT:  # a second Ctrl-C stops at once
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
-            if jax.process_count() > 1:  # what JAX catches, and tells the other hosts of
+            if jax.process_count() > 1:  # JAX catches it and notifies the other hosts
                 os.kill(os.getpid(), signal.SIGTERM)
 
     for number in numbers:
         previous[number] = signal.signal(number, note)
     try:
-        yield _asks_all_hosts() if jax.process_count() > 1 else lambda: bool(received)
+        yield _stop_of_any_host() if jax.process_count() > 1 else lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _asks_all_hosts() -> Callable[[], bool]:
-    """A function that is true on all hosts from the same call on, soon after one got SIGTERM."""
+def _stop_of_any_host() -> Callable[[], bool]:
+    """A function that returns True on all hosts from the same call on, once one got SIGTERM."""
     calls = itertools.count()
-    is_told = False
+    is_requested = False
 
-    def told_to_stop() -> bool:
-        nonlocal is_told
-        is_told = is_told or multihost_utils.reached_preemption_sync_point(next(calls))
-        return is_told
+    def stop_requested() -> bool:
+        nonlocal is_requested
+        is_requested = is_requested or multihost_utils.reached_preemption_sync_point(next(calls))
+        return is_requested
 
-    return told_to_stop
+    return stop_requested

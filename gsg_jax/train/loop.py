@@ -1,4 +1,4 @@
-"""The pretraining loop: runs the step, with its logs, monitors and checkpoints."""
+"""The pretraining loop: repeats the step; logs, monitors, saves."""
 
 import contextlib
 import json
@@ -22,24 +22,24 @@ from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
-from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.compile_cache import caching
+from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run import watchdog as watchdogs
-from gsg_jax.run import workdir as workdirs
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_atomically
 from gsg_jax.run.wandb import check_wandb, open_wandb
+from gsg_jax.run.workdir import claim, read_figures
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay
 from gsg_jax.train.figures import FIGURES
 from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
 from gsg_jax.train.optim import learning_rate_schedule
 from gsg_jax.train.state import TrainState, init_state, skipped_steps
-from gsg_jax.train.timer import Clock, mean_views_per_second
+from gsg_jax.train.timer import Timer, mean_views_per_second
 
-# The k-NN figures of a run, and whose they are.
+# The k-NN figures of a run, and what was scored.
 SCORED = {
     "knn_top1": "pretrained",
     "knn_top1_untrained": "untrained encoder",
@@ -48,25 +48,25 @@ SCORED = {
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Pretrains, or goes on where the run in `workdir` stopped.
+    """Pretrains, or resumes the run in `workdir`.
 
     Args:
       config: of configs/, with its overrides.
       workdir: DIR; holds config.json, metrics.jsonl, throughput.jsonl, baselines.json,
-        tensorboard/, checkpoints/ and compilation_cache/ afterwards; the last not where JAX was
-        told of another folder.
+        tensorboard/ and checkpoints/ afterwards, and compilation_cache/ unless JAX is set to use
+        another folder.
 
     Returns:
-      The final figures: the job's last line.
+      The final figures, which are the job's last line.
 
     Raises:
-      UserError: for whatever the user can mend, before anything is written; for a loss that is
-        not finite, the last good checkpoint being kept.
+      UserError: for whatever the user can fix, before anything is written; for a bad step, after
+        which the last good checkpoint is kept.
     """
     check_pretraining(config)
     config = resolve(config)
     check_wandb(config.run.wandb_project)
-    mesh = meshes.make_mesh(config.data.batch_size, config.run.fsdp)
+    mesh = make_mesh(config.data.batch_size, config.run.fsdp)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     check_channels(config, train)
     check_queue_fits(config, train)
@@ -75,7 +75,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     for source in (train, test) if is_monitored else ():
         check_patches(config, source)
     loader = build_loader(config, train)
-    workdirs.claim(workdir, config)
+    claim(workdir, config)
     with caching(workdir / "compilation_cache"):
         monitor = None
         if is_monitored:
@@ -95,7 +95,7 @@ class Pretraining:
         monitor: KnnMonitor | None,
         train: Source,
     ):
-        """Takes what `pretrain` has checked and made."""
+        """Prepares the run from what `pretrain` has checked and built."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.loader, self.monitor = loader, monitor
         self.channels = train.image(0).shape[-1]
@@ -104,7 +104,7 @@ class Pretraining:
         self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))
         self._init = partial(init_state, self.experiment, self.channels)
         shapes = jax.eval_shape(self._init)
-        self.shardings = meshes.sharded(mesh, shapes)
+        self.shardings = sharded(mesh, shapes)
         self.step = jit_step(self.experiment, mesh, shapes)
         self.schedule = learning_rate_schedule(
             config.optim, batch_size=config.data.batch_size, **length
@@ -114,19 +114,19 @@ class Pretraining:
         self.past = []
 
     def run(self) -> dict[str, Any]:
-        """Trains to the end, or until it is told to stop; returns the final figures."""
+        """Trains to the end, or until a stop is requested; returns the final figures."""
         is_new = not self.checkpoints.newest_step()
         wandb = open_wandb(self.config, self.workdir, is_new=is_new)
-        with stop_signals() as told_to_stop, wandb as copy, self.watchdog, self.checkpoints:
+        with stop_signals() as stop_requested, wandb as copy, self.watchdog, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
             writer = open_metrics(self.workdir, first_step, copy)
-            clock = Clock(self._views_per_step, writer.seconds_before)
+            timer = Timer(self._views_per_step, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:
-                state = self._loop(state, first_step, writer, clock, display, told_to_stop)
+                state = self._loop(state, first_step, writer, timer, display, stop_requested)
             self.watchdog.at(watchdogs.SAVING)
-            train_seconds = clock.train_seconds()
+            train_seconds = timer.train_seconds()
         intervals = read_lines(self.workdir / "throughput.jsonl", TIMED)
         figures = {
             **self._final_figures(state),
@@ -154,16 +154,18 @@ class Pretraining:
         return self.checkpoints.restore(newest, state), newest
 
     def _baselines(self, state: TrainState, first_step: int) -> dict[str, float]:
-        """The figures to beat, measured once, before the first step."""
+        """The k-NN figures to beat, measured once, before the first step."""
         path = self.workdir / "baselines.json"
         if self.monitor is None:
             return {}
         is_there = path.exists()
-        meshes.wait_for_hosts("the baselines are looked for")
+        wait_for_hosts("the baselines are looked for")
         if is_there:
-            return workdirs.read_figures(path, [name for name in SCORED if name != "knn_top1"])
+            return read_figures(path, [name for name in SCORED if name != "knn_top1"])
         if first_step:
-            raise UserError(f"{path} is missing and step 0 is past: begin in another --workdir")
+            raise UserError(
+                f"{path} is missing and can only be measured at step 0: start in another --workdir"
+            )
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
         if self.config.eval.knn_pixels:
             baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
@@ -176,9 +178,9 @@ class Pretraining:
         state: TrainState,
         first_step: int,
         writer: MetricsLog,
-        clock: Clock,
+        timer: Timer,
         display: RunDisplay,
-        told_to_stop: Callable[[], bool],
+        stop_requested: Callable[[], bool],
     ) -> TrainState:
         losses = LossGuard(
             self._what_to_do,
@@ -191,31 +193,33 @@ class Pretraining:
         batches = self.loader.iterate(first_step)
         watchdog, phase = self.watchdog, watchdogs.COMPILING
         for step in range(first_step + 1, self.num_steps + 1):
-            if told_to_stop():
+            if stop_requested():
                 losses.check_all()
                 if step - 1 > (self.checkpoints.newest_step() or 0):
                     self._save(state, None, writer, is_last=True)
-                display.note(f"stopped at step {step - 1} and saved: the same command goes on")
+                display.note(
+                    f"stopped at step {step - 1} and saved: the same command resumes the run"
+                )
                 break
             watchdog.at(watchdogs.WAITING_FOR_BATCH, step - 1)
-            with clock.waiting():
+            with timer.waiting():
                 batch = next(batches)
                 images = (batch["image"], batch["local"]) if "local" in batch else batch["image"]
                 inputs = (images, batch["label"]) if self.experiment.probe else (images,)
-                inputs = meshes.global_batch(self.mesh, inputs)
+                inputs = global_batch(self.mesh, inputs)
             watchdog.at(phase)
             state, metrics = self.step(state, *inputs)
             watchdog.at(watchdogs.WAITING_FOR_DEVICES)
             losses.push(step, metrics)
             phase = watchdogs.STEPPING
-            clock.stepped()
+            timer.stepped()
             display.advance(step)
             if not self._logs_at(step):
                 continue
 
             losses.check_all()
-            speed = clock.figures()
-            with clock.paused():
+            speed = timer.figures()
+            with timer.paused():
                 values = self._values(step, state, metrics)
                 writer.write(step, values, speed)
                 display.figures(step, values, speed)
@@ -230,7 +234,7 @@ class Pretraining:
     ) -> None:
         self.watchdog.at(watchdogs.SAVING)
         check_finite(state, self._what_to_do)
-        writer.flush()  # a checkpoint stands for the lines of its step
+        writer.flush()  # a checkpoint implies the lines up to its step
         self.checkpoints.save(state, knn_top1, wait=is_last)
 
     def _logs_at(self, step: int) -> bool:
@@ -249,12 +253,12 @@ class Pretraining:
     def _values(
         self, step: int, state: TrainState, metrics: dict[str, jax.Array]
     ) -> dict[str, float]:
-        """What metrics.jsonl gets of a step: nothing that a clock decides."""
+        """A logged step's line of metrics.jsonl, free of anything that depends on time."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         skipped = values.get("skipped_steps", 0)
-        if "skipped_steps" in values:  # a skipped step's figures may be no numbers
+        if "skipped_steps" in values:  # a skipped step's figures may be NaN
             values = {name: value for name, value in values.items() if math.isfinite(value)}
-        if step % self.config.run.log_every_steps:  # the step has not computed these
+        if step % self.config.run.log_every_steps:  # NaN, as the step was not due to compute them
             values = {name: value for name, value in values.items() if name not in FIGURES}
         values = {
             "epoch": step / self.loader.steps_per_epoch,
@@ -268,7 +272,7 @@ class Pretraining:
 
     def _monitor_figures(self, step: int, state: TrainState) -> dict[str, float]:
         try:
-            probe = meshes.whole(self.mesh, state.params.get("probe"))
+            probe = whole(self.mesh, state.params.get("probe"))
             return self.monitor.figures(self._embed(state), probe)
         except ValueError as error:  # embeddings that are not finite
             raise UserError(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
@@ -276,8 +280,8 @@ class Pretraining:
     def _embed(self, state: TrainState) -> Embed:
         embed = backbone_embed(
             self.experiment.online.backbone,
-            meshes.whole(self.mesh, state.params["backbone"]),
-            meshes.whole(self.mesh, state.batch_stats["backbone"]),
+            whole(self.mesh, state.params["backbone"]),
+            whole(self.mesh, state.batch_stats["backbone"]),
             self.config.views,
             self.mesh,
         )
@@ -293,9 +297,9 @@ class Pretraining:
         kept = "there is no checkpoint yet" if newest is None else f"step {newest} is kept"
         rate = self.config.optim.learning_rate
         return (
-            f"{kept} in {self.workdir}; begin in another --workdir with a lower "
+            f"{kept} in {self.workdir}; start in another --workdir with a lower "
             f"--config.optim.learning_rate (now {rate:g}) or some --config.optim.warmup_epochs, "
-            "or go on here with a higher --config.optim.max_skipped_steps "
+            "or resume here with a higher --config.optim.max_skipped_steps "
             f"(now {self.config.optim.max_skipped_steps})"
         )
 
@@ -306,7 +310,7 @@ class Pretraining:
             "job": "pretrain",
             "method": self.config.method.name,
             "step": int(state.step),
-            "num_steps": self.num_steps,  # above "step" where the run was stopped
+            "num_steps": self.num_steps,  # above "step" if the run was stopped
             "loss": losses[-1] if losses else None,
         }
         scored = [line["knn_top1"] for line in lines if "knn_top1" in line]

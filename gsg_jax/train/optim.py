@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, built of optax from `config.optim`."""
+"""Optimizers and schedules, built with optax from the config."""
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +15,25 @@ def build_optimizer(
     frozen: tuple[tuple[str, ...], ...] = (),
     probe_rate: float | None = None,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of every parameter.
+    """Builds the optimizer of all parameters.
 
-    The predictor's learning rate stays constant where `constant_predictor_lr` says so.
+    With `constant_predictor_lr` the predictor's learning rate stays constant.
 
     Args:
       optim: the config group.
-      batch_size: images a step over all hosts; scales the learning rate.
+      batch_size: images per step over all hosts; scales the learning rate.
       num_steps: length of the run.
-      steps_per_epoch: steps an epoch.
-      frozen: paths of the parameters that stay as they are, decay included.
-      probe_rate: learning rate of the online probe's Adam; None where there is no probe.
+      steps_per_epoch: steps per epoch.
+      frozen: paths of parameters that nothing changes, not even weight decay.
+      probe_rate: learning rate of the online probe's Adam; None without a probe.
 
     Returns:
       An optax transformation over the tree {backbone, projector, predictor, probe}.
 
     Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4; LARS: You et al.
     (arXiv 1708.03888).
-    Differs from the reference: its LARS multiplies the learning rate in after the momentum, and
-    takes the trust ratio of the gradient and the decay apart; here both are as optax has them.
+    Differs from the reference: its LARS multiplies by the learning rate after the momentum, and its
+    trust ratio treats gradient and decay separately; here both are as in optax.
     """
     schedule = learning_rate_schedule(
         optim, batch_size=batch_size, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -69,14 +69,14 @@ def build_by_branch(
     num_steps: int,
     steps_per_epoch: int,
 ) -> optax.GradientTransformation:
-    """Builds one optimizer that gives each branch of the parameters a learning rate of its own.
+    """Builds one optimizer with a learning rate for each branch of the parameters.
 
     Args:
       optim: the config group; its learning_rate is not read.
-      rates: {branch: learning rate per 256 images}; 0 leaves the branch as it is, decay included.
-      batch_size: images a step over all hosts.
+      rates: {branch: learning rate per 256 images}; 0 freezes the branch, without weight decay.
+      batch_size: images per step over all hosts.
       num_steps: length of the training.
-      steps_per_epoch: steps an epoch.
+      steps_per_epoch: steps per epoch.
 
     Returns:
       An optax transformation over a tree of these branches.
@@ -109,10 +109,10 @@ def learning_rate_schedule(
 
     Args:
       optim: reads warmup_epochs (0 = none) and cosine_per: "step" lowers the rate every step,
-        "epoch" keeps it through an epoch, as the reference does.
-      batch_size: images a step; the peak is optim.learning_rate x batch_size / 256.
+        "epoch" keeps it constant within an epoch, as the reference does.
+      batch_size: images per step; the peak is optim.learning_rate x batch_size / 256.
       num_steps: length of the run.
-      steps_per_epoch: steps an epoch.
+      steps_per_epoch: steps per epoch.
 
     Returns:
       A schedule: learning rate of step s (counted from 0), in [0, peak].
@@ -133,14 +133,14 @@ def learning_rate_schedule(
 
 
 def ema_decay_schedule(method: ml_collections.ConfigDict, *, num_steps: int) -> optax.Schedule:
-    """How slowly an EMA target follows: constant, or rising to 1 by a cosine.
+    """Decay of an EMA target: constant, or rising to 1 along a cosine.
 
     Args:
       method: the config group; reads ema_decay and ema_schedule, "constant" or "cosine".
       num_steps: length of the run, K.
 
     Returns:
-      A schedule: decay after step s (counted from 0), ema_decay, or
+      A schedule: the decay of step s (counted from 0), which is ema_decay or
       1 - (1 - ema_decay) (1 + cos(pi s / K)) / 2.
 
     Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), section 3.2.

@@ -1,19 +1,19 @@
-"""Where the time of a run goes: steps, waiting for data, and everything else."""
+"""Measures where a run's time goes: steps, waiting for data, everything else."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 
 
-class Clock:
+class Timer:
     """Measures views per second and the share of time spent waiting for data.
 
-    The first step of a process compiles, and monitors and checkpoints pause the steps: their time
-    counts in train_seconds, not in views_per_second.
+    A process's first step (which compiles), monitors and checkpoints count in train_seconds, not in
+    views_per_second.
     """
 
     def __init__(self, views_per_step: int, seconds_before: float = 0.0):
-        """Starts; `seconds_before` are those of the earlier processes of the run."""
+        """Starts the timer; `seconds_before` were spent by earlier processes of the run."""
         self._views_per_step = views_per_step
         self._start = time.monotonic() - seconds_before
         self._is_first_step = True
@@ -25,7 +25,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time of its block as waiting for data."""
+        """Counts its block as time spent waiting for data."""
         start = time.monotonic()
         yield
         self._waited += time.monotonic() - start
@@ -39,12 +39,12 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Ends an interval of steps; the time of its block belongs to no interval."""
+        """Ends an interval of steps; its block belongs to no interval."""
         yield
         self._restart_interval()
 
     def figures(self) -> dict[str, float]:
-        """Figures of the current interval, its seconds, and train_seconds."""
+        """Returns the current interval's figures, its seconds, and train_seconds."""
         seconds = max(time.monotonic() - self._interval_start, 1e-9)
         return {
             "views_per_second": self._interval_steps * self._views_per_step / seconds,
@@ -54,11 +54,11 @@ class Clock:
         }
 
     def train_seconds(self) -> float:
-        """Seconds since the run began, over all its processes, without the time between them."""
+        """Seconds that all processes of the run have taken so far."""
         return time.monotonic() - self._start
 
 
 def mean_views_per_second(intervals: list[dict[str, float]]) -> float:
-    """Mean over the intervals of a run, as Clock.figures gave them; 0 where there is none."""
+    """Mean over a run's intervals, each a dict of Timer.figures; 0 if there is none."""
     views = sum(line["views_per_second"] * line["interval_seconds"] for line in intervals)
     return views / max(sum(line["interval_seconds"] for line in intervals), 1e-9)

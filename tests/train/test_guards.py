@@ -95,10 +95,10 @@ def test_the_warning_says_what_to_try(method, overrides, advice, not_advised):
 def test_signals_become_a_flag_and_the_old_handlers_come_back():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
-        with stop_signals() as told_to_stop:
-            assert not told_to_stop()
+        with stop_signals() as stop_requested:
+            assert not stop_requested()
             signal.raise_signal(number)
-            assert told_to_stop()
+            assert stop_requested()
         assert {n: signal.getsignal(n) for n in before} == before
 
 

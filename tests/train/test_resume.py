@@ -44,7 +44,7 @@ def whole(images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_saves_and_says_so_and_goes_on_as_if_nothing_were(
+def test_a_run_that_is_stop_requested_saves_and_says_so_and_goes_on_as_if_nothing_were(
     whole, tmp_path, number
 ):
     flags, *reference = whole
@@ -58,7 +58,7 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so_and_goes_on_as_if_nothing_
         last = figures(out)
         stopped.append(last["step"])
         assert last["num_steps"] == 400 and "pretrained" not in err
-        assert f"stopped at step {last['step']} and saved: the same command goes on" in err
+        assert f"stopped at step {last['step']} and saved: the same command resumes the run" in err
         assert (tmp_path / "checkpoints" / str(last["step"])).is_dir()
     assert 0 < stopped[0] < stopped[1] < 400
     last, err = finish(*flags(tmp_path))
@@ -99,8 +99,8 @@ def every_third():
     """A stop signal that comes when it has been asked for three times."""
     asked = []
 
-    def told_to_stop():
+    def stop_requested():
         asked.append(1)
         return len(asked) > 3
 
-    return told_to_stop
+    return stop_requested
