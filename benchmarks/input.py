@@ -34,7 +34,7 @@ from PIL import Image
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
-from gsg_jax.data.crops import ASPECT
+from gsg_jax.data.crops import ASPECT, CropRecipe
 from gsg_jax.data.decode import decode
 from gsg_jax.data.folder import FolderSource, open_folder
 from gsg_jax.data.loader import TrainLoader
@@ -111,9 +111,7 @@ def compare(source: FolderSource, num_views: int, arguments: argparse.Namespace)
         source,
         batch_size=arguments.batch,
         seed=0,
-        num_views=num_views,
-        crop_size=arguments.size,
-        crop_area=AREA,
+        crops=CropRecipe(num_views=num_views, size=arguments.size, area=AREA),
         num_threads=THREADS,
         prefetch=AHEAD,
     )

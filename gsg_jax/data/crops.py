@@ -1,5 +1,6 @@
 """Crops on the host: RandomResizedCrop for training, resize and centre cut for evaluation."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,50 @@ _ATTEMPTS = 10
 EVAL_RESIZE = 256 / 224
 
 Box = tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class CropRecipe:
+    """The random crops that the host cuts out of each training image.
+
+    Attributes:
+      num_views: V, crops per image.
+      size: S, side of a crop in pixels.
+      area: least and greatest share of the image's area that a crop covers, in (0, 1].
+      aspect: least and greatest width / height of a crop, local crops included.
+      num_local: L, smaller crops per image in addition (multi-crop); 0 for none.
+      local_size: side of a local crop in pixels.
+      local_area: as `area`, for local crops.
+    """
+
+    num_views: int
+    size: int
+    area: tuple[float, float] = (0.2, 1.0)
+    aspect: tuple[float, float] = ASPECT
+    num_local: int = 0
+    local_size: int = 96
+    local_area: tuple[float, float] = (0.05, 0.2)
+
+    def cut(self, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns the crops of one decoded image.
+
+        Args:
+          pixels: uint8 [H, W, C], C 1 or 3.
+          rng: source of randomness.
+
+        Returns:
+          {"image": uint8 [V, S, S, C]} and, if there are local crops, "local": uint8
+          [L, local_size, local_size, C].
+        """
+        kinds = {"image": (self.num_views, self.size, self.area)}
+        if self.num_local:
+            kinds["local"] = (self.num_local, self.local_size, self.local_area)
+        return {
+            name: random_crops(
+                pixels, rng, num_views=count, size=size, area=area, aspect=self.aspect
+            )
+            for name, (count, size, area) in kinds.items()
+        }
 
 
 def draw_box(
@@ -30,7 +75,7 @@ def draw_box(
 
     Returns:
       (left, top, right, bottom) in pixels, inside the image. The aspect is drawn log-uniformly, up
-      to rounding; where ten draws do not fit, it is the greatest centred box of such an aspect.
+      to rounding; if ten draws do not fit, the box is the greatest centred one of such an aspect.
 
     Source: torchvision.transforms.RandomResizedCrop.
     """
@@ -47,24 +92,6 @@ def draw_box(
     h = min(height, max(1, round(width / aspect[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def cut(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Cuts a box out of an image and resizes it to a square, bilinear with antialiasing.
-
-    The cut comes before the resizing, as in torchvision: Pillow's own resize(box=...) would let the
-    filter see pixels beyond the box.
-
-    Args:
-      pixels: uint8 [H, W, C], C 1 or 3.
-      box: (left, top, right, bottom) in pixels.
-      size: S, side of the result in pixels.
-
-    Returns:
-      uint8 [S, S, C].
-    """
-    left, top, right, bottom = box
-    return _resize(pixels[top:bottom, left:right], size, size)
 
 
 def random_crops(
@@ -87,10 +114,15 @@ def random_crops(
       aspect: least and greatest width / height.
 
     Returns:
-      uint8 [V, S, S, C].
+      uint8 [V, S, S, C], resized bilinearly with antialiasing.
     """
-    boxes = [draw_box(rng, *pixels.shape[:2], area, aspect) for _ in range(num_views)]
-    return np.stack([cut(pixels, box, size) for box in boxes])
+    crops = []
+    for _ in range(num_views):
+        left, top, right, bottom = draw_box(rng, *pixels.shape[:2], area, aspect)
+        # The cut comes before the resizing, as in torchvision: Pillow's own resize(box=...) would
+        # let the filter see pixels outside the box.
+        crops.append(_resize(pixels[top:bottom, left:right], size, size))
+    return np.stack(crops)
 
 
 def centre_cut(pixels: np.ndarray, size: int, resize: float = EVAL_RESIZE) -> np.ndarray:
@@ -99,7 +131,7 @@ def centre_cut(pixels: np.ndarray, size: int, resize: float = EVAL_RESIZE) -> np
     Args:
       pixels: uint8 [H, W, C], C 1 or 3.
       size: S, side of the result in pixels.
-      resize: what the short side becomes, in units of S, at least 1; ImageNet's is 256/224, and
+      resize: length of the resized short side in units of S, at least 1. ImageNet's is 256/224;
         with 1 an image of S x S pixels stays as it is.
 
     Returns:

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from gsg_jax.console import UserError
-from gsg_jax.data.crops import ASPECT, centre_cut
+from gsg_jax.data.crops import CropRecipe, centre_cut
 from gsg_jax.data.reader import Reader
 from gsg_jax.data.source import ArraySource, Busy, Source, Subset, num_decode_threads
 from gsg_jax.data.workers import Processes, Threads, Workers
@@ -24,9 +24,9 @@ class TrainLoader:
     """An endless stream of training batches that any step can be taken up from.
 
     Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
-    out. A batch is a function of (source, seed, batch_size, step) and, where crops are cut on the
-    host, of their number, size, area and aspect: not of threads or processes, nor of where the
-    stream began. The shares of num_hosts hosts, in order, are the batch of one host.
+    out. A batch is a function of (source, seed, batch_size, step, crops): not of threads or
+    processes, nor of where the stream began. The shares of num_hosts hosts, in order, are the
+    batch of one host.
     """
 
     def __init__(
@@ -35,13 +35,7 @@ class TrainLoader:
         *,
         batch_size: int,
         seed: int,
-        num_views: int | None = None,
-        crop_size: int | None = None,
-        crop_area: tuple[float, float] = (0.2, 1.0),
-        crop_aspect: tuple[float, float] = ASPECT,
-        num_local: int = 0,
-        local_size: int = 96,
-        local_area: tuple[float, float] = (0.05, 0.2),
+        crops: CropRecipe | None = None,
         host_index: int = 0,
         num_hosts: int = 1,
         num_threads: int = 2,
@@ -55,13 +49,7 @@ class TrainLoader:
           source: the images.
           batch_size: B, images a step over all hosts.
           seed: of order and crops, 0 or more.
-          num_views: V, crops an image; None, like crop_size, to leave images whole.
-          crop_size: S, side of a crop in pixels.
-          crop_area: least and greatest share of an image's area that a crop covers.
-          crop_aspect: least and greatest width / height of a crop.
-          num_local: L, smaller crops an image besides; read where crops are cut.
-          local_size: side of such a crop in pixels.
-          local_area: least and greatest share of an image's area that it covers.
+          crops: which crops to cut out of each image; None leaves images whole.
           host_index: this host, in [0, num_hosts).
           num_hosts: hosts that share each batch.
           num_threads: threads that decode and crop, 1 or more.
@@ -73,10 +61,7 @@ class TrainLoader:
         Raises:
           UserError: where a batch is larger than the source or cannot be shared among the hosts,
             or where images that may differ in shape are not cropped.
-          ValueError: where only one of num_views and crop_size is given.
         """
-        if (num_views is None) != (crop_size is None):
-            raise ValueError("num_views and crop_size belong together: give both or none")
         _check_batch(source, batch_size, num_hosts)
         if seed < 0:
             raise UserError(f"run.seed is {seed}: it must be 0 or more")
@@ -86,7 +71,7 @@ class TrainLoader:
             raise UserError(f"data.num_processes is {num_processes}: it must be 0 or more")
         if prefetch < 0:
             raise UserError(f"data.prefetch is {prefetch}: it must be 0 or more")
-        if crop_size is None and source.image_shape is None:
+        if crops is None and source.image_shape is None:
             raise UserError(
                 f"the images of {source.name!r} differ in shape and cannot form a batch: "
                 'set data.crop="host"'
@@ -94,17 +79,7 @@ class TrainLoader:
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
-        self._reader = Reader(
-            source,
-            seed,
-            num_views=num_views,
-            crop_size=crop_size,
-            crop_area=crop_area,
-            crop_aspect=crop_aspect,
-            num_local=num_local,
-            local_size=local_size,
-            local_area=local_area,
-        )
+        self._reader = Reader(source, seed, crops)
         self._first_place = host_index * (batch_size // num_hosts)
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads, self._num_processes = num_threads, num_processes
@@ -157,7 +132,7 @@ class TrainLoader:
             self._reading.remove(workers)
 
     def _workers(self) -> Workers:
-        if self._num_processes and (self._reader.crop_size or _decodes(self._source)):
+        if self._num_processes and (self._reader.crops or _decodes(self._source)):
             return Processes(self._reader, self._num_processes, self._reader.image_name)
         return Threads(self._reader, self._num_threads, self._reader.image_name)
 
@@ -187,7 +162,7 @@ class TrainLoader:
         places = range(self._first_place, self._last_place)
         chosen = order[places.start : places.stop]
         labels = {} if self._labels is None else {"label": self._labels[chosen]}
-        if self._reader.crop_size is None and isinstance(self._source, ArraySource):
+        if self._reader.crops is None and isinstance(self._source, ArraySource):
             return {"image": self._source.images[chosen], **labels}
         calls = [(step, place, int(order[place])) for place in places]
         return _stack(workers.read(calls), len(calls)) | labels

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from gsg_jax.config.load import view_recipe
+from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices.backend import compiler_options
@@ -23,17 +24,17 @@ from gsg_jax.train.step import train_step
 
 def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoader:
     """Builds this host's stream of batches from `config.data` and `config.views`."""
-    crops = {}
+    views, crops = config.views, None
     if config.data.crop == "host":
-        crops = {
-            "num_views": config.method.num_views,
-            "crop_size": config.views.size,
-            "crop_area": config.views.crop_area,
-            "crop_aspect": config.views.crop_aspect,
-            "num_local": config.views.num_local,
-            "local_size": config.views.local_size,
-            "local_area": config.views.local_crop_area,
-        }
+        crops = CropRecipe(
+            num_views=config.method.num_views,
+            size=views.size,
+            area=views.crop_area,
+            aspect=views.crop_aspect,
+            num_local=views.num_local,
+            local_size=views.local_size,
+            local_area=views.local_crop_area,
+        )
     return TrainLoader(
         source,
         batch_size=config.data.batch_size,
@@ -44,7 +45,7 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
         num_processes=config.data.num_processes,
         prefetch=config.data.prefetch,
         with_labels=config.eval.online_linear,
-        **crops,
+        crops=crops,
     )
 
 

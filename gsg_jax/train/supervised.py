@@ -16,6 +16,7 @@ import optax
 
 from gsg_jax.console import UserError, counting
 from gsg_jax.data.augment import ViewRecipe, make_views
+from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes
@@ -140,9 +141,9 @@ class ClassifierRun:
                 f"be shared by {num_devices} devices; give more images or fewer devices"
             )
         area = config.views.crop_area or run.views.crop_area
-        crops = {}
+        crops = None
         if run.data.crop == "host":
-            crops = {"num_views": 1, "crop_size": run.views.size, "crop_area": area}
+            crops = CropRecipe(num_views=1, size=run.views.size, area=area)
         self.loader = TrainLoader(
             source,
             batch_size=batch_size,
@@ -153,7 +154,7 @@ class ClassifierRun:
             num_processes=run.data.num_processes,
             prefetch=run.data.prefetch,
             with_labels=True,
-            **crops,
+            crops=crops,
         )
         self.num_steps = config.run.num_epochs * self.loader.steps_per_epoch
         self.task = ClassifierTask(

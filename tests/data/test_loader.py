@@ -13,6 +13,7 @@ from PIL import Image
 
 from gsg_jax.console import UserError
 from gsg_jax.data import crops, loader
+from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader, eval_batches
 from gsg_jax.data.open import ArraySource
 from gsg_jax.data.reader import CROP_STREAM
@@ -90,7 +91,7 @@ def test_a_stream_taken_up_at_a_step_goes_on_as_the_whole_one(first_step):
     assert numbers(take(train.iterate(first_step), 6)) == whole[first_step : first_step + 6]
 
 
-@pytest.mark.parametrize("crop", [{}, {"num_views": 2, "crop_size": 8}])
+@pytest.mark.parametrize("crop", [{}, {"crops": CropRecipe(2, 8)}])
 @pytest.mark.parametrize("num_hosts", [2, 3])
 def test_hosts_share_the_batch_of_one_host_in_order(num_hosts, crop):
     source = Photos(14) if crop else numbered(14)
@@ -115,7 +116,7 @@ def test_the_stream_depends_neither_on_threads_nor_on_prefetch_nor_on_the_start(
     num_threads, prefetch
 ):
     def stream(start, **settings):
-        train = TrainLoader(Photos(13), batch_size=9, seed=5, num_views=3, crop_size=6, **settings)
+        train = TrainLoader(Photos(13), batch_size=9, seed=5, crops=CropRecipe(3, 6), **settings)
         return take(train.iterate(start), 3)
 
     expected = stream(2)
@@ -125,7 +126,7 @@ def test_the_stream_depends_neither_on_threads_nor_on_prefetch_nor_on_the_start(
 
 
 def test_views_of_an_image_and_epochs_of_it_are_cropped_differently():
-    train = TrainLoader(Photos(2), batch_size=2, seed=0, num_views=4, crop_size=8)
+    train = TrainLoader(Photos(2), batch_size=2, seed=0, crops=CropRecipe(4, 8))
     first, second = take(train.iterate(0), 2)
     assert first.shape == (2, 4, 8, 8, 3)
     assert first.dtype == np.uint8
@@ -134,10 +135,10 @@ def test_views_of_an_image_and_epochs_of_it_are_cropped_differently():
 
 
 def test_local_crops_come_beside_the_global_ones_and_leave_them_as_they_are():
-    settings = {"batch_size": 3, "seed": 4, "num_views": 2, "crop_size": 12}
-    without = next(TrainLoader(Photos(7), **settings).iterate(5))
-    local = {"num_local": 3, "local_size": 6, "local_area": (0.05, 0.1)}
-    batch = next(TrainLoader(Photos(7), **settings, **local).iterate(5))
+    settings = {"batch_size": 3, "seed": 4}
+    without = next(TrainLoader(Photos(7), **settings, crops=CropRecipe(2, 12)).iterate(5))
+    local = CropRecipe(2, 12, num_local=3, local_size=6, local_area=(0.05, 0.1))
+    batch = next(TrainLoader(Photos(7), **settings, crops=local).iterate(5))
     assert set(without) == {"image"} and set(batch) == {"image", "local"}
     np.testing.assert_array_equal(batch["image"], without["image"])
     assert batch["local"].shape == (3, 3, 6, 6, 3) and batch["local"].dtype == np.uint8
@@ -156,7 +157,7 @@ def test_local_crops_come_beside_the_global_ones_and_leave_them_as_they_are():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_crop_is_pillows_crop_and_bilinear_resize_of_the_drawn_box(channels):
-    train = TrainLoader(Photos(4, channels), batch_size=4, seed=2, num_views=2, crop_size=16)
+    train = TrainLoader(Photos(4, channels), batch_size=4, seed=2, crops=CropRecipe(2, 16))
     batch = take(train.iterate(7), 1)[0]
     # Step 7 is epoch 7 of one batch; the plain way follows.
     shuffle = np.random.SeedSequence(2, spawn_key=(loader._SHUFFLE_STREAM, 7))
@@ -237,8 +238,6 @@ def test_what_cannot_work_is_refused_before_any_work(source, settings, message):
 
 
 def test_programming_errors_are_value_errors():
-    with pytest.raises(ValueError, match="num_views"):
-        TrainLoader(numbered(4), batch_size=2, seed=0, num_views=2)
     with pytest.raises(ValueError, match="-1"):
         TrainLoader(numbered(4), batch_size=2, seed=0).iterate(-1)
 
@@ -248,7 +247,7 @@ def test_an_image_that_fails_while_training_reaches_the_user():
         def image(self, i):
             raise UserError("cannot decode cat.jpg")
 
-    stream = TrainLoader(Broken(4), batch_size=2, seed=0, num_views=2, crop_size=4).iterate(0)
+    stream = TrainLoader(Broken(4), batch_size=2, seed=0, crops=CropRecipe(2, 4)).iterate(0)
     with pytest.raises(UserError, match="cat.jpg"):
         next(stream)
 
@@ -297,8 +296,8 @@ def test_a_script_that_stops_in_the_middle_exits_at_once(keep):
     script = """
 import sys, time
 import numpy as np
+from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader, eval_batches
-from gsg_jax.data.reader import CROP_STREAM
 class Slow:
     name, labels, class_names, image_shape = "slow", None, (), None
     def __len__(self):
@@ -307,7 +306,7 @@ class Slow:
         time.sleep(0.01)
         return np.zeros((9, 9, 3), np.uint8)
 def run():
-    stream = TrainLoader(Slow(), batch_size=50, seed=0, num_views=2, crop_size=4,
+    stream = TrainLoader(Slow(), batch_size=50, seed=0, crops=CropRecipe(2, 4),
                          prefetch=50).iterate(0)
     for _ in range(3):
         next(stream)
@@ -350,9 +349,7 @@ def test_labels_come_with_crops_too():
         def image(self, i):
             return np.full((40, 70, 3), i, np.uint8)
 
-    train = TrainLoader(
-        Labelled(6), batch_size=4, seed=0, num_views=1, crop_size=8, with_labels=True
-    )
+    train = TrainLoader(Labelled(6), batch_size=4, seed=0, crops=CropRecipe(1, 8), with_labels=True)
     batch = next(train.iterate(3))
     np.testing.assert_array_equal(batch["label"], batch["image"][:, 0, 0, 0, 0])
 

@@ -15,6 +15,7 @@ from PIL import Image
 from gsg_jax.console import UserError
 from gsg_jax.data import folder as folders
 from gsg_jax.data import open as sources
+from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.decode import DECODE_ERRORS, decode
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.source import Subset
@@ -184,7 +185,7 @@ def test_a_file_that_breaks_after_opening_is_named_when_it_is_read(tmp_path):
     with pytest.raises(UserError, match="b.png"):
         source.image(1)
     (tmp_path / "b.png").unlink()
-    stream = TrainLoader(source, batch_size=2, seed=0, num_views=2, crop_size=4).iterate(0)
+    stream = TrainLoader(source, batch_size=2, seed=0, crops=CropRecipe(2, 4)).iterate(0)
     with pytest.raises(UserError, match="b.png"):
         next(stream)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from gsg_jax.console import UserError
 from gsg_jax.data import handover
+from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.folder import FolderSource
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import ArraySource
@@ -29,11 +30,8 @@ from gsg_jax.data.workers import Processes, Threads
 from tests.data.pickled import Deadly, Records, Sleepy
 from tests.runs import ROOT, start, tiny, write_images
 
-CROPS = {"num_views": 2, "crop_size": 24}
-CUT = {
-    **{"num_views": 2, "crop_size": 4, "crop_area": (0.2, 1.0), "crop_aspect": (0.75, 1.33)},
-    **{"num_local": 0, "local_size": 4, "local_area": (0.2, 1.0)},
-}
+CROPS = {"crops": CropRecipe(2, 24)}
+CUT = CropRecipe(2, 4)
 
 
 def encoded(i):
@@ -87,7 +85,7 @@ def workers():
 def test_batches_of_processes_are_those_of_threads(tmp_path, kind):
     make = {"folder": lambda: folder_of(tmp_path), "records": records_of, "array": array_of}
     source = Subset(array_of(), np.arange(11)) if kind == "part" else make[kind]()
-    local = {"num_local": 3, "local_size": 10}
+    local = {"crops": CropRecipe(2, 24, num_local=3, local_size=10)}
     found = batches(source, num_processes=2, **local)
     assert not workers()
     for batch, expected in zip(found, batches(source, **local), strict=True):
@@ -98,7 +96,7 @@ def test_batches_of_processes_are_those_of_threads(tmp_path, kind):
 
 
 def test_images_held_in_memory_and_left_whole_start_no_process():
-    whole = {"num_views": None, "crop_size": None}
+    whole = {"crops": None}
     for source in (array_of(), Subset(array_of(), np.arange(11))):
         train = TrainLoader(source, batch_size=4, seed=0, num_processes=2)
         stream = train.iterate(0)
@@ -181,7 +179,7 @@ def test_no_room_for_the_source_is_told_with_the_folder(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_worker_that_dies_is_told_and_replaced_and_the_batches_stay_the_same(number, capsys):
     # Large answers: most of a worker's time goes into sending them.
-    settings = {"batch_size": 8, "seed": 0, "num_views": 2, "crop_size": 600}
+    settings = {"batch_size": 8, "seed": 0, "crops": CropRecipe(2, 600)}
     expected = TrainLoader(records_of(), **settings).iterate(0)
     found = TrainLoader(records_of(), **settings, num_processes=2).iterate(0)
     killed = []
@@ -227,7 +225,7 @@ def test_a_reader_that_dies_twice_at_an_image_changes_nothing(tmp_path):
 
 
 def test_what_a_process_is_reading_and_for_how_long_can_be_asked(tmp_path):
-    made = Processes(Reader(Sleepy(tmp_path, 0), 0, **CUT), 2, "number {}".format)
+    made = Processes(Reader(Sleepy(tmp_path, 0), 0, CUT), 2, "number {}".format)
     assert made.busy() == []
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(lambda: list(made.read([(0, i, i) for i in range(8)])))
@@ -264,8 +262,8 @@ def test_what_a_thread_is_reading_can_be_asked():
 
 
 def test_an_image_is_called_by_its_file_or_its_number(tmp_path):
-    assert Reader(folder_of(tmp_path), 0, **CUT).image_name(3) == str(tmp_path / "03.png")
-    assert Reader(records_of(), 0, **CUT).image_name(3) == "image 3 of 'records'"
+    assert Reader(folder_of(tmp_path), 0, CUT).image_name(3) == str(tmp_path / "03.png")
+    assert Reader(records_of(), 0, CUT).image_name(3) == "image 3 of 'records'"
 
 
 def wait_until(condition, seconds=60):
@@ -321,9 +319,10 @@ class Slow:
         return np.zeros((9, 9, 3), np.uint8)
 
 if __name__ == "__main__":
+    from gsg_jax.data.crops import CropRecipe
     from gsg_jax.data.loader import TrainLoader
-    loader = TrainLoader(Slow(sys.argv[1] == "go on"), batch_size=50, seed=0, num_views=2,
-                         crop_size=4, num_processes=2, prefetch=2)
+    loader = TrainLoader(Slow(sys.argv[1] == "go on"), batch_size=50, seed=0,
+                         crops=CropRecipe(2, 4), num_processes=2, prefetch=2)
     stream = loader.iterate(0)
     next(stream)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
