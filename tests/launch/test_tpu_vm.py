@@ -16,23 +16,15 @@ AWKWARD = ("--config.data.dir=a  b", "--config.x=it's", '--config.y="q"', "--con
 AWKWARD += ("--config.views.blur_probability=(0.0,)", "--config.e=", "*", "--config.n=a\nb")
 
 
-def test_create_makes_one_call(desk):
-    status, _, _ = desk.call("tpu_vm_create.sh", **TPU_VM, **KIND)
-    kind = ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"]
-    assert status == 0
-    assert desk.calls == [[*TPUS, "tpu-vm", "create", "pod", *kind, *WHERE]]
-
-
-def test_create_takes_spot_and_network(desk):
+def test_create_makes_one_call_and_ends_with_its_status(desk):
     more = {"SPOT": "1", "NETWORK": "n", "SUBNETWORK": "s", "SERVICE_ACCOUNT": "a@b"}
-    desk.call("tpu_vm_create.sh", **TPU_VM, **KIND, **more)
-    asked = {"--spot", "--network=n", "--subnetwork=s", "--service-account=a@b"}
-    assert asked < set(desk.calls[0])
-
-
-def test_a_failed_call_ends_with_its_status(desk):
-    desk.answers({"create": [("", 3)]})
-    assert desk.call("tpu_vm_create.sh", **TPU_VM, **KIND)[0] == 3
+    desk.answers({"--spot": [("", 3)]})
+    assert desk.call("tpu_vm_create.sh", **TPU_VM, **KIND)[0] == 0
+    assert desk.call("tpu_vm_create.sh", **TPU_VM, **KIND, **more)[0] == 3
+    kind = ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"]
+    asked = ["--network=n", "--subnetwork=s", "--service-account=a@b", "--spot"]
+    create = [*TPUS, "tpu-vm", "create", "pod", *kind]
+    assert desk.calls == [[*create, *WHERE], [*create, *asked, *WHERE]]
 
 
 def test_setup_copies_installs_and_mounts_each_bucket_once(desk):
