@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gsg_jax.methods import METHODS
-from gsg_jax.run.metrics import read_lines
+from gsg_jax.run.files import read_lines
 
 COLUMNS = ("method", "k-NN", "untrained", "std x sqrt(D)", "rank", "seconds")
 # Columns of the second table, and the figures they hold.

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from gsg_jax.run.metrics import read_lines
+from gsg_jax.run.files import read_lines
 from tests.runs import ROOT, hashes
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"

@@ -15,8 +15,7 @@ from gsg_jax.data.open import Source
 from gsg_jax.devices import hosts
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.features import Embed, embed_batches
-from gsg_jax.run.metrics import write_atomically
-from gsg_jax.run.workdir import read_object
+from gsg_jax.run.files import read_object, write_atomically
 
 SAVE_EVERY_SECONDS = 5.0
 MAX_CLASSES = 1_000_000

@@ -10,8 +10,8 @@ import numpy as np
 
 from gsg_jax.interop.files import write_checkpoint
 from gsg_jax.models.vit import VITS
-from gsg_jax.run.metrics import read_lines, write_atomically
-from gsg_jax.run.workdir import IMPORTED, read_object
+from gsg_jax.run.files import read_lines, read_object, write_atomically
+from gsg_jax.run.workdir import IMPORTED
 
 LICENCE = "Apache-2.0"  # of what this project makes; imported weights keep their own
 TIMM_VITS = {"vit_tiny": "vit_tiny", "vit_small": "vit_small", "vit_base": "vit_base"}

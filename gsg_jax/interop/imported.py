@@ -13,8 +13,8 @@ from gsg_jax.console import UserError
 from gsg_jax.interop.files import CheckpointFile
 from gsg_jax.interop.layouts import Found
 from gsg_jax.interop.tensors import Tensor
-from gsg_jax.run.metrics import write_atomically
-from gsg_jax.run.workdir import IMPORTED, read_object
+from gsg_jax.run.files import read_object, write_atomically
+from gsg_jax.run.workdir import IMPORTED
 
 KEYS = ("layout", "wrapper", "is_parallel", "params", "target_params")
 

@@ -20,8 +20,8 @@ from gsg_jax.jobs.finetune import check_tunable, drawn_part, official_part, tune
 from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import check_sets, transfer_figures
-from gsg_jax.run.metrics import write_atomically
-from gsg_jax.run.workdir import claim_for_evaluation, read_object
+from gsg_jax.run.files import read_object, write_atomically
+from gsg_jax.run.workdir import claim_for_evaluation
 
 PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
 # Figures that are no shares of images.

@@ -17,7 +17,7 @@ from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.interop.onnx_graph import write_onnx
 from gsg_jax.models.vit import VITS
 from gsg_jax.run.checkpoint import read_variables
-from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.files import write_atomically
 from gsg_jax.run.workdir import given_path
 
 EXPORTS = ("torchvision", "timm", "reference", "detectron2", "onnx")

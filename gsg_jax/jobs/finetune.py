@@ -21,8 +21,8 @@ from gsg_jax.evaluation.labelled import open_test, open_train
 from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.evaluation.splits import class_balanced, split_held_out
 from gsg_jax.jobs.linear import told_figures
-from gsg_jax.run.metrics import write_atomically
-from gsg_jax.run.workdir import claim_for_evaluation, read_object
+from gsg_jax.run.files import read_object, write_atomically
+from gsg_jax.run.workdir import claim_for_evaluation
 from gsg_jax.train.supervised import ClassifierRun, Diverged
 
 # Official parts of ImageNet, by the share of the labels: the lists that the papers use.

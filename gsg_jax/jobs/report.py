@@ -21,7 +21,7 @@ from gsg_jax.evaluation.labelled import check_finite
 from gsg_jax.report.embeddings import EmbeddedImages, check_umap
 from gsg_jax.report.page import report_page
 from gsg_jax.report.sections import Embedded, run_report
-from gsg_jax.run.metrics import write_atomically
+from gsg_jax.run.files import write_atomically
 from gsg_jax.run.record import read_run_record
 
 NAME = "report.html"

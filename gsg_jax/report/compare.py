@@ -24,7 +24,8 @@ from gsg_jax.console import UserError, say
 from gsg_jax.report.charts import figure
 from gsg_jax.report.curves import curves_of_several
 from gsg_jax.report.page import page
-from gsg_jax.run.metrics import TIMED, is_number, write_atomically
+from gsg_jax.run.files import is_number, write_atomically
+from gsg_jax.run.metrics import TIMED
 from gsg_jax.run.record import RunRecord, read_run_record
 from gsg_jax.train.timer import mean_views_per_second
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gsg_jax.console import UserError
-from gsg_jax.run.metrics import read_lines
-from gsg_jax.run.workdir import read_config, read_figures
+from gsg_jax.run.files import read_figures, read_lines
+from gsg_jax.run.workdir import read_config
 
 # Files of a run, and what a page lacks without them.
 FILES = {

@@ -1,20 +1,18 @@
 """The folder of a run: made, recognised, and never mixed with another run's."""
 
-import json
 import pathlib
-from collections.abc import Collection
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from gsg_jax.config.keys import GROUPS, RETIRED, free_keys
 from gsg_jax.config.load import as_json, differences
 from gsg_jax.config.recipes import RECIPES, pretraining
 from gsg_jax.console import UsageError, UserError
-from gsg_jax.devices import hosts
-from gsg_jax.devices import mesh as meshes
-from gsg_jax.run.metrics import is_number, write_atomically
+from gsg_jax.devices.hosts import is_writer
+from gsg_jax.devices.mesh import wait_for_hosts
+from gsg_jax.run.files import read_object, write_atomically
 
-# Where an imported checkpoint is told of.
+# The folder that describes an imported checkpoint.
 IMPORTED = "imported"
 # What a run writes besides its record.
 WRITTEN = (
@@ -25,28 +23,26 @@ WRITTEN = (
 FOLDERS = ("checkpoints", "tensorboard")
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
-    What makes the batches, which checkpoints are kept and a run's patience may differ; the record
-    then says what they are now. An imported checkpoint that no step has moved takes another
-    schedule and other images. Of several hosts the first writes, and the others look whether they
-    see the same.
+    The keys that config/keys.py lets change may differ; the record then holds their new values. The
+    first host writes, and the others check that they see the same folder.
 
     Args:
       workdir: DIR.
       config: resolved.
 
     Raises:
-      UserError: where DIR cannot be written, holds another run's config, holds something else, or
-        is not the folder that the first host writes.
+      UserError: if DIR cannot be written, holds another run's config, holds something else, or is
+        not the folder that the first host writes.
     """
     record_path = workdir / "config.json"
-    if hosts.is_writer():
+    if is_writer():
         _check_record(workdir, record_path, config)
         write_record(record_path, config)
-    meshes.wait_for_hosts("the workdir is claimed")
-    if hosts.is_writer():
+    wait_for_hosts("the workdir is claimed")
+    if is_writer():
         return
     if not record_path.exists():
         raise UserError(
@@ -56,10 +52,8 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     _check_record(workdir, record_path, config)
 
 
-def _check_record(
-    workdir: pathlib.Path, record_path: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
-    for name in FOLDERS:  # else a run without checkpoints would begin anew, and drop its logs
+def _check_record(workdir: pathlib.Path, record_path: pathlib.Path, config: ConfigDict) -> None:
+    for name in FOLDERS:  # else a run without checkpoints would begin again and drop its logs
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is no folder: remove it, or give another --workdir")
     if record_path.exists():
@@ -76,27 +70,25 @@ def _check_record(
         )
 
 
-def claim_for_evaluation(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, digest: str
-) -> None:
+def claim_for_evaluation(workdir: pathlib.Path, config: ConfigDict, digest: str) -> None:
     """Makes the folder of an evaluation that can be resumed, or checks that it holds the same one.
 
     Args:
       workdir: of the evaluation.
       config: of the evaluation.
-      digest: of what it judges.
+      digest: of what it evaluates.
 
     Raises:
-      UserError: where the folder cannot be written, or holds another evaluation.
+      UserError: if the folder cannot be written, or holds another evaluation.
     """
-    config = ml_collections.ConfigDict(config.to_dict() | {"digest": digest})
+    config = ConfigDict(config.to_dict() | {"digest": digest})
     path = workdir / "config.json"
     if path.exists() and (differing := differences(config, read_object(path))):
         raise UserError(
             f"{workdir} holds another run or evaluation, which differs in "
             f"{'; '.join(differing[:5])}: give another --workdir"
         )
-    meshes.wait_for_hosts("the folder is looked at")
+    wait_for_hosts("the folder is checked")
     write_record(path, config)
 
 
@@ -110,7 +102,7 @@ def read_config(workdir: pathlib.Path) -> dict:
       The config as plain dicts and lists.
 
     Raises:
-      UserError: where DIR holds no run, or its record is damaged.
+      UserError: if DIR holds no run, or its record is damaged.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -124,7 +116,7 @@ def read_config(workdir: pathlib.Path) -> dict:
 
 
 def given_path(flag: str, value: str) -> pathlib.Path:
-    """The path that a flag gives, ~ written out; raises UsageError where ~ is nobody's."""
+    """The path that a flag gives, with ~ expanded; UsageError if ~ is nobody's."""
     try:
         return pathlib.Path(value).expanduser()
     except RuntimeError as error:
@@ -135,8 +127,8 @@ def _is_untrained_import(workdir: pathlib.Path) -> bool:
     return (workdir / IMPORTED).is_dir() and not (workdir / "metrics.jsonl").exists()
 
 
-def write_record(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes a config.json and makes its folder; raises UserError where it cannot."""
+def write_record(path: pathlib.Path, config: ConfigDict) -> None:
+    """Writes a config.json and makes its folder; raises UserError if it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, as_json(config))
@@ -154,27 +146,4 @@ def _with_newer_keys(record: dict) -> dict:
     for group in GROUPS:
         values = {**defaults[group], **record[group]}
         record[group] = {k: v for k, v in values.items() if f"{group}.{k}" not in RETIRED}
-    return record
-
-
-def read_figures(path: pathlib.Path, names: Collection[str]) -> dict[str, float]:
-    """Reads a file of one JSON object of figures; UserError where they are others or no numbers."""
-    figures = read_object(path)
-    if not figures or not figures.keys() <= set(names) or not all(map(is_number, figures.values())):
-        raise UserError(
-            f"{path} is damaged (not {' and '.join(names)}): restore it, or give another --workdir"
-        )
-    return figures
-
-
-def read_object(path: pathlib.Path) -> dict:
-    """Reads a file of one JSON object; raises UserError where it is damaged."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): restore it, or give another --workdir"
-        ) from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged (no object): restore it, or give another --workdir")
     return record

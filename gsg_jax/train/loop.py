@@ -28,9 +28,10 @@ from gsg_jax.evaluation.features import Embed, backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run import watchdog as watchdogs
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
-from gsg_jax.run.metrics import TIMED, MetricsLog, open_metrics, read_lines, write_atomically
+from gsg_jax.run.files import read_figures, read_lines, write_atomically
+from gsg_jax.run.metrics import TIMED, MetricsLog
 from gsg_jax.run.wandb import check_wandb, open_wandb
-from gsg_jax.run.workdir import claim, read_figures
+from gsg_jax.run.workdir import claim
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay
 from gsg_jax.train.figures import FIGURES
@@ -120,7 +121,7 @@ class Pretraining:
         with stop_signals() as stop_requested, wandb as copy, self.watchdog, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
-            writer = open_metrics(self.workdir, first_step, copy)
+            writer = MetricsLog(self.workdir, first_step, copy)
             timer = Timer(self._views_per_step, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:

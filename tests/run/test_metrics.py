@@ -7,13 +7,14 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gsg_jax.console import UserError
-from gsg_jax.run.metrics import MetricsWriter, read_lines, write_atomically
+from gsg_jax.run.files import read_lines, write_atomically
+from gsg_jax.run.metrics import MetricsLog
 
 CLOCK = {"views_per_second": 10.0, "interval_seconds": 0.5, "train_seconds": 1.5}
 
 
 def write(folder, first_step, steps, clock=CLOCK):
-    writer = MetricsWriter(folder, first_step)
+    writer = MetricsLog(folder, first_step)
     for step in steps:
         writer.write(step, {"epoch": step / 3, "loss": -1 / 3**step}, clock)
     writer.flush()
@@ -66,7 +67,7 @@ def test_a_damaged_line_is_named_and_the_file_left_as_it_is(tmp_path, damage):
     path.write_bytes(path.read_bytes() + damage + b"\n" + path.read_bytes())
     before = path.read_bytes()
     with pytest.raises(UserError, match="metrics.jsonl, line 2 is damaged.*another --workdir"):
-        MetricsWriter(tmp_path, 5)
+        MetricsLog(tmp_path, 5)
     assert path.read_bytes() == before
 
 
@@ -77,7 +78,7 @@ def test_the_seconds_of_earlier_processes_are_those_up_to_the_first_step(tmp_pat
 
 
 def test_a_line_can_be_read_while_the_run_goes_on(tmp_path):
-    writer = MetricsWriter(tmp_path, 0)
+    writer = MetricsLog(tmp_path, 0)
     writer.write(1, {"loss": 0.5}, CLOCK)
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.5}
     writer.close()
@@ -96,7 +97,7 @@ def test_tensorboard_gets_every_figure_and_is_told_which_steps_are_done_again(tm
 
 
 def test_a_file_that_vanishes_is_told(tmp_path):
-    writer = MetricsWriter(tmp_path, 0)
+    writer = MetricsLog(tmp_path, 0)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="metrics.jsonl has vanished"):
         writer.flush()

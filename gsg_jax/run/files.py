@@ -1,0 +1,86 @@
+"""The small files of a workdir: written whole or not at all, and checked when they are read."""
+
+import json
+import os
+import pathlib
+from collections.abc import Collection
+
+from gsg_jax.console import UserError
+from gsg_jax.devices.hosts import is_writer
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash, sees the old text or the new, never a part.
+
+    All hosts call this with the same text; only the first writes.
+    """
+    if not is_writer():
+        return
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
+    """Reads a .jsonl file of logged steps.
+
+    Args:
+      path: of the file.
+      names: figures that each line has, among others.
+
+    Returns:
+      Its objects, [] if there is no file; half a last line is left out.
+
+    Raises:
+      UserError: if another line is damaged.
+    """
+    if not path.exists():
+        return []
+    objects = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            objects.append(json.loads(line))
+            is_whole = _is_logged_step(objects[-1]) and objects[-1].keys() >= set(names)
+        except (ValueError, RecursionError):
+            is_whole = False
+        if not is_whole:
+            raise UserError(
+                f"{path}, line {number} is damaged: remove that line, or give another --workdir"
+            )
+    return objects
+
+
+def read_object(path: pathlib.Path) -> dict:
+    """Reads a file of one JSON object; raises UserError if it is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, "no object")
+    return record
+
+
+def read_figures(path: pathlib.Path, names: Collection[str]) -> dict[str, float]:
+    """Reads a file of one object of figures; UserError if it has other names, or no numbers."""
+    figures = read_object(path)
+    if not figures or not figures.keys() <= set(names) or not all(map(is_number, figures.values())):
+        raise _damaged(path, f"not {' and '.join(names)}")
+    return figures
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_logged_step(line: object) -> bool:
+    is_object = isinstance(line, dict) and all(map(is_number, line.values()))
+    return is_object and isinstance(line.get("step"), int)
+
+
+def _damaged(path: pathlib.Path, how: str) -> UserError:
+    return UserError(f"{path} is damaged ({how}): restore it, or give another --workdir")
