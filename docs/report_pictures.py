@@ -1,4 +1,4 @@
-"""Photographs a run's report for the README, by Chromium: wide and light, narrow and dark.
+"""Takes screenshots of a run's report for the README in Chromium: wide and light, narrow and dark.
 
 pip install -e '.[dev]'
 python docs/report_pictures.py runs/quickstart/report.html docs
@@ -10,7 +10,7 @@ import sys
 
 from playwright.sync_api import sync_playwright
 
-# Name, width of the window, colours, top and height of what is shown.
+# File, width of the window, colour scheme, section at the top, height.
 PICTURES = (
     ("report-1280.png", 1280, "light", "#curves", 1400),
     ("report-390.png", 390, "dark", "#map", 1400),
@@ -20,7 +20,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 def main(report: str, folder: str) -> None:
-    """Writes the pictures of a report into a folder."""
+    """Writes the screenshots of a report into a folder."""
     program = next(filter(None, map(shutil.which, PROGRAMS)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))

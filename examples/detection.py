@@ -2,13 +2,14 @@
 
     python examples/detection.py --weights=resnet50.safetensors --data=$HOME/VOC --dataset=voc
 
-FILE.safetensors and its card FILE.safetensors.json come of configs/export.py with layout
-torchvision. `voc` reads VOCdevkit/ below --data (boxes alone), `coco` reads train2017/ and
-annotations/ (boxes, and masks with --masks), `generated` draws rectangles, to try the machinery
-out. Nothing is downloaded. The last line of standard output is one JSON object with the losses.
+FILE.safetensors and its card FILE.safetensors.json come from configs/export.py with layout
+torchvision. `voc` reads VOCdevkit/ below --data (boxes only), `coco` reads train2017/ and
+annotations/ (boxes, and masks with --masks), `generated` draws rectangles to try the script.
+Nothing is downloaded. The last line of standard output is one JSON object with the losses.
 
 Source: the protocol of He et al., CVPR 2020 (arXiv 1911.05722), section 4.2: all layers are tuned,
-BatchNorm included. Differs from it: torchvision's FPN heads, and BatchNorm of one device's images.
+BatchNorm included. Differs from the reference: torchvision's FPN heads, and BatchNorm over the
+images of one device.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("detector.pt"))
     args = parser.parse_args(arguments)
     if args.masks and args.dataset == "voc":
-        parser.error("--masks: voc has boxes alone; take --dataset=coco")
+        parser.error("--masks: voc has only boxes; take --dataset=coco")
     if args.dataset != "generated" and (args.data is None or not args.data.is_dir()):
         parser.error(f"--data={args.data}: there is no such folder")
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def build_detector(args: argparse.Namespace, num_classes: int) -> FasterRCNN:
-    """A detector whose backbone begins with the exported weights, every one of them."""
+    """Builds a detector whose backbone starts from all of the exported weights."""
     card = json.loads(args.weights.with_name(args.weights.name + ".json").read_text())
     if not (card["architecture"] or "").startswith("resnet"):
         raise SystemExit(f"{args.weights}: torchvision has no such ResNet ({card['backbone']})")
@@ -85,7 +86,7 @@ def build_detector(args: argparse.Namespace, num_classes: int) -> FasterRCNN:
 
 
 def train(network, images, args: argparse.Namespace, device) -> list[dict[str, float]]:
-    """SGD with a short warm-up and two drops; returns every step's losses."""
+    """Trains by SGD with a short warm-up and two drops; returns every step's losses."""
     loader = torch.utils.data.DataLoader(
         images, args.batch_size, shuffle=True, collate_fn=_in_columns
     )
@@ -120,7 +121,7 @@ def _in_columns(batch: list[tuple]) -> tuple:
 
 
 def open_images(args: argparse.Namespace) -> tuple[torch.utils.data.Dataset, int]:
-    """Images with their boxes, and the number of classes."""
+    """Returns images with their boxes, and the number of classes."""
     if args.dataset == "generated":
         return Rectangles(), 2
     if args.dataset == "voc":
@@ -156,7 +157,7 @@ class Voc(torch.utils.data.Dataset):
 
 
 class Rectangles(torch.utils.data.Dataset):
-    """Bright and dark rectangles on noise: four images, drawn anew by their number."""
+    """Four images of bright and dark rectangles on noise, drawn from their number."""
 
     def __len__(self) -> int:
         return 4

@@ -1,4 +1,4 @@
-"""The notebook runs as it stands, in any folder, and shows what it speaks of."""
+"""The notebook runs as it stands, in any folder, and shows what its text describes."""
 
 import base64
 import io
@@ -6,13 +6,15 @@ import json
 import pathlib
 import re
 
-import nbclient
-import nbformat
 import pytest
 from PIL import Image
 
 from gsg_jax.run.files import read_lines
 from tests.runs import ROOT, hashes
+
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+pytestmark = pytest.mark.extended
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 SMALL = {
@@ -28,7 +30,7 @@ SMALL = {
 
 
 def with_parameters(notebook, **values):
-    """Another cell behind the one of the parameters, as papermill adds it."""
+    """The notebook with a cell behind that of the parameters, as papermill adds it."""
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     text = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     notebook.cells.insert(tags.index(["parameters"]) + 1, nbformat.v4.new_code_cell(text))
@@ -36,14 +38,14 @@ def with_parameters(notebook, **values):
 
 
 def shown(notebook, kind):
-    """What the cells have put out of a kind of data, in order."""
+    """The outputs of one kind of data, in order."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     return [output["data"][kind] for output in outputs if kind in output.get("data", ())]
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The notebook after it ran, and the folder that it ran in."""
+    """The notebook after its run, and the folder of that run."""
     folder, home = tmp_path_factory.mktemp("ran"), tmp_path_factory.mktemp("home")
     notebook = with_parameters(
         nbformat.read(NOTEBOOK, as_version=4), CONFIGS=str(ROOT / "configs"), OVERRIDES=SMALL
@@ -62,7 +64,6 @@ def ran(tmp_path_factory):
     return notebook, folder
 
 
-@pytest.mark.slow
 def test_it_pretrains_in_the_folder_that_it_is_in_and_writes_nothing_else(ran):
     _, folder = ran
     assert [path.name for path in folder.iterdir()] == ["runs"]
@@ -74,7 +75,6 @@ def test_it_pretrains_in_the_folder_that_it_is_in_and_writes_nothing_else(ran):
     ]
 
 
-@pytest.mark.slow
 def test_it_shows_images_views_and_neighbours(ran):
     pictures = [Image.open(io.BytesIO(base64.b64decode(png))) for png in shown(ran[0], "image/png")]
     sizes = [(picture.width // 56, picture.height // 56) for picture in pictures]
@@ -86,7 +86,6 @@ def test_it_shows_images_views_and_neighbours(ran):
     assert len(rows) == 5
 
 
-@pytest.mark.slow
 def test_its_curves_hold_every_logged_point(ran):
     notebook, folder = ran
     lines = read_lines(folder / "runs/notebook/metrics.jsonl")
@@ -98,7 +97,6 @@ def test_its_curves_hold_every_logged_point(ran):
     assert [len(points.split()) for points in polylines] == logged and min(logged) >= 2
 
 
-@pytest.mark.slow
 def test_its_comparison_has_the_figures_of_the_run(ran):
     notebook, folder = ran
     *_, table = shown(notebook, "text/markdown")

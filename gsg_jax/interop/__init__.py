@@ -1,1 +1,1 @@
-"""Weights that travel: PyTorch's checkpoints in and out, float32 tensor by tensor, exactly."""
+"""Weights in and out of PyTorch's checkpoints, every float32 tensor exactly."""

@@ -1,4 +1,4 @@
-"""Backbones by PyTorch's names: ResNets as torchvision and timm call them, ViTs as timm does."""
+"""Backbones by PyTorch's names: torchvision's and timm's for ResNets, timm's for ViTs."""
 
 import re
 from collections.abc import Mapping
@@ -15,24 +15,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def backbone_tensors(model: ml_collections.ConfigDict, channels: int = 3) -> list[Tensor]:
-    """The tensors of a backbone.
+    """Lists the tensors of a backbone.
 
     Args:
       model: the config group.
       channels: of the images, 1 or 3.
 
     Returns:
-      One a tensor, in PyTorch's order; paths begin below "backbone".
+      The tensors in PyTorch's order; paths begin below "backbone".
 
     Raises:
-      UserError: where no PyTorch library has such a network.
+      UserError: if no PyTorch library has such a network.
     """
     if model.backbone in VITS:
         return _vit_tensors(model, channels)
     if model.norm != "batch" or model.weight_standardization:
         raise UserError(
             f"model.norm is {model.norm!r}, weight_standardization {model.weight_standardization}: "
-            "no layout has names for such a ResNet; only ResNets with BatchNorm travel"
+            "no layout has names for such a ResNet; only ResNets with BatchNorm can be exported"
         )
     return _resnet_tensors(model)
 
@@ -83,7 +83,7 @@ def _vit_tensors(model: ml_collections.ConfigDict, channels: int) -> list[Tensor
 
 
 def fixed_positions(run: ml_collections.ConfigDict) -> np.ndarray:
-    """The fixed positions of a ViT as timm's table has them, [1, T or 1 + T, D]."""
+    """Returns the fixed positions of a ViT as timm stores them, [1, T or 1 + T, D]."""
     side = run.views.size // run.model.patch_size
     table = np.asarray(sine_cosine_positions((side, side), VITS[run.model.backbone][0]))
     num_extra = int(run.model.pooling == "class_token")
@@ -91,16 +91,16 @@ def fixed_positions(run: ml_collections.ConfigDict) -> np.ndarray:
 
 
 def infer_backbone(shapes: Shapes) -> dict[str, dict]:
-    """Which backbone tensors are of.
+    """Infers the backbone from its tensors.
 
     Args:
       shapes: of the tensors by name, without prefix.
 
     Returns:
-      What a run's config has to hold: {"model": {...}, "views": {...}}.
+      The keys that a run's config needs: {"model": {...}, "views": {...}}.
 
     Raises:
-      UserError: where none of ours has as many blocks, or tokens as wide.
+      UserError: if none of our backbones has this many blocks or this width.
     """
     return _infer_vit(shapes) if "patch_embed.proj.weight" in shapes else _infer_resnet(shapes)
 
@@ -120,8 +120,8 @@ def _infer_resnet(shapes: Shapes) -> dict[str, dict]:
     if not found or not num_stages:
         known = ", ".join(f"{name} {of[1]}" for name, of in RESNETS.items())
         raise UserError(
-            f"a ResNet of {sizes} {block.__name__}s a stage is none of ours ({known}): "
-            "give a checkpoint of one of these"
+            f"a ResNet of {sizes} {block.__name__}s in its stages is not supported: give a "
+            f"checkpoint of one of {known}"
         )
     width, _, *kernel = shapes["conv1.weight"]
     stem = "small" if kernel == [3, 3] else "imagenet"
@@ -136,8 +136,8 @@ def _infer_vit(shapes: Shapes) -> dict[str, dict]:
     if not found:
         known = ", ".join(f"{name} {w} x {d}" for name, (w, _, d) in VITS.items())
         raise UserError(
-            f"a ViT of width {width} and depth {depth} is none of ours ({known}): give a "
-            "checkpoint of one of these"
+            f"a ViT of width {width} and depth {depth} is not supported: give a checkpoint of one "
+            f"of {known}"
         )
     has_token = "cls_token" in shapes
     model = {

@@ -1,4 +1,4 @@
-"""The card of exported weights: what they are, what they reach, and how they are loaded."""
+"""The card of exported weights: what they are, how well they do, and how to load them."""
 
 import json
 import pathlib
@@ -13,9 +13,9 @@ from gsg_jax.models.vit import VITS
 from gsg_jax.run.files import read_lines, read_object, write_atomically
 from gsg_jax.run.workdir import IMPORTED
 
-LICENCE = "Apache-2.0"  # of what this project makes; imported weights keep their own
-TIMM_VITS = {"vit_tiny": "vit_tiny", "vit_small": "vit_small", "vit_base": "vit_base"}
-NOT_STOCK = "no library has this size by name: build it by its sizes"
+LICENCE = "Apache-2.0"  # of weights trained here; imported weights keep their own
+TIMM_VITS = ("vit_tiny", "vit_small", "vit_base")
+NOT_STOCK = "no library has a name for these sizes: build the network by hand"
 
 
 def model_card(
@@ -25,18 +25,18 @@ def model_card(
     layout: str,
     tensors: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """What people and programs have to know of exported weights.
+    """Describes exported weights for people and programs.
 
     Args:
       workdir: of the run.
       run: its config.
       step: of the checkpoint.
       layout: one of gsg_jax.jobs.export.EXPORTS.
-      tensors: what is exported.
+      tensors: the exported weights.
 
     Returns:
-      A JSON object: method, recipe, epochs, figures, mean and std of the images, licence, and a
-      line of PyTorch that loads the file.
+      A JSON object: method, recipe, epochs, figures, mean and std of the images, licence, and
+      how to load the file.
     """
     is_imported = (workdir / IMPORTED).is_dir()
     return {
@@ -65,7 +65,7 @@ def _sizes(model: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def architecture(run: ml_collections.ConfigDict) -> str | None:
-    """What timm and torchvision call the backbone; None where they have none of its sizes."""
+    """Returns timm's and torchvision's name of the backbone; None if they have no such size."""
     model = run.model
     if model.backbone in VITS:
         has_name = model.backbone in TIMM_VITS and model.pooling == "class_token"
@@ -96,7 +96,7 @@ def _epochs(workdir: pathlib.Path, step: int) -> float | None:
 
 
 def _figures(workdir: pathlib.Path) -> dict[str, Any]:
-    """The newest k-NN of the run's log, and every evaluation."""
+    """The newest k-NN accuracy of the run's log, and every evaluation."""
     lines = read_lines(workdir / "metrics.jsonl")
     found = [line["knn_top1"] for line in lines if line.get("knn_top1") is not None]
     figures = {"knn_top1": found[-1]} if found else {}
@@ -110,12 +110,12 @@ def write_folder(
     card: Mapping[str, Any],
     run: ml_collections.ConfigDict,
 ) -> list[pathlib.Path]:
-    """Writes a folder as Hugging Face's hub and timm have it: weights, config and model card.
+    """Writes a folder for timm and Hugging Face's hub: weights, config and model card.
 
     Args:
-      folder: to be made.
+      folder: where to write; it is made.
       tensors: by timm's names.
-      card: of model_card.
+      card: from model_card.
       run: the run's config.
 
     Returns:
@@ -156,7 +156,7 @@ def _channels(tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def _readme(card: Mapping[str, Any]) -> str:
-    """The model card of Hugging Face's hub: a front matter, then the facts."""
+    """The model card for Hugging Face's hub: front matter, then the facts."""
     tag = "apache-2.0" if card["licence"] == LICENCE else "other"
     figures = card["figures"].get("knn_top1")
     lines = [

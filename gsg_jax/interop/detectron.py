@@ -12,13 +12,13 @@ from gsg_jax.interop.layouts import COUNTER
 
 
 def detectron_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A backbone by detectron2's names.
+    """Renames a backbone's tensors for detectron2.
 
     Args:
-      tensors: a ResNet's, by torchvision's names.
+      tensors: of a ResNet, by torchvision's names.
 
     Returns:
-      The same arrays, without a classifier and BatchNorm's counters.
+      The same arrays without the classifier and BatchNorm's counters.
     """
     return {
         detectron_name(name): array
@@ -28,13 +28,13 @@ def detectron_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def write_detectron(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-    """Writes a .pkl file as detectron2's checkpointer reads it."""
+    """Writes a .pkl file for detectron2's checkpointer."""
     content = {"model": dict(tensors), "__author__": "gsg_jax", "matching_heuristics": True}
     write_bytes(pickle.dumps(content), path)
 
 
 def detectron_name(name: str) -> str:
-    """detectron2's name of a ResNet's tensor: layer1 is res2, a norm belongs to its convolution."""
+    """Renames one tensor: layer1 becomes res2, and a norm belongs to its convolution."""
     name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     name = name if name.startswith("res") else f"stem.{name}"
     name = re.sub(r"bn(\d)\.", r"conv\1.norm.", name)

@@ -1,4 +1,4 @@
-"""Checkpoint files of PyTorch and safetensors: only tensors are ever read from them."""
+"""Checkpoint files of PyTorch and safetensors; nothing but tensors is ever loaded from them."""
 
 import contextlib
 import dataclasses
@@ -18,17 +18,17 @@ from gsg_jax.console import UserError
 
 PICKLES = (".pth", ".tar", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model")  # keys under which a checkpoint holds its state dict
-PARALLEL = "module."  # what PyTorch's data parallelism puts before every name
+PARALLEL = "module."  # prefix of every name under PyTorch's data parallelism
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFile:
-    """What a file holds.
+    """The content of a checkpoint file.
 
     Attributes:
       tensors: float32 or integer arrays by name, without PARALLEL.
-      wrapper: the key of the state dict, or "" where it is the whole file.
-      is_parallel: whether every name began with PARALLEL.
+      wrapper: the key of the state dict, or "" if it is the whole file.
+      is_parallel: whether every name in the file begins with PARALLEL.
     """
 
     tensors: dict[str, np.ndarray]
@@ -40,13 +40,13 @@ def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
     """Reads the tensors of a checkpoint.
 
     Args:
-      path: a .safetensors file, or one of torch.save.
+      path: a .safetensors file, or one that torch.save wrote.
 
     Returns:
-      The tensors, and how they lay in the file.
+      The tensors, and how they are stored in the file.
 
     Raises:
-      UserError: where the file is missing, cut short, or holds anything but tensors.
+      UserError: if the file is missing, cut short, or holds anything but tensors.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
@@ -96,8 +96,8 @@ def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     ]
     if others:
         raise UserError(
-            f"{path}: {others[0]!r} is no tensor with a name; a state dict is looked for at the "
-            f"top, or under {' or '.join(WRAPPERS)}"
+            f"{path}: {others[0]!r} is no tensor with a name; the state dict must be the whole "
+            f"file, or lie under {' or '.join(WRAPPERS)}"
         )
     try:
         return {name: _from_torch(value) for name, value in state_dict.items()}, wrapper
@@ -105,7 +105,7 @@ def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
         first = str(error).splitlines()[0]
         raise UserError(
             f"{path} holds tensors that are not dense ({first}): save dense ones"
-        ) from (error)
+        ) from error
 
 
 def _is_mapping_in(content: Any, key: str) -> bool:
@@ -123,7 +123,7 @@ def _as_ours(array: np.ndarray) -> np.ndarray:
 
 
 def _culprit(error: Exception) -> str:
-    """The type that a pickle asks for, from PyTorch's refusal."""
+    """The type that a pickle needs, from PyTorch's error."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return found[1] if found else "a Python type"
 
@@ -134,7 +134,7 @@ def _cut_short(path: pathlib.Path, error: Exception) -> UserError:
 
 
 def import_torch(why: str):
-    """The torch module; raises UserError where it is not installed."""
+    """Returns the torch module; raises UserError if it is not installed."""
     try:
         import torch
     except ImportError as error:
@@ -147,18 +147,18 @@ def import_torch(why: str):
 def write_checkpoint(
     tensors: Mapping[str, np.ndarray], path: pathlib.Path, wrapper: str = ""
 ) -> None:
-    """Writes a state dict, by one rename.
+    """Writes a state dict atomically, by one rename.
 
     Args:
       tensors: by name.
       path: a .safetensors file, or a .pth of torch.save.
-      wrapper: key under which a .pth holds the state dict; "" is the whole file.
+      wrapper: key of the state dict in a .pth; "" if it is the whole file.
 
     Raises:
-      UserError: where a .pth is wanted and PyTorch is not installed.
+      UserError: if PyTorch is needed and not installed, or the file cannot be written.
     """
     if path.suffix == ".safetensors":
-        # PyTorch's readers of images' weights look for this line.
+        # timm and Hugging Face look for this line.
         content = safetensors.numpy.save(dict(tensors), metadata={"format": "pt"})
     else:
         torch = import_torch(f"{path} is a pickle of PyTorch")
@@ -170,7 +170,7 @@ def write_checkpoint(
 
 
 def write_bytes(content: bytes, path: pathlib.Path) -> None:
-    """Writes a file by one rename; raises UserError where it cannot, and leaves nothing then."""
+    """Writes a file by one rename; raises UserError and leaves nothing if that fails."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

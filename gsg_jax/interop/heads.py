@@ -1,7 +1,6 @@
 """Projectors and predictors by PyTorch's names: the numbered layers of an nn.Sequential.
 
-A layer of ours is linear, norm, ReLU there, so that layer l has the numbers 3 l - 3, 3 l - 2 and
-3 l - 1.
+Our layer l is a linear layer, a norm and a ReLU there: numbers 3 l - 3, 3 l - 2 and 3 l - 1.
 """
 
 import re
@@ -15,11 +14,11 @@ from gsg_jax.interop.tensors import Tensor, linear, norm
 
 
 class Head(NamedTuple):
-    """What a head's tensors say of it.
+    """What can be inferred from a head's tensors.
 
     Attributes:
-      model: what the run's config has to hold.
-      last_bias: name of a bias before a last norm that takes every bias away, or "".
+      model: keys that the run's config needs.
+      last_bias: name of a bias before the last norm, which cancels every bias, or "".
     """
 
     model: dict[str, int]
@@ -27,17 +26,17 @@ class Head(NamedTuple):
 
 
 def projector_tensors(model: ml_collections.ConfigDict, last_norm: str = "") -> list[Tensor]:
-    """The tensors of a projector; paths begin below "projector".
+    """Lists the tensors of a projector; paths begin below "projector".
 
     Args:
       model: the config group.
-      last_norm: name of the last norm where it is no layer of the nn.Sequential.
+      last_norm: name of the last norm if it is not a layer of the nn.Sequential.
 
     Returns:
-      One a tensor, in PyTorch's order.
+      The tensors in PyTorch's order.
 
     Raises:
-      UserError: where the layout has no names for it.
+      UserError: if the layout has no names for it.
     """
     check_travels(model)
     tensors = []
@@ -50,13 +49,13 @@ def projector_tensors(model: ml_collections.ConfigDict, last_norm: str = "") -> 
 
 
 def predictor_tensors(model: ml_collections.ConfigDict) -> list[Tensor]:
-    """The tensors of a predictor; paths begin below "predictor"."""
+    """Lists the tensors of a predictor; paths begin below "predictor"."""
     check_travels(model)
     return [*linear("0", "linear1", has_bias=False), *norm("1", "bn1"), *linear("3", "linear2")]
 
 
 def check_travels(model: ml_collections.ConfigDict) -> None:
-    """Raises UserError where a head has parts that no reference's layout has."""
+    """Raises UserError if a head has parts that no reference's layout has."""
     if model.head_norm != "batch" or model.num_prototypes:
         raise UserError(
             f"model.head_norm is {model.head_norm!r}, num_prototypes {model.num_prototypes}: the "
@@ -66,14 +65,14 @@ def check_travels(model: ml_collections.ConfigDict) -> None:
 
 
 def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
-    """What a projector's tensors say of it.
+    """Infers a projector from its tensors.
 
     Args:
       shapes: by name, without prefix.
-      last_norm: name of the last norm where it is no layer of the nn.Sequential.
+      last_norm: name of the last norm if it is not a layer of the nn.Sequential.
 
     Returns:
-      Its sizes, or None where it is of another kind than ours.
+      Its sizes, or None if it is of another kind than ours.
     """
     weights = _numbers(shapes, "weight", ndim=2)
     num_layers = len(weights)
@@ -104,7 +103,7 @@ def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
 
 
 def infer_predictor(shapes: Shapes) -> Head | None:
-    """What a predictor's tensors say of it: its sizes, or None where it is of another kind."""
+    """Infers a predictor's sizes from its tensors; None if it is of another kind than ours."""
     expected = {"0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
     expected |= {"3.weight", "3.bias"}
     if _without_counters(shapes) != expected:

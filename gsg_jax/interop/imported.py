@@ -1,4 +1,4 @@
-"""What of an imported checkpoint has no place in a run, kept beside it for the way back."""
+"""Tensors of an imported checkpoint that have no place in a run, kept for a later export."""
 
 import json
 import pathlib
@@ -24,13 +24,13 @@ def write_imported(
 ) -> None:
     """Writes DIR/imported/: the layout, and the tensors that have no place in the run.
 
-    A projector's running mean is among them where a bias went into it: the sum of what is left and
-    the bias may differ by a rounding.
+    A running mean from which a bias was subtracted is also kept: adding the bias again may differ
+    by a rounding.
 
     Args:
       workdir: DIR.
-      file: what was read.
-      found: what it holds.
+      file: the checkpoint.
+      found: its layout.
       placed: names of the tensors that have a place.
     """
     folder = workdir / IMPORTED
@@ -53,7 +53,7 @@ def _branches(tensors: list[Tensor], placed: Collection[str]) -> list[str]:
 
 
 def read_imported(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """What write_imported wrote of the layout; None for a run that was not imported."""
+    """Reads the layout that write_imported wrote; None for a run that was not imported."""
     folder = workdir / IMPORTED
     if not folder.is_dir():
         return None
@@ -71,7 +71,7 @@ def _damaged(folder: pathlib.Path, why: str) -> UserError:
 
 
 def as_imported(variables: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """Of a TrainState's variables those of the branches that were imported."""
+    """Selects the branches of a TrainState's variables that were imported."""
     named = {"params": about["params"], "target_params": about["target_params"]}
     named |= {"batch_stats": about["params"], "target_batch_stats": about["target_params"]}
     return {
@@ -80,18 +80,15 @@ def as_imported(variables: dict[str, Any], about: dict[str, Any]) -> dict[str, A
     }
 
 
-def with_rest(
-    tensors: dict[str, np.ndarray], workdir: pathlib.Path, about: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """A state dict with what was kept of the imported one.
+def with_rest(tensors: dict[str, np.ndarray], workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Completes a state dict by the tensors that were kept of the imported one.
 
     Args:
-      tensors: of the imported branches, which no step has moved, in the layout they came in.
+      tensors: of the imported branches, not yet trained, in the layout they came in.
       workdir: DIR.
-      about: of read_imported.
 
     Returns:
-      What was imported: BatchNorm's counters and the means before a bias as they were, and the
+      The whole imported state dict: BatchNorm's counters and running means as they were, and the
       tensors that have no place in the run.
     """
     folder = workdir / IMPORTED

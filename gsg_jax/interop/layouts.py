@@ -1,4 +1,4 @@
-"""LAYOUTS: how whole PyTorch checkpoints name their branches, and what each becomes here."""
+"""LAYOUTS: how PyTorch checkpoints name their branches, and which of ours each becomes."""
 
 import dataclasses
 import re
@@ -20,26 +20,26 @@ from gsg_jax.interop.tensors import KINDS, Tensor
 
 COUNTER = "num_batches_tracked"
 STAGES = {f"layer{stage}": f"{stage + 3}" for stage in range(1, 5)}
-NUMBERED = {"conv1": "0", "bn1": "1", **STAGES}  # of an nn.Sequential of a ResNet's children
+NUMBERED = {"conv1": "0", "bn1": "1", **STAGES}  # in an nn.Sequential of a ResNet's children
 RESNET = r"(conv1|bn1|layer\d\.\d+)\."
 VIT = r"(cls_token$|pos_embed$|(patch_embed|blocks|norm)\.)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a checkpoint names its branches; a branch that it lacks has no prefix (None).
+    """How a checkpoint names its branches; the prefix of a missing branch is None.
 
     Attributes:
-      method: what a run of these weights is taken for.
+      method: the method of a run of these weights, if none is given.
       backbone: prefix of the online backbone.
       projector: of the online projector.
-      last_norm: name of the projector's last norm where it stands by itself.
+      last_norm: name of the projector's last norm if it stands by itself.
       predictor: of the predictor.
       target_backbone: of the EMA target's backbone.
       target_projector: of the EMA target's projector.
-      names: pattern of the backbone's names, by which the layout is known.
+      names: pattern of the backbone's names, by which the layout is recognised.
       is_numbered: whether the backbone is an nn.Sequential of a ResNet's children.
-      others: pattern of tensors that mean nothing here; they are kept for the way back.
+      others: pattern of tensors that have no use here; they are kept for an export.
     """
 
     method: str
@@ -90,15 +90,15 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a state dict holds.
+    """The content of a state dict.
 
     Attributes:
       layout: one of LAYOUTS.
-      tensors: those that have a place here; paths begin with the branch.
-      target_tensors: likewise, of the EMA target.
-      overrides: what the run's config has to hold, {"model": {...}, "views": {...}}.
+      tensors: those that have a place in our network; paths begin with the branch.
+      target_tensors: the same of the EMA target.
+      overrides: keys that the run's config needs, {"model": {...}, "views": {...}}.
       channels: of the images.
-      last_biases: {name of a projector's last bias: name of the running mean it goes into}.
+      last_biases: {name of a projector's last bias: name of the running mean that takes it in}.
     """
 
     layout: str
@@ -110,17 +110,17 @@ class Found:
 
 
 def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
-    """Finds out which layout a state dict is of, and where its tensors go.
+    """Finds the layout of a state dict, and where its tensors go.
 
     Args:
       shapes: of all tensors, by name.
-      model: a config group, for what the tensors do not tell.
+      model: the config group, for what the tensors do not determine.
 
     Returns:
-      What it holds.
+      Its content.
 
     Raises:
-      UserError: where no layout fits, or tensors are missing or unknown; the first are named.
+      UserError: if no layout fits, or tensors are missing or unknown; the first are named.
     """
     name = nearest_layout(shapes)
     layout = LAYOUTS[name]
@@ -146,7 +146,7 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     for branch in ("projector", "predictor"):
         head = _infer_head(branch, shapes, layout)
         if head is None or model.head_norm != "batch" or model.num_prototypes:
-            continue  # the run's own head begins afresh
+            continue  # the run's own head is initialised anew
         overrides["model"].update(head.model)
         model.update(head.model)
         head_tensors = _head_tensors(branch, model, layout)
@@ -165,7 +165,7 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
 
 
 def nearest_layout(shapes: Shapes) -> str:
-    """The layout that the most names are of.
+    """Returns the layout that matches the most names.
 
     Args:
       shapes: of all tensors, by name.
@@ -174,7 +174,7 @@ def nearest_layout(shapes: Shapes) -> str:
       One of LAYOUTS.
 
     Raises:
-      UserError: where no name is of any.
+      UserError: if no name matches any.
     """
     counts = {
         name: sum(bool(re.match(re.escape(layout.backbone) + layout.names, key)) for key in shapes)
@@ -184,7 +184,7 @@ def nearest_layout(shapes: Shapes) -> str:
     name = max(counts, key=counts.get)
     if not counts[name]:
         raise UserError(
-            f"its {len(shapes)} tensors ({_first(list(shapes))}) are of no layout that is known: "
+            f"its {len(shapes)} tensors ({_first(list(shapes))}) are of no known layout: "
             f"give a checkpoint of one of {', '.join(LAYOUTS)}"
         )
     return name
@@ -193,19 +193,19 @@ def nearest_layout(shapes: Shapes) -> str:
 def to_tensors(
     layout: str, variables: Mapping[str, Any], run: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
-    """A state dict of a layout.
+    """Writes a network as the state dict of a layout.
 
     Args:
       layout: one of LAYOUTS.
-      variables: {params, batch_stats, target_params, target_batch_stats} of a TrainState; of
-        these, and of their branches, those that the layout has names for.
+      variables: {params, batch_stats, target_params, target_batch_stats} of a TrainState; groups
+        and branches that the layout has no names for are left out.
       run: its config.
 
     Returns:
-      Arrays in PyTorch's layout, by name and in PyTorch's order, with BatchNorm's counters (0).
+      Arrays in PyTorch's layout and order, by name, with BatchNorm's counters (0).
 
     Raises:
-      UserError: where the layout has no names for the network.
+      UserError: if the layout has no names for the network.
     """
     names = LAYOUTS[layout]
     channels = image_channels(run, variables["params"]["backbone"])
@@ -238,22 +238,14 @@ def _written(
 
 
 def image_channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
-    """Channels of the images that a network takes.
-
-    Args:
-      run: its config.
-      backbone: its parameters, or their shapes.
-
-    Returns:
-      1 for grayscale, 3 for RGB.
-    """
+    """Returns the channels of a network's images, from the parameters of its backbone."""
     if "patch_embed" in backbone:
         return backbone["patch_embed"]["kernel"].shape[0] // run.model.patch_size**2
     return backbone["conv1"]["kernel"].shape[2]
 
 
 def _placed(branches: Mapping[str, tuple[str, list[Tensor]]], layout: Layout) -> Iterator[Tensor]:
-    """The tensors of several branches, with their prefixes and below their branch."""
+    """The tensors of several branches, each with its prefix and below its branch."""
     for branch, (prefix, tensors) in branches.items():
         for tensor in tensors:
             name = tensor.name
@@ -265,7 +257,7 @@ def _placed(branches: Mapping[str, tuple[str, list[Tensor]]], layout: Layout) ->
 
 
 def _below(shapes: Shapes, prefix: str, is_numbered: bool = False) -> dict[str, tuple[int, ...]]:
-    """What lies below a prefix, without it."""
+    """The shapes below a prefix, by names without it."""
     below = {key.removeprefix(prefix): s for key, s in shapes.items() if key.startswith(prefix)}
     if not is_numbered:
         return below
@@ -302,7 +294,7 @@ def _head_tensors(branch: str, model: ml_collections.ConfigDict, layout: Layout)
 def _check_names(
     name: str, shapes: Shapes, placed: list[str], last_biases: Mapping[str, str]
 ) -> None:
-    """Raises UserError where a tensor is missing, or one means nothing in the layout."""
+    """Raises UserError if a tensor is missing, or is unknown in the layout."""
     layout, known = LAYOUTS[name], {*placed, *last_biases}
     missing = [key for key in placed if key not in shapes]
     heads = [layout.projector, layout.predictor, layout.target_projector]

@@ -17,9 +17,9 @@ OPSET, IR_VERSION = 20, 10  # Gelu came with 20; onnxruntime 1.18 reads both
 def write_onnx(
     tensors: Mapping[str, np.ndarray], run: ml_collections.ConfigDict, path: pathlib.Path
 ) -> None:
-    """Writes a backbone in evaluation mode, for any number of images.
+    """Writes a backbone in evaluation mode, for batches of any size.
 
-    A ResNet's graph takes images of any size, a ViT's those of views.size.
+    A ResNet's graph takes images of any size, a ViT's only those of views.size.
 
     Args:
       tensors: by torchvision's or timm's names.
@@ -27,7 +27,7 @@ def write_onnx(
       path: the .onnx file.
 
     Raises:
-      UserError: where the onnx package is not installed, or the file cannot be written.
+      UserError: if the onnx package is not installed, or the file cannot be written.
     """
     onnx = _import_onnx()
     is_vit = run.model.backbone in VITS
@@ -54,7 +54,7 @@ def write_onnx(
 
 
 class _Graph:
-    """Nodes in order, and the constants that they read."""
+    """The nodes in order, and their constants."""
 
     def __init__(self, onnx, tensors: Mapping[str, np.ndarray]):
         self.nodes = []
@@ -79,7 +79,7 @@ class _Graph:
         return name
 
     def whole(self, *numbers: int) -> str:
-        """Whole numbers as a constant: a shape, axes."""
+        """Integers as a constant: a shape, axes."""
         return self.constant(f"whole_{numbers}", np.array(numbers, np.int64))
 
     def initializers(self) -> list:

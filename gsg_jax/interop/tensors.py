@@ -1,4 +1,4 @@
-"""One tensor on both sides: its name and layout in PyTorch, its place and layout here."""
+"""One tensor on both sides: its name and layout in PyTorch, its path and layout in Flax."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies on both sides.
+    """Where a tensor is found on both sides.
 
     Attributes:
       name: in a PyTorch state dict.
@@ -27,7 +27,7 @@ class Tensor(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How an array is laid out on both sides.
+    """Conversions between both sides' layouts of an array.
 
     Attributes:
       to_flax: from PyTorch's layout to ours.
@@ -52,7 +52,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 KINDS = {
-    "vector": Kind(_same, _same),  # [C], and whatever else is laid out alike
+    "vector": Kind(_same, _same),  # [C], and other arrays with one layout on both sides
     "linear": Kind(
         lambda weight: weight.T, lambda kernel: kernel.T
     ),  # [out, in] there, [in, out] here

@@ -1,4 +1,4 @@
-"""JOBS: what `python -m gsg_jax.main` can do, by the name in `config.job`, one file a job.
+"""JOBS: what `python -m gsg_jax.main` can do, by the name in `config.job`; one file for each.
 
 A job takes its config and the folder it may write to, and returns the figures of its last line.
 """
@@ -26,5 +26,5 @@ JOBS = {
     "import_torch": import_checkpoint,
     "export": export_weights,
 }
-# What reads or writes one file, which several hosts would only do at once.
+# Jobs that read or write one file: several hosts would only repeat it.
 ON_ONE_HOST = ("import_torch", "export")

@@ -1,10 +1,11 @@
-"""The export job: a run's weights for PyTorch, with a card that says what they are."""
+"""The export job: a run's weights for PyTorch, with a card that describes them."""
 
 import json
 import pathlib
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.evaluation.encoder import read_record
@@ -29,13 +30,13 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 
     Args:
       config: of configs/export.py.
-      workdir: not read; the file lands in config.output.
+      workdir: not read; the file is written to config.output.
 
     Returns:
-      The job's last line: the layout, the file, its card, and how many tensors it holds.
+      The job's last line: the layout, the files, and how many tensors they hold.
 
     Raises:
-      UserError: where there is no checkpoint, or the layout has no names for the network.
+      UserError: if there is no checkpoint, or the layout has no names for the network.
     """
     del workdir
     output = _checked_output(config)
@@ -43,40 +44,25 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     run = read_record(folder)
     layout = _checked_layout(config.layout, run, folder)
     step, variables = read_variables(folder)
-    about = read_imported(folder)
-    is_untouched = step == 0 and about is not None
-    if is_untouched and config.layout == "reference":
-        tensors = to_tensors(layout, as_imported(variables, about), run)
-        tensors = with_rest(tensors, folder, about)
-    else:
-        tensors = to_tensors(layout, variables, run)
     wrapper = ""
     if config.layout == "reference":
-        wrapper = about["wrapper"] if about else "state_dict"
-        if about and about["is_parallel"]:
-            tensors = {PARALLEL + name: array for name, array in tensors.items()}
-    if layout == "timm" and config.layout != "reference" and run.model.positions == "fixed":
-        tensors = {"pos_embed": fixed_positions(run)} | tensors
+        tensors, wrapper = _as_reference(layout, variables, step, run, folder)
+    else:
+        tensors = to_tensors(layout, variables, run)
+        if layout == "timm" and run.model.positions == "fixed":
+            tensors = {"pos_embed": fixed_positions(run)} | tensors
     if config.layout == "detectron2":
         tensors = detectron_tensors(tensors)
     card = model_card(folder, run, step, config.layout, tensors)
     if not output.suffix and card["architecture"] is None:
         raise UserError(
-            f"--config.output={config.output}: timm has no {run.model.backbone} of these sizes, so "
-            "that no folder of its could be loaded; give a file"
+            f"--config.output={config.output}: timm has no {run.model.backbone} of these sizes and "
+            "could not load a folder; give a file"
         )
     if output.suffix:
-        if config.layout == "detectron2":
-            write_detectron(tensors, output)
-        elif config.layout == "onnx":
-            write_onnx(tensors, run, output)
-        else:
-            write_checkpoint(tensors, output, wrapper)
-        card_path = _card_path(output)
-        write_atomically(card_path, json.dumps(card, indent=2) + "\n")
-        files = [str(output), str(card_path)]
+        files = _write_file(output, tensors, run, card, config.layout, wrapper)
     else:
-        files = [str(path) for path in write_folder(output, tensors, card, run)]
+        files = write_folder(output, tensors, card, run)
     say(card["load"])
     return {
         "job": "export",
@@ -84,8 +70,48 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         "step": step,
         "layout": layout if config.layout == "reference" else config.layout,
         "num_tensors": len(tensors),
-        "files": files,
+        "files": [str(path) for path in files],
     }
+
+
+def _as_reference(
+    layout: str,
+    variables: dict[str, Any],
+    step: int,
+    run: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], str]:
+    """A whole state dict and the key it lies under, as in the file that the run came from."""
+    about = read_imported(folder)
+    if about is None:
+        return to_tensors(layout, variables, run), "state_dict"
+    if step == 0:  # untouched: all that was imported comes back
+        tensors = to_tensors(layout, as_imported(variables, about), run)
+        tensors = with_rest(tensors, folder)
+    else:
+        tensors = to_tensors(layout, variables, run)
+    if about["is_parallel"]:
+        tensors = {PARALLEL + name: array for name, array in tensors.items()}
+    return tensors, about["wrapper"]
+
+
+def _write_file(
+    output: pathlib.Path,
+    tensors: dict[str, np.ndarray],
+    run: ml_collections.ConfigDict,
+    card: dict[str, Any],
+    layout: str,
+    wrapper: str,
+) -> list[pathlib.Path]:
+    """Writes the weights and, beside them, their card; returns both paths."""
+    if layout == "detectron2":
+        write_detectron(tensors, output)
+    elif layout == "onnx":
+        write_onnx(tensors, run, output)
+    else:
+        write_checkpoint(tensors, output, wrapper)
+    write_atomically(_card_path(output), json.dumps(card, indent=2) + "\n")
+    return [output, _card_path(output)]
 
 
 def _checked_output(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -107,7 +133,7 @@ def _checked_output(config: ml_collections.ConfigDict) -> pathlib.Path:
     for path in (output, _card_path(output)):
         if path.exists():
             raise UsageError(
-                f"--config.output={config.output}: {path} is there already; give another"
+                f"--config.output={config.output}: {path} is there already; give another name"
             )
     return output
 
@@ -117,7 +143,7 @@ def _card_path(output: pathlib.Path) -> pathlib.Path:
 
 
 def _checked_layout(name: str, run: ml_collections.ConfigDict, folder: pathlib.Path) -> str:
-    """The one of LAYOUTS that an export takes."""
+    """Returns which of LAYOUTS an export takes."""
     is_vit = run.model.backbone in VITS
     if name == "reference":
         about = read_imported(folder)

@@ -1,4 +1,4 @@
-"""The import job: a PyTorch checkpoint becomes a run, to be judged or trained on."""
+"""The import job: a PyTorch checkpoint becomes a run that can be evaluated and trained."""
 
 import contextlib
 import pathlib
@@ -15,7 +15,7 @@ import numpy as np
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import flat, load_config, resolve
 from gsg_jax.console import UsageError, UserError, say
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.interop.files import read_checkpoint
 from gsg_jax.interop.imported import write_imported
 from gsg_jax.interop.layouts import LAYOUTS, Found, nearest_layout, recognise
@@ -30,19 +30,19 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Makes the folder of a run out of a PyTorch checkpoint, at step 0.
+    """Turns a PyTorch checkpoint into a run at step 0.
 
     Args:
       config: of configs/import_torch.py.
-      workdir: of the run; must hold none.
+      workdir: of the new run; must not hold one.
 
     Returns:
       The job's last line: layout, method and backbone, how many tensors have a place in the run,
-      how many are only kept for the way back, and which branches begin afresh.
+      how many are only kept for an export, and which branches are initialised anew.
 
     Raises:
-      UserError: where the file cannot be read, is of no known layout, lacks tensors or has unknown
-        ones, or the folder holds a run; nothing is written then.
+      UserError: if the file cannot be read, has no known layout, lacks tensors or has unknown
+        ones, or if the folder holds a run; nothing is written then.
     """
     if not config.checkpoint:
         raise UsageError("--config.checkpoint is missing: give a .safetensors or .pth file")
@@ -75,9 +75,9 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
             checkpoints.save(state, None)
         write_record(workdir / "config.json", run)  # last: without it the folder is no run
     for branch in fresh:
-        say(f"{branch}: the checkpoint has none that fits {method}; it begins afresh")
+        say(f"{branch}: the checkpoint has none that fits {method}; it is initialised anew")
     command = ["python", "-m", "gsg_jax.main", f"--config={run_config}", f"--workdir={workdir}"]
-    say(f"to train on: {shlex.join([*command, *_flags(run, plain)])}")
+    say(f"to continue training: {shlex.join([*command, *_flags(run, plain)])}")
     return {
         "job": "import_torch",
         "method": method,
@@ -92,7 +92,7 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
 @contextlib.contextmanager
 def _whole_or_nothing(workdir: pathlib.Path) -> Iterator[None]:
-    """Takes back what was written where not all of it could be."""
+    """Removes what was written if not all of it could be."""
     try:
         yield
     except BaseException:
@@ -107,16 +107,16 @@ def _filled(
     tensors: Mapping[str, np.ndarray],
     path: pathlib.Path,
 ) -> tuple[TrainState, set[str], list[str]]:
-    """The state of a run that begins with a checkpoint's tensors.
+    """Fills the initial state of a run with a checkpoint's tensors.
 
     Returns:
-      (state, names of the tensors that have a place in it, branches that have none).
+      (state, names of the tensors that have a place in it, branches without any).
     """
     experiment = build_experiment(run, num_steps=1, steps_per_epoch=1)
-    mesh = meshes.all_devices()
+    everywhere = replicated(all_devices())
     init = partial(init_state, experiment, found.channels)
     _check_shapes(jax.eval_shape(init), found, tensors, path)
-    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    state = jax.jit(init, out_shardings=everywhere)()
     groups = {name: _copied(getattr(state, name)) for name in ("params", "batch_stats")}
     mine = [t for t in found.tensors if t.path[0] in groups["params"]]
     placed = _put(groups, mine, tensors, found)
@@ -126,14 +126,15 @@ def _filled(
         placed |= _put(of_target, theirs, tensors, found)
         groups |= {f"target_{name}": tree for name, tree in of_target.items()}
     like = {name: getattr(state, name) for name in groups}
-    whole = meshes.replicated(mesh)
-    groups = jax.tree.map(lambda x, old: jax.device_put(x.astype(old.dtype), whole), groups, like)
+    groups = jax.tree.map(
+        lambda x, old: jax.device_put(x.astype(old.dtype), everywhere), groups, like
+    )
     fresh = sorted(set(state.params) - {tensor.path[0] for tensor in mine})
     return state.replace(**groups), placed, fresh
 
 
 def _copied(tree: Any) -> Any:
-    """A tree of host arrays, whose dicts may be written to."""
+    """Copies a tree into host arrays, in dicts that may be changed."""
     return jax.tree.map(np.asarray, tree)
 
 
@@ -147,7 +148,7 @@ def _put(
     biases = {mean: bias for bias, mean in found.last_biases.items()}
     for tensor in places:
         array = KINDS[tensor.kind].to_flax(tensors[tensor.name])
-        if tensor.name in biases:  # the norm takes the bias away: so does the mean without it
+        if tensor.name in biases:  # the norm subtracts a mean with that bias in it
             array = array - tensors[biases[tensor.name]]
         tree = groups[tensor.group]
         for key in tensor.path[:-1]:
@@ -159,7 +160,7 @@ def _put(
 def _check_shapes(
     like: TrainState, found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path
 ) -> None:
-    """Raises UserError where a tensor does not fit the network that the names tell of."""
+    """Raises UserError if a tensor does not fit the network that the names describe."""
     wrong = []
     _check_values(found, tensors, path)
     for tensor in [*found.tensors, *found.target_tensors]:
@@ -174,13 +175,13 @@ def _check_shapes(
     if wrong:
         more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
         raise UserError(
-            f"{path}: {wrong[0]}{more}: the checkpoint is of another network than its names tell "
-            "of; give one of a ResNet or ViT of ours"
+            f"{path}: {wrong[0]}{more}: the checkpoint is not of the network that its names "
+            "describe; give one of our ResNets or ViTs"
         )
 
 
 def _check_values(found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-    """Raises UserError where a weight is no finite float."""
+    """Raises UserError if a weight is not a finite float."""
     for tensor in [*found.tensors, *found.target_tensors]:
         array = tensors[tensor.name]
         if array.dtype != np.float32:
@@ -193,7 +194,7 @@ def _check_values(found: Found, tensors: Mapping[str, np.ndarray], path: pathlib
 
 
 def _flags(run: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -> list[str]:
-    """What a config file needs besides to give the config of a run."""
+    """The flags that turn a config file into the config of a run."""
     before, after = (flat(config.to_dict()) for config in (resolve(plain), run))
     flags = [f"--config.{key}={after[key]}" for key in after if before[key] != after[key]]
     needs_folder = run.data.name == "folder" and not run.data.dir

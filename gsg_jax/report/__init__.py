@@ -1,1 +1,1 @@
-"""What is seen of runs and their images: pages, curves, galleries, maps."""
+"""Reports of runs and their images: pages, curves, galleries, maps."""

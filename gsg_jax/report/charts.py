@@ -1,7 +1,7 @@
-"""Line charts as SVG, each with its figures as a table: read by eye, by keyboard and by ear.
+"""Line charts as SVG, each with its figures as a table: for the eye, keyboard and screen reader.
 
-Written here, and not by a plotting library, for what a page needs of them together: colours that
-follow light and dark, lines that fit a phone, figures that a screen reader finds, in 10 KB a chart.
+No plotting library offers all that a page needs: colours that follow light and dark, lines that fit
+a phone, figures that a screen reader finds, and 10 KB a chart.
 """
 
 import math
@@ -23,8 +23,8 @@ class Line(NamedTuple):
 
     Attributes:
       name: for the legend and the table.
-      points: (x, y) each, x not falling; y may be NaN or infinite, which leaves a gap.
-      is_level: a figure to compare with, drawn across the whole chart at the first y.
+      points: (x, y) with x not falling; a y that is NaN or infinite leaves a gap.
+      is_level: whether it is a figure to compare with, drawn across the chart at the first y.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Chart(NamedTuple):
       title: what it shows.
       note: a sentence about it, or "".
       svg: the picture.
-      legend: (name, number of its colour, dashes) of each line, empty where there is one line.
-      head: of the table's columns.
+      legend: (name, number of its colour, dashes) of each line; empty if there is only one.
+      head: the heads of the table's columns.
       rows: of the table, a text for each column.
     """
 
@@ -66,21 +66,20 @@ def line_chart(
 
     Args:
       title: of the chart.
-      lines: at least one, and those without points keep their colour and their name; where there
-        are many x, those of each stretch are kept where a line is lowest or highest, which the note
-        then says.
-      x_name: what the horizontal axis is.
-      note: a sentence about it.
-      log_y: logarithmic vertical axis; what is not above 0 is left out.
-      low: the least that the vertical axis ends at, where known.
-      high: the same of its greatest.
+      lines: at least one; a line without points keeps its colour and its name. Of too many x, each
+        stretch keeps those at which a line is lowest or highest, and the note says so.
+      x_name: name of the horizontal axis.
+      note: a sentence about the chart.
+      log_y: whether the vertical axis is logarithmic; values that are not above 0 are left out.
+      low: a value that the vertical axis includes, if any.
+      high: another.
 
     Returns:
-      The chart, or None where no line has a finite point.
+      The chart, or None if no line has a finite point.
     """
     drawn = _thinned(lines)
     if any(len(old.points) > len(new.points) for old, new in zip(lines, drawn, strict=True)):
-        note = f"{note} Of each stretch the lowest and the highest are drawn.".strip()
+        note = f"{note} Only the lowest and highest of each stretch are drawn.".strip()
     visible = [_finite(line, log_y) for line in drawn]
     visible = [line for line in visible if any(not math.isnan(y) for _, y in line.points)]
     if not visible:
@@ -106,17 +105,17 @@ def line_chart(
 
 
 def colour(number: int) -> int:
-    """The number of a line's colour."""
+    """Returns the number of a line's colour."""
     return number % NUM_COLOURS
 
 
 def _dashes(line: Line, number: int) -> str:
-    """How a line is dashed: levels always, of the others the first ones not."""
+    """The dashes of a line: levels are dashed, and so are lines once the colours repeat."""
     return LEVEL_DASHES if line.is_level else DASHES[number // NUM_COLOURS % len(DASHES)]
 
 
 def figure(value: float) -> str:
-    """A number as a table shows it: four digits, or what it is instead of a number."""
+    """Formats a number for a table: four digits, or words for NaN and infinity."""
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -129,7 +128,7 @@ def figure(value: float) -> str:
 
 
 class _Place:
-    """Where a point lies in the picture."""
+    """Maps values to places in the picture."""
 
     def __init__(self, x0: float, x1: float, y0: float, y1: float, log_y: bool):
         self.x0, self.x1 = (x0, x1) if x1 > x0 else (x0 - 1, x0 + 1)
@@ -151,12 +150,12 @@ class _Place:
 
 
 def ticks(low: float, high: float, num: int = 4) -> list[float]:
-    """Round numbers that cover a range.
+    """Chooses round numbers that cover a range.
 
     Args:
       low: of the range.
       high: of the range, at least low.
-      num: about how many steps.
+      num: approximate number of steps.
 
     Returns:
       Two or more numbers, the first at most low, the last at least high.
@@ -178,9 +177,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _thinned(lines: Sequence[Line]) -> list[Line]:
-    """The same lines at few x, at most MAX_POINTS where they are few lines.
+    """Thins lines to the same few x: at most MAX_POINTS unless there are many lines.
 
-    Of each stretch the x are kept where a line is lowest, is highest, or is no number at first.
+    Each stretch keeps the x at which a line is lowest, is highest, or first has no number.
     """
     curves = [dict(line.points) for line in lines if not line.is_level]
     xs = sorted({x for points in curves for x in points})
@@ -203,7 +202,7 @@ def _thinned(lines: Sequence[Line]) -> list[Line]:
 
 
 def _finite(line: Line, log_y: bool) -> Line:
-    """The same with NaN wherever nothing can be drawn."""
+    """Replaces by NaN whatever cannot be drawn."""
     points = [
         (x, y if math.isfinite(y) and (y > 0 or not log_y) else math.nan) for x, y in line.points
     ]
@@ -259,7 +258,7 @@ def _line(place: _Place, line: Line, number: int) -> Markup:
 
 
 def _in_words(lines: Sequence[Line], x_name: str) -> str:
-    """What a screen reader says of the picture."""
+    """The text that a screen reader says for the picture."""
     said = []
     for line in lines:
         points = [(x, y) for x, y in line.points if not math.isnan(y)]
@@ -276,7 +275,7 @@ def _in_words(lines: Sequence[Line], x_name: str) -> str:
 
 
 def _table(lines: Sequence[Line], x_name: str) -> tuple[tuple[str, ...], tuple]:
-    """A row for each x, a column for each line; levels go into the head."""
+    """Makes a row for each x and a column for each line; levels come last."""
     curves = [line for line in lines if not line.is_level]
     levels = [line for line in lines if line.is_level]
     head = (x_name, *(line.name for line in curves))
@@ -295,7 +294,7 @@ def _table(lines: Sequence[Line], x_name: str) -> tuple[tuple[str, ...], tuple]:
 
 
 def bar(share: float) -> Markup:
-    """A bar beside a figure of a table, for the eye alone.
+    """Draws a bar beside a figure of a table; screen readers skip it.
 
     Args:
       share: in [0, 1].

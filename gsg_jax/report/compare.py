@@ -1,9 +1,9 @@
 """`python -m gsg_jax.report.compare DIR DIR ...`: runs side by side, on a terminal and in a page.
 
-Prints two tables on standard error, where the configs differ and what the runs came to; writes
-both, and every curve of all runs in one chart each, into --output; the last line of standard
-output is one JSON object of the figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong
-usage.
+Prints two tables on standard error: the keys in which the configs differ, and the runs' last
+figures. Writes both tables, and a chart of each figure over all runs, to --output. The last line
+of standard output is one JSON object of the figures. Exit status: 0 done, 1 failed with one clear
+line, 2 wrong usage.
 """
 
 import argparse
@@ -29,22 +29,22 @@ from gsg_jax.run.metrics import TIMED
 from gsg_jax.run.record import RunRecord, read_run_record
 from gsg_jax.train.timer import mean_views_per_second
 
-# Figures that every comparison begins with, where a run has them.
+# Figures that come first if a run has them.
 FIRST = (
     *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "loss"),
     *("projection_std", "embedding_rank", "views_per_second", "train_seconds"),
 )
-NONE = "none"  # a key or a figure that a run has not
+NONE = "none"  # a key that a run does not have
 
 
 class Comparison(NamedTuple):
-    """What several runs have in common, and what not.
+    """Several runs side by side.
 
     Attributes:
-      names: of the runs, each another.
-      differences: {key: a text for each run} of the configs.
-      figures: {name: a value for each run, None where it has none}.
-      missing: a sentence for each thing that a run lacks.
+      names: of the runs, all different.
+      differences: {key: a text for each run} where the configs differ.
+      figures: {name: a value for each run, None if it has none}.
+      missing: a sentence for each missing part of a run.
     """
 
     names: list[str]
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Reads the command line; ends the program with status 2 where it is wrong."""
+    """Reads the command line; ends the program with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m gsg_jax.report.compare",
         description=__doc__.splitlines()[0].split(": ", 1)[1],
@@ -112,13 +112,13 @@ def _path(text: str) -> pathlib.Path:
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
-    """Sets the figures and the configs of runs beside one another.
+    """Compares the figures and the configs of runs.
 
     Args:
       records: of two or more runs.
 
     Returns:
-      What differs, and what they came to.
+      The differing keys and the figures.
     """
     configs = [flat(record.config) for record in records]
     keys = dict.fromkeys(key for config in configs for key in config)
@@ -147,7 +147,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
 
 
 def run_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """The shortest ends of paths that tell folders apart.
+    """Shortens paths of folders to the ends that tell them apart.
 
     Args:
       folders: all different.
@@ -169,7 +169,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
 
     Args:
       comparison: of runs.
-      console: standard error, where none is given.
+      console: standard error by default.
     """
     console = console or Console(stderr=True, highlight=False)
     if comparison.differences:
@@ -179,7 +179,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         console.print(table)
     else:
         console.print("The configs are the same.")
-    table = Table("figure", *map(escape, comparison.names), title="What the runs came to")
+    table = Table("figure", *map(escape, comparison.names), title="Last figures of the runs")
     for name, values in comparison.figures.items():
         table.add_row(name, *("" if v is None else figure(v) for v in values))
     console.print(table)
@@ -220,7 +220,7 @@ def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[Run
 
 
 def _figures(record: RunRecord) -> dict[str, Any]:
-    """The last figure of each name that a run has logged, and those that it was judged by."""
+    """The last logged figure of each name, the baselines and the evaluations."""
     logged: dict[str, Any] = {}
     for line in (*record.clock, *record.lines):
         logged |= line

@@ -1,4 +1,4 @@
-"""The curves of one run, or of several beside one another, from what they have logged."""
+"""Charts of the logged figures of one run, or of several runs together."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from gsg_jax.report.charts import Chart, Line, line_chart
 from gsg_jax.run.record import RunRecord
 
 KNN = "k-NN accuracy"
-# The figures of a chart of one run: title, (figure, what the legend calls it) each, note.
+# The charts of one run: title, (figure, name in the legend) of each line, note.
 CHARTS = (
-    ("Loss", (("loss", "loss"),), "What the steps minimise; a method's own scale."),
+    ("Loss", (("loss", "loss"),), "The objective; its scale depends on the method."),
     (
         KNN,
         (
@@ -16,19 +16,19 @@ CHARTS = (
             ("online_linear_test_top1", "linear probe, test images"),
             ("online_linear_top1", "linear probe, batch"),
         ),
-        "The representation judged without training: above raw pixels and the untrained encoder "
-        "it has learned something.",
+        "How well k-NN classifies the embeddings. A run that has learned something is above raw "
+        "pixels and the untrained encoder.",
     ),
     (
         "Spread of the projections",
         (("projection_std", "std x sqrt(D)"),),
-        "1 where projections fill the sphere, 0 where all are one: a collapse.",
+        "1 if the projections fill the sphere, 0 if all are the same (a collapse).",
     ),
     (
         "Effective rank of the embeddings",
         (("embedding_rank", "rank"),),
-        "In how many directions the embeddings of a batch differ; it falls in a collapse of "
-        "dimensions, which the spread does not show.",
+        "The number of directions in which the embeddings of a batch differ. It falls in a "
+        "dimensional collapse, which the spread does not show.",
     ),
     (
         "Closest of the four view pairs",
@@ -38,19 +38,19 @@ CHARTS = (
             ("closest_21", "views 2 and 1"),
             ("closest_22", "views 2 and 2"),
         ),
-        "Share of the image pairs of which guided stop-gradient took these two views, an image's "
-        "and its reference's, as sources; near 0.25 each where the views are alike.",
+        "Share of the image pairs for which guided stop-gradient chose these two views, one of "
+        "the image and one of its reference, as sources; near 0.25 each if all views are alike.",
     ),
     ("Learning rate", (("learning_rate", "learning rate"),), "Of the optimizer, at each step."),
     ("Norm of the gradient", (("grad_norm", "norm"),), ""),
 )
 LEVELS = (("knn_top1_untrained", "untrained encoder"), ("knn_top1_pixels", "raw pixels"))
 SPEED = (
-    ("Throughput", (("views_per_second", "views a second"),), "What the clock decided."),
+    ("Throughput", (("views_per_second", "views a second"),), "Depends on the machine."),
     (
         "Waiting for data",
         (("data_wait_share", "share of the time"),),
-        "0 where the input keeps up.",
+        "0 if the input keeps up with the device.",
     ),
 )
 NO_CURVES = {"step", "epoch"}
@@ -58,13 +58,13 @@ SHARES = ("Closest of the four view pairs", "Waiting for data")  # drawn from 0 
 
 
 def curves(record: RunRecord) -> list[Chart]:
-    """The charts of one run.
+    """Draws the charts of one run.
 
     Args:
       record: of the run.
 
     Returns:
-      A chart for each figure that was logged; those that are known first.
+      A chart for each logged figure; those in CHARTS come first.
     """
     axis = _Axis([record])
     charts = []
@@ -84,14 +84,14 @@ def curves(record: RunRecord) -> list[Chart]:
 
 
 def curves_of_several(records: Sequence[RunRecord], names: Sequence[str]) -> list[Chart]:
-    """The same figures of several runs in one chart each.
+    """Draws each figure of several runs in one chart.
 
     Args:
       records: of the runs.
-      names: what the legend calls them.
+      names: of the runs, for the legend.
 
     Returns:
-      A chart for each figure that at least one of them has logged.
+      A chart for each figure that at least one run has logged.
     """
     axis = _Axis(records)
     known = {name: (title, note) for title, of, note in (*CHARTS, *SPEED) for name, _ in of}
@@ -110,20 +110,20 @@ def curves_of_several(records: Sequence[RunRecord], names: Sequence[str]) -> lis
 
 
 class _Axis:
-    """The horizontal axis: epochs, or steps where a run does not tell its epochs."""
+    """The horizontal axis: epochs, or steps if a run has not logged its epochs."""
 
     def __init__(self, records: Sequence[RunRecord]):
         ratios = [_epochs_a_step(record) for record in records]
         self._has_epochs = all(ratios)
 
     def points(self, record: RunRecord, name: str) -> list[tuple[float, float]]:
-        """Where the figure was logged."""
+        """The points (x, value) of a logged figure."""
         ratio = _epochs_a_step(record) if self._has_epochs else 1.0
         lines = record.clock if any(name in line for line in record.clock) else record.lines
         return [(line["step"] * ratio, float(line[name])) for line in lines if name in line]
 
     def chart(self, title: str, lines: Sequence[Line], note: str) -> Chart | None:
-        """A chart of the lines that have points; None where none has."""
+        """A chart of the lines; None if none has points."""
         if not any(line.points for line in lines):
             return None
         low, high = (0.0, 1.0) if title.startswith(SHARES) else (None, None)
@@ -132,13 +132,13 @@ class _Axis:
 
 
 def _other_figures(record: RunRecord) -> list[str]:
-    """What a run has logged besides: of its method, or of the gradient inspector."""
+    """Other logged figures: of the method, or of the gradient inspector."""
     drawn = {name for _, of, _ in (*CHARTS, *SPEED) for name, _ in of} | NO_CURVES
     logged = dict.fromkeys(name for line in record.lines for name in line)
     return [name for name in logged if name not in drawn]
 
 
 def _epochs_a_step(record: RunRecord) -> float:
-    """How many epochs a step is; 0 where no line tells."""
-    told = (line["epoch"] / line["step"] for line in record.lines if line.get("epoch"))
-    return next(told, 0.0)
+    """Epochs a step; 0 if no line has logged it."""
+    ratios = (line["epoch"] / line["step"] for line in record.lines if line.get("epoch"))
+    return next(ratios, 0.0)

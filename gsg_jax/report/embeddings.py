@@ -1,4 +1,4 @@
-"""What can be seen of embeddings: maps, clusters, spectrum, neighbours, confusion."""
+"""What embeddings show: maps, clusters, spectrum, neighbours, confusion."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,21 @@ from gsg_jax.console import UserError
 from gsg_jax.data.open import Source
 from gsg_jax.evaluation.knn import knn_scores, neighbours
 
-PCA_CHANNELS = 50  # that t-SNE and UMAP look at
-PERPLEXITY = 30  # of t-SNE, or a third of the images where they are few
-FEWEST = 4  # images that a map can be drawn of
+PCA_CHANNELS = 50  # input of t-SNE and UMAP
+PERPLEXITY = 30  # of t-SNE; a third of the images if they are few
+FEWEST = 4  # images that a map needs
 MAX_CLUSTERS = 10
-SAME = 1e-5  # of a channel of unit embeddings: float32's rounding is below
+SAME = 1e-5  # range of a channel of unit embeddings; float32's rounding is below
 
 
 class EmbeddedImages(NamedTuple):
-    """Images and what an encoder makes of them.
+    """Images and their embeddings.
 
     Attributes:
       source: the images.
       h: embeddings, float32 [N, F], finite.
-      label: int32 [N], -1 where unknown.
-      split: what people call them: "training images".
+      label: int32 [N], -1 if unknown.
+      split: their name for the reader, such as "training images".
     """
 
     source: Source
@@ -32,26 +32,26 @@ class EmbeddedImages(NamedTuple):
 
 
 def is_collapsed(h: np.ndarray) -> bool:
-    """Whether embeddings [N, F] all point into one direction, but for rounding."""
+    """Returns whether embeddings [N, F] all point in one direction, up to rounding."""
     return bool(np.ptp(_unit(h), axis=0).max() < SAME)
 
 
 def _unit(h: np.ndarray) -> np.ndarray:
-    """Embeddings of length 1: what cosines look at."""
+    """Scales embeddings to length 1, as cosines do."""
     return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
 
 
 def principal_components(h: np.ndarray, num: int) -> np.ndarray:
-    """The directions in which embeddings differ most.
+    """Projects embeddings on the directions in which they differ most.
 
     Args:
       h: embeddings, [N, F].
-      num: how many directions, at most min(N, F).
+      num: number of directions.
 
     Returns:
-      Coordinates, float32 [N, num], of falling variance; 0 where there are no more directions.
+      Coordinates, float32 [N, num], of falling variance; 0 beyond the first min(N, F).
     """
-    from sklearn.decomposition import PCA  # a second of import that only reports need
+    from sklearn.decomposition import PCA  # its import takes a second that only reports need
 
     kept = min(num, *h.shape)
     coordinates = PCA(kept, svd_solver="covariance_eigh", random_state=0).fit_transform(h)
@@ -59,15 +59,15 @@ def principal_components(h: np.ndarray, num: int) -> np.ndarray:
 
 
 def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndarray]:
-    """Maps of embeddings onto a plane, on which what is similar lies near.
+    """Maps embeddings onto a plane on which similar images lie close together.
 
     Args:
       h: embeddings, [N, F], N at least FEWEST.
       seed: of t-SNE and UMAP.
-      umap: whether UMAP's is wanted, after check_umap.
+      umap: whether to add UMAP's map; call check_umap first.
 
     Returns:
-      {name: float32 [N, 2]}: t-SNE, PCA, and UMAP where it is wanted.
+      {name: float32 [N, 2]}: t-SNE, PCA, and UMAP if asked for.
     """
     from sklearn.manifold import TSNE
 
@@ -91,7 +91,7 @@ def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndar
 
 
 def check_umap() -> None:
-    """Raises UserError where UMAP is not installed."""
+    """Raises UserError if UMAP is not installed."""
     try:
         import umap  # noqa: F401
     except ImportError as error:
@@ -109,14 +109,14 @@ def _umap(channels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def clusters(h: np.ndarray, *, seed: int) -> np.ndarray:
-    """Groups of similar images, for those that have no labels.
+    """Groups similar images, for images without labels.
 
     Args:
       h: embeddings, [N, F].
       seed: of k-means.
 
     Returns:
-      The cluster of each, int32 [N], the largest first, at most MAX_CLUSTERS.
+      The cluster of each image, int32 [N]; 0 is the largest of at most MAX_CLUSTERS.
     """
     from sklearn.cluster import KMeans
 
@@ -128,13 +128,13 @@ def clusters(h: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def spectrum(h: np.ndarray) -> np.ndarray:
-    """Shares of the variance along the principal directions.
+    """Computes the shares of the variance along the principal directions.
 
     Args:
       h: embeddings, [N, F].
 
     Returns:
-      float64 [min(N - 1, F)] of falling shares, whose sum is 1; all 0 where nothing varies.
+      float64 [min(N - 1, F)], falling, with sum 1; all 0 if nothing varies.
     """
     centred = h.astype(np.float64) - h.mean(axis=0, dtype=np.float64)[None]
     rows, columns = centred.shape
@@ -146,12 +146,12 @@ def spectrum(h: np.ndarray) -> np.ndarray:
 
 
 class Neighbours(NamedTuple):
-    """A query and what is most similar to it.
+    """A query and its most similar images.
 
     Attributes:
       query: its row.
       rows: of the bank, the most similar first.
-      similarity: cosines of these.
+      similarity: cosines of these rows with the query.
     """
 
     query: int
@@ -162,16 +162,17 @@ class Neighbours(NamedTuple):
 def gallery(
     bank: EmbeddedImages, query: EmbeddedImages, *, num_queries: int, k: int
 ) -> list[Neighbours]:
-    """The nearest neighbours of some queries.
+    """Finds the nearest neighbours of some queries.
 
     Args:
-      bank: where neighbours are looked for; the same object as `query` where no image is its own.
-      query: the images that are asked about.
-      num_queries: how many of them: by turns of each class, or evenly spaced without labels.
-      k: neighbours of each, or fewer where the bank has fewer.
+      bank: where neighbours are searched; the same object as `query` if an image must not be its
+        own neighbour.
+      query: the images from which queries are chosen.
+      num_queries: number of queries: each class in turn, or evenly spaced without labels.
+      k: number of neighbours; fewer if the bank has fewer.
 
     Returns:
-      The neighbours of each.
+      The neighbours of each query.
     """
     chosen = _by_turns(query.label, num_queries)
     itself = bank is query
@@ -187,7 +188,7 @@ def gallery(
 
 
 def _by_turns(labels: np.ndarray, num: int) -> list[int]:
-    """Rows, evenly spaced, and of every class before a second one of any."""
+    """Chooses evenly spaced rows, one of every class before a second one of any."""
     spaced = np.linspace(0, len(labels) - 1, min(len(labels), 50 * num)).round().astype(int)
     by_class: dict[int, list[int]] = {}
     for row in spaced:
@@ -205,14 +206,14 @@ def _by_turns(labels: np.ndarray, num: int) -> list[int]:
 
 
 class Confusion(NamedTuple):
-    """What k-NN took images for.
+    """The true and the predicted classes of images by k-NN.
 
     Attributes:
       label: the true classes, int [N].
-      prediction: what they were taken for, int [N].
+      prediction: the predicted classes, int [N].
       num_classes: C.
-      k: neighbours that voted.
-      num_voters: images that could.
+      k: number of neighbours that voted.
+      num_voters: number of images that could vote.
     """
 
     label: np.ndarray
@@ -223,30 +224,30 @@ class Confusion(NamedTuple):
 
     @property
     def top1(self) -> float:
-        """Share of the images that were taken for what they are."""
+        """The share of correct predictions."""
         return float(np.mean(self.label == self.prediction))
 
     @property
     def totals(self) -> np.ndarray:
-        """Images of each class, int [C]."""
+        """The number of images of each class, int [C]."""
         return np.bincount(self.label, minlength=self.num_classes)
 
     @property
     def recall(self) -> np.ndarray:
-        """The same share of each class, float [C]; NaN where it has no image."""
+        """The share of correct predictions in each class, float [C]; NaN if it has no image."""
         hits = self.label[self.label == self.prediction]
         num_hits = np.bincount(hits, minlength=self.num_classes)
         return np.where(self.totals, num_hits / np.maximum(self.totals, 1), np.nan)
 
     @property
     def counts(self) -> np.ndarray:
-        """The confusion matrix, int [C, C], rows are the true classes."""
+        """The confusion matrix, int [C, C]; rows are the true classes."""
         counts = np.zeros((self.num_classes, self.num_classes), np.int64)
         np.add.at(counts, (self.label, self.prediction), 1)
         return counts
 
     def most_confused(self, num: int) -> list[tuple[int, int, int]]:
-        """(true class, class it was taken for, images), the most frequent first, at most `num`."""
+        """Returns at most `num` (true class, predicted class, images), the most frequent first."""
         is_wrong = self.label != self.prediction
         pairs = np.stack([self.label[is_wrong], self.prediction[is_wrong]], axis=1)
         pairs, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -257,17 +258,17 @@ class Confusion(NamedTuple):
 def confusion(
     bank: EmbeddedImages, query: EmbeddedImages, *, k: int, temperature: float, num_classes: int
 ) -> Confusion:
-    """Classifies images by k-NN, as the monitor does.
+    """Classifies images by k-NN, as the run's monitor does.
 
     Args:
-      bank: the images that vote; the same object as `query` where none votes for itself.
+      bank: the images that vote; the same object as `query` if none may vote for itself.
       query: the images to classify.
-      k: neighbours, or fewer where fewer can vote.
+      k: number of neighbours; fewer if fewer can vote.
       temperature: of the votes.
       num_classes: C.
 
     Returns:
-      What was found; images whose label is not known neither vote nor are classified.
+      The result; images of unknown class neither vote nor are classified.
     """
     itself = bank is query
     votes, asked = bank.label >= 0, query.label >= 0

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,6 +23,9 @@ QUALITIES = (80, 60, 40, 20)  # of WebP, tried until the sheets fit
 IMAGE_SIDE = 72  # pixels of an image in the gallery
 LARGEST_SIDE = 512  # pixels of the image that views are drawn from
 NUM_VIEWS = 16
+
+_draw = jax.jit(make_views, static_argnums=(2, 3))
+_draw_local = jax.jit(make_local_views, static_argnums=(2, 3))
 
 
 def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
@@ -162,13 +164,11 @@ def augmentation_sheet(image: np.ndarray, config: ml_collections.ConfigDict) -> 
     image = _at_most(image, LARGEST_SIDE)
     recipe = view_recipe(config.views)
     keys = jax.random.split(jax.random.key(config.run.seed))
-    draw = jax.jit(make_views, static_argnums=(2, 3))
-    views = draw(image[None], keys[0], recipe, NUM_VIEWS)
+    views = _draw(image[None], keys[0], recipe, NUM_VIEWS)
     shown = [View("image", data_uri(thumbnail(image, min(160, max(image.shape[:2])))))]
     shown += [View(f"view {n}", _view_uri(v, recipe)) for n, v in enumerate(np.asarray(views), 1)]
     if recipe.num_local:
-        local = jax.jit(partial(make_local_views, recipe=recipe, first_number=0))
-        views = np.asarray(local(image[None], keys[1]))
+        views = np.asarray(_draw_local(image[None], keys[1], recipe, 0))
         shown += [View(f"local view {n}", _view_uri(v, recipe)) for n, v in enumerate(views, 1)]
     return shown
 

@@ -1,102 +1,134 @@
-"""Checkpoints of every layout, as PyTorch's own modules write them, with random statistics."""
+"""Checkpoints of every layout in NumPy: the names and shapes that PyTorch's modules write.
 
-import torch
-import torchvision
-from torch import nn
-from torchvision.models.resnet import BasicBlock
+The networks are narrow; test_pickles.py holds the names to those of PyTorch's own modules.
+"""
 
+import numpy as np
 
-def resnet(fc: nn.Module | None = None) -> nn.Module:
-    """A ResNet-10 of torchvision's, its fc exchanged."""
-    network = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
-    network.fc = nn.Identity() if fc is None else fc
-    return network
+WIDTH = 4  # of the first stage; 8 x WIDTH channels are the embedding
+HIDDEN, PROJECTION, BOTTLENECK = 6, 5, 3
+Shapes = dict[str, tuple[int, ...]]
 
 
-def projector(*, last_bias: bool = False, last_norm: bool = True) -> nn.Sequential:
-    """Three linear layers of 48 and 40 channels, each but the last with a BatchNorm and a ReLU."""
-    last = [nn.BatchNorm1d(40, affine=False)] if last_norm else []
-    return nn.Sequential(
-        *(nn.Linear(512, 48, bias=False), nn.BatchNorm1d(48), nn.ReLU()),
-        *(nn.Linear(48, 48, bias=False), nn.BatchNorm1d(48), nn.ReLU()),
-        *(nn.Linear(48, 40, bias=last_bias), *last),
-    )
+def resnet(blocks: tuple[int, ...] = (1, 1, 1, 1), width: int = WIDTH) -> Shapes:
+    """A ResNet of basic blocks by torchvision's names, without its fc."""
+    shapes, inputs = {"conv1.weight": (width, 3, 7, 7)} | norm("bn1", width), width
+    for stage, num_blocks in enumerate(blocks):
+        outputs = width * 2**stage
+        for index in range(num_blocks):
+            name = f"layer{stage + 1}.{index}"
+            shapes[f"{name}.conv1.weight"] = (outputs, inputs, 3, 3)
+            shapes |= norm(f"{name}.bn1", outputs)
+            shapes[f"{name}.conv2.weight"] = (outputs, outputs, 3, 3)
+            shapes |= norm(f"{name}.bn2", outputs)
+            if inputs != outputs:
+                shapes[f"{name}.downsample.0.weight"] = (outputs, inputs, 1, 1)
+                shapes |= norm(f"{name}.downsample.1", outputs)
+            inputs = outputs
+    return shapes
 
 
-def predictor() -> nn.Sequential:
-    """A bottleneck of 12 channels."""
-    return nn.Sequential(
-        nn.Linear(40, 12, bias=False), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 40)
-    )
+def norm(name: str, width: int, *, is_affine: bool = True) -> Shapes:
+    """A BatchNorm, its counter last."""
+    parts = (*(("weight", "bias") if is_affine else ()), "running_mean", "running_var")
+    return {f"{name}.{part}": (width,) for part in parts} | {f"{name}.num_batches_tracked": ()}
 
 
-def numbered_resnet() -> nn.Sequential:
-    """The children of a ResNet without its fc."""
-    return nn.Sequential(*list(resnet().children())[:-1])
+def linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Shapes:
+    """A linear layer."""
+    shapes = {f"{name}.weight": (outputs, inputs)}
+    return shapes | {f"{name}.bias": (outputs,)} if bias else shapes
 
 
-def moco_head() -> nn.Sequential:
-    """Two linear layers with biases, without a norm."""
-    return nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
+def projector(*, last_bias: bool = False, last_norm: bool = True) -> Shapes:
+    """Three linear layers, each but the last with a BatchNorm and a ReLU."""
+    shapes = linear("0", 8 * WIDTH, HIDDEN, bias=False) | norm("1", HIDDEN)
+    shapes |= linear("3", HIDDEN, HIDDEN, bias=False) | norm("4", HIDDEN)
+    shapes |= linear("6", HIDDEN, PROJECTION, bias=last_bias)
+    return shapes | norm("7", PROJECTION, is_affine=False) if last_norm else shapes
 
 
-def vicreg_projector() -> nn.Sequential:
-    """Linear layers with biases, the last without one and without a norm."""
-    return nn.Sequential(
-        *(nn.Linear(512, 48), nn.BatchNorm1d(48), nn.ReLU()), nn.Linear(48, 48, bias=False)
-    )
+def predictor() -> Shapes:
+    """A bottleneck."""
+    shapes = linear("0", PROJECTION, BOTTLENECK, bias=False) | norm("1", BOTTLENECK)
+    return shapes | linear("3", BOTTLENECK, PROJECTION)
 
 
-def modules(layout: str) -> dict[str, nn.Module]:
-    """What a checkpoint of a layout is made of, by attribute."""
-    return {
-        "simsiam": lambda: {
-            "encoder": resnet(projector(last_bias=True)),
-            "predictor": predictor(),
-        },
-        "byol": lambda: {
-            "encoder": resnet(projector()),
-            "predictor": predictor(),
-            "encoder_momentum": resnet(projector()),
-        },
-        "moco v1": lambda: {
-            "encoder_q": resnet(nn.Linear(512, 128)),
-            "encoder_k": resnet(nn.Linear(512, 128)),
-        },
-        "moco v2": lambda: {"encoder_q": resnet(moco_head()), "encoder_k": resnet(moco_head())},
-        "barlow_twins": lambda: {
-            "backbone": resnet(),
-            "projector": projector(last_norm=False),
-            "bn": nn.BatchNorm1d(40, affine=False),
-        },
-        "vicreg": lambda: {"backbone": resnet(), "projector": vicreg_projector()},
-        "unigrad": lambda: {
-            "encoder": numbered_resnet(),
-            "projector": projector(),
-            "predictor": predictor(),
-            "momentum_encoder": numbered_resnet(),
-            "momentum_projector": projector(),
-        },
-    }[layout]()
+def vit(num_classes: int = 0) -> Shapes:
+    """A vit_micro with a class token and 2 x 2 learned positions, by timm's names."""
+    width, depth, side = 96, 4, 4
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width)}
+    shapes |= {"patch_embed.proj.weight": (width, 3, side, side), "patch_embed.proj.bias": (width,)}
+    for index in range(depth):
+        name = f"blocks.{index}"
+        shapes |= {f"{name}.norm1.weight": (width,), f"{name}.norm1.bias": (width,)}
+        shapes |= linear(f"{name}.attn.qkv", width, 3 * width)
+        shapes |= linear(f"{name}.attn.proj", width, width)
+        shapes |= {f"{name}.norm2.weight": (width,), f"{name}.norm2.bias": (width,)}
+        shapes |= linear(f"{name}.mlp.fc1", width, 4 * width)
+        shapes |= linear(f"{name}.mlp.fc2", 4 * width, width)
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    return shapes | linear("head", width, num_classes) if num_classes else shapes
 
 
-def state_dict(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors, every one of them random."""
-    torch.manual_seed(seed)
-    if layout == "torchvision":
-        whole = resnet(nn.Linear(512, 1000))
-    elif layout == "backbone":
-        whole = resnet()
-    else:
-        whole = nn.ModuleDict(modules(layout))
-    found = whole.state_dict()
-    if layout.startswith("moco"):
-        found |= {"queue": torch.randn(128, 64), "queue_ptr": torch.tensor([32])}
-    return {name: _random(name, tensor) for name, tensor in found.items()}
+def below(prefix: str, shapes: Shapes) -> Shapes:
+    """The same tensors in a larger module."""
+    return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
 
 
-def _random(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point():
-        return tensor + 7
-    drawn = torch.randn(tensor.shape) / max(tensor[0].numel(), 4) ** 0.5
-    return drawn.abs() + 0.5 if name.endswith(("running_var", "bn.weight")) else drawn
+def numbered(shapes: Shapes) -> Shapes:
+    """A ResNet as the nn.Sequential of its children: conv1 is 0, bn1 is 1, layer1 is 4."""
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    parts = {name: name.partition(".") for name in shapes}
+    return {f"{numbers[parts[name][0]]}.{parts[name][2]}": shapes[name] for name in shapes}
+
+
+def encoder(fc: Shapes) -> Shapes:
+    """A ResNet that ends in `fc`."""
+    return resnet() | below("fc", fc)
+
+
+MOCO_V1 = linear("fc", 8 * WIDTH, 16)
+MOCO_V2 = linear("fc.0", 8 * WIDTH, 8 * WIDTH) | linear("fc.2", 8 * WIDTH, 16)
+QUEUE = {"queue": (16, 8), "queue_ptr": (1,)}
+VICREG = linear("0", 8 * WIDTH, HIDDEN) | norm("1", HIDDEN) | linear("3", HIDDEN, 7, bias=False)
+# What a checkpoint holds, by a name of its own; the part before the space is its layout.
+SHAPES = {
+    "torchvision": resnet() | linear("fc", 8 * WIDTH, 10),
+    "torchvision backbone": resnet(),
+    "timm": vit(),
+    "timm classifier": vit(num_classes=10),
+    "simsiam": below("encoder", encoder(projector(last_bias=True)))
+    | below("predictor", predictor()),
+    "simsiam target": below("encoder", encoder(projector()))
+    | below("predictor", predictor())
+    | below("encoder_momentum", encoder(projector())),
+    "moco v1": QUEUE
+    | below("encoder_q", resnet() | MOCO_V1)
+    | below("encoder_k", resnet() | MOCO_V1),
+    "moco v2": QUEUE
+    | below("encoder_q", resnet() | MOCO_V2)
+    | below("encoder_k", resnet() | MOCO_V2),
+    "barlow_twins": below("backbone", resnet())
+    | below("projector", projector(last_norm=False))
+    | norm("bn", PROJECTION, is_affine=False),
+    "vicreg": below("backbone", resnet()) | below("projector", VICREG),
+    "unigrad": below("encoder", numbered(resnet()))
+    | below("projector", projector())
+    | below("predictor", predictor())
+    | below("momentum_encoder", numbered(resnet()))
+    | below("momentum_projector", projector()),
+}
+
+
+def tensors(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """A checkpoint of SHAPES, every number random: variances positive, counters not zero."""
+    rng = np.random.default_rng(seed)
+    return {key: _random(rng, key, shape) for key, shape in SHAPES[name].items()}
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name.endswith(("num_batches_tracked", "queue_ptr")):
+        return rng.integers(1, 9, shape)
+    drawn = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+    return (np.abs(drawn) + 0.5 if name.endswith("running_var") else drawn).astype(np.float32)

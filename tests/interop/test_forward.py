@@ -1,23 +1,24 @@
 """Imported backbones give torchvision's and timm's features; exported ones are loaded by them."""
 
 import json
-import pickle
 
-import jax.numpy as jnp
 import numpy as np
-import onnxruntime
 import pytest
-import safetensors.torch
-import timm
-import torch
-import torchvision
 
-from gsg_jax.evaluation.encoder import read_record
-from gsg_jax.models.siamese import build_backbone
-from gsg_jax.run.checkpoint import read_variables
-from tests.interop.test_round_trip import to_file, to_run
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+timm = pytest.importorskip("timm")
+onnxruntime = pytest.importorskip("onnxruntime")
 
-RESNETS = {"resnet18": torchvision.models.resnet18, "resnet50": torchvision.models.resnet50}
+import safetensors.torch  # noqa: E402
+
+from gsg_jax.evaluation.encoder import read_record  # noqa: E402
+from gsg_jax.models.siamese import build_backbone  # noqa: E402
+from gsg_jax.run.checkpoint import read_variables  # noqa: E402
+from tests.interop.test_import_export import to_file, to_run  # noqa: E402
+from tests.interop.test_layouts import placed, recognised  # noqa: E402
+
+pytestmark = pytest.mark.extended
 
 
 def scrambled(network):
@@ -32,12 +33,18 @@ def scrambled(network):
     return network.eval()
 
 
+def imported(network, folder):
+    """Imports a network's state dict into folder/run; returns the job's last line."""
+    torch.save(network.state_dict(), folder / "checkpoint.pth")
+    return to_run(folder / "checkpoint.pth", folder)
+
+
 def our_features(folder, images):
     """Embeddings [N, F] of images [N, H, W, C] by the run in folder/run."""
     run = read_record(folder / "run")
     _, variables = read_variables(folder / "run")
     mine = {group: variables[group].get("backbone", {}) for group in ("params", "batch_stats")}
-    return np.asarray(build_backbone(run.model).apply(mine, jnp.asarray(images), train=False))
+    return np.asarray(build_backbone(run.model).apply(mine, images, train=False))
 
 
 def their_features(network, images):
@@ -45,94 +52,76 @@ def their_features(network, images):
         return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 
 
+def drawn(*size):
+    return np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+
+
 def deviation(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.fixture(scope="module", params=RESNETS)
-def resnet(request, tmp_path_factory):
-    """(name, torchvision's network with its classifier, folder of the run it was imported to)."""
-    network = scrambled(RESNETS[request.param]())
-    folder = tmp_path_factory.mktemp(request.param)
-    line = to_run(network.state_dict(), folder, wrapper="", prefix="")
-    assert line["backbone"] == request.param
-    return request.param, network, folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(224, 224), (225, 225), (97, 97), (97, 130)])
-def test_pooled_features_of_resnets_are_torchvisions(resnet, size):
-    _, network, folder = resnet
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """(torchvision's network without its classifier, folder of the run that it became)."""
+    network = scrambled(torchvision.models.resnet18())
+    folder = tmp_path_factory.mktemp("resnet18")
+    assert imported(network, folder)["backbone"] == "resnet18"
     network.fc = torch.nn.Identity()
-    images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    return network, folder
+
+
+@pytest.mark.parametrize("size", [(224, 224), (97, 130)])
+def test_pooled_features_of_a_resnet_are_torchvisions(resnet18, size):
+    network, folder = resnet18
+    images = drawn(*size)
     assert deviation(our_features(folder, images), their_features(network, images)) < 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["torchvision", "timm"])
-def test_exported_resnets_are_loaded_by_both_libraries(resnet, layout, tmp_path):
-    name, network, folder = resnet
-    path, line = to_file(folder, f"{layout}.safetensors", layout)
-    card = json.loads((folder / f"{layout}.safetensors.json").read_text())
-    assert line["files"] == [str(path), f"{path}.json"]
-    assert (card["architecture"], card["mean"]) == (name, [0.485, 0.456, 0.406])
-    images = np.random.default_rng(2).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    loaded = timm.create_model(name, num_classes=0, checkpoint_path=str(path)).eval()
+def test_pooled_features_of_bottlenecks_are_torchvisions():
+    network = scrambled(torchvision.models.resnet50())
+    given = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    run, found = recognised(given)
+    assert run.model.backbone == "resnet50"
+    ours = {group: tree["backbone"] for group, tree in placed(found.tensors, given).items()}
     network.fc = torch.nn.Identity()
-    same = RESNETS[name]()
+    images = drawn(97, 130)
+    features = build_backbone(run.model).apply(ours, images, train=False)
+    assert deviation(np.asarray(features), their_features(network, images)) < 1e-4
+
+
+def test_an_exported_resnet_is_loaded_by_both_libraries(resnet18):
+    network, folder = resnet18
+    path, _ = to_file(folder, "timm.safetensors", "timm")
+    card = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert (card["architecture"], card["mean"]) == ("resnet18", [0.485, 0.456, 0.406])
+    images = drawn(64, 64)
+    loaded = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(path)).eval()
+    assert deviation(their_features(loaded, images), their_features(network, images)) < 1e-6
+    same = torchvision.models.resnet18()
     same.fc = torch.nn.Identity()
     same.load_state_dict(safetensors.torch.load_file(path), strict=True)
     assert torch.equal(same.conv1.weight, network.conv1.weight)
-    assert deviation(their_features(loaded, images), their_features(network, images)) < 1e-6
 
 
-@pytest.mark.slow
-def test_the_job_writes_onnx_too(resnet):
-    _, network, folder = resnet
+def test_the_job_writes_onnx_too(resnet18):
+    network, folder = resnet18
     path, line = to_file(folder, "weights.onnx", "onnx")
     assert line["layout"] == "onnx"
-    images = np.random.default_rng(4).normal(size=(2, 97, 64, 3)).astype(np.float32)
+    images = drawn(97, 64)
     session = onnxruntime.InferenceSession(path)
     (found,) = session.run(None, {"images": images.transpose(0, 3, 1, 2).copy()})
-    network.fc = torch.nn.Identity()
     assert deviation(found, their_features(network, images)) < 1e-4
 
 
-@pytest.mark.slow
-def test_detectron2_finds_its_own_names(resnet):
-    name, network, folder = resnet
-    path, _ = to_file(folder, "weights.pkl", "detectron2")
-    content = pickle.loads(path.read_bytes())
-    assert content["matching_heuristics"] is True
-    model, theirs = content["model"], network.state_dict()
-    pairs = {
-        "stem.conv1.weight": "conv1.weight",
-        "stem.conv1.norm.running_var": "bn1.running_var",
-        "res2.1.conv2.norm.weight": "layer1.1.bn2.weight",
-        "res5.0.shortcut.weight": "layer4.0.downsample.0.weight",
-        "res5.0.shortcut.norm.bias": "layer4.0.downsample.1.bias",
-    }
-    for there, here in pairs.items():
-        np.testing.assert_array_equal(model[there], theirs[here].numpy())
-    assert all(key.startswith(("stem.conv1.", "res")) for key in model)
-    counted = [key for key in theirs if "num_batches" not in key and not key.startswith("fc.")]
-    assert len(model) == len(counted)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_tiny_patch16_224"])
-def test_pooled_features_of_vits_are_timms_both_ways(name, tmp_path):
-    network = scrambled(timm.create_model(name, num_classes=0))
-    to_run(network.state_dict(), tmp_path, wrapper="", prefix="")
-    images = np.random.default_rng(3).normal(size=(2, 224, 224, 3)).astype(np.float32)
+def test_pooled_features_of_a_vit_are_timms_both_ways(tmp_path):
+    network = scrambled(timm.create_model("vit_tiny_patch16_224", num_classes=0))
+    imported(network, tmp_path)
+    images = drawn(224, 224)
     theirs = their_features(network, images)
     assert deviation(our_features(tmp_path, images), theirs) < 1e-4
-    folder, line = to_file(tmp_path, "folder", "timm")
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "README.md",
-    }
+    folder, _ = to_file(tmp_path, "folder", "timm")
+    files = {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in folder.iterdir()} == files
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert deviation(their_features(loaded, images), theirs) < 1e-6
     assert loaded.pretrained_cfg["mean"] == [0.485, 0.456, 0.406]

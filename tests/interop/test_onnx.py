@@ -2,14 +2,18 @@
 
 import jax
 import numpy as np
-import onnxruntime
 import pytest
 
-from gsg_jax.config.load import load_config
-from gsg_jax.interop.backbones import fixed_positions
-from gsg_jax.interop.layouts import to_tensors
-from gsg_jax.interop.onnx_graph import write_onnx
-from gsg_jax.models.siamese import build_backbone
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+from gsg_jax.config.check import load_config  # noqa: E402
+from gsg_jax.interop.backbones import fixed_positions  # noqa: E402
+from gsg_jax.interop.layouts import to_tensors  # noqa: E402
+from gsg_jax.interop.onnx_graph import write_onnx  # noqa: E402
+from gsg_jax.models.siamese import build_backbone  # noqa: E402
+
+pytestmark = pytest.mark.extended
 
 SMALL = {"width": 8, "stem": "small", "stem_stride": 2}
 NETWORKS = {

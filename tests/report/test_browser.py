@@ -1,7 +1,7 @@
-"""The page as people have it: in Chromium, by mouse, keyboard and touch, wide and narrow.
+"""The page as people use it: in Chromium, by mouse, keyboard and touch, wide and narrow.
 
-Needs Chromium on the machine (Debian's package chromium; Chrome will do). Without it these tests
-are skipped, but where CI is set, which fails them.
+Needs Chromium on the machine (Debian's package chromium, or Chrome). Without it these tests are
+skipped; if the environment variable CI is set, they fail.
 """
 
 import contextlib
@@ -13,10 +13,11 @@ import pytest
 
 from tests.runs import call, tiny, write_images
 
-pytestmark = pytest.mark.slow
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.extended
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = (  # by itself Chromium asks its maker's machines
+QUIET = (  # unasked, Chromium sends requests of its own
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
     *("--disable-component-update", "--disable-sync", "--disable-quic"),
 )
@@ -43,7 +44,6 @@ def browser():
         if os.environ.get("CI"):
             pytest.fail("there is no Chromium: .ci/run installs it")
         pytest.skip("there is no Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=program, args=list(QUIET))
         yield started
@@ -53,22 +53,22 @@ def browser():
 @pytest.fixture
 def opened(browser, report):
     """Opens the report: call it with the width of the window; nothing may go wrong in it."""
-    told = []
+    heard = []
     with contextlib.ExitStack() as pages:
 
         def open_page(width=1280, **options):
             context = browser.new_context(viewport={"width": width, "height": 800}, **options)
             pages.callback(context.close)
             page = context.new_page()
-            page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: told.append(f"error: {error}"))
-            page.on("request", lambda request: told.append(request.url))
+            page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+            page.on("request", lambda request: heard.append(request.url))
             page.goto(report.as_uri())
             return page
 
         yield open_page
     allowed = (report.as_uri(), "data:", "blob:")
-    assert [text for text in told if not text.startswith(allowed)] == []
+    assert [text for text in heard if not text.startswith(allowed)] == []
 
 
 def test_every_section_is_there_and_the_links_lead_to_them(opened):

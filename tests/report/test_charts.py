@@ -1,4 +1,4 @@
-"""A chart's picture and its table say what was given."""
+"""A chart's picture and its table show the given figures."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from gsg_jax.report.charts import Line, line_chart, ticks
 
 
 def drawn_points(svg: str, number: int = 0) -> list[list[tuple[float, float]]]:
-    """The stretches of a line, in units of the axes: read back by the labels of the axes."""
+    """The stretches of a line in units of the axes, read back by the axes' labels."""
 
     def scale(kind, axis):
         found = re.findall(
@@ -68,7 +68,7 @@ def test_of_many_points_the_lowest_and_the_highest_are_kept():
     shown = {row[1] for row in chart.rows}
     assert {"50", "-60", "not a number"} <= shown
     assert {"0", "29,999"} <= {row[0] for row in chart.rows}
-    assert chart.note.startswith("Note. Of each stretch")
+    assert chart.note.startswith("Note. Only the lowest and highest of each stretch")
     few = line_chart("title", [Line("a", list(enumerate(values[:400])))], note="Note.")
     assert few.note == "Note." and len(few.rows) == 400
 

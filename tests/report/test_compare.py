@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configs comes first, and nothing is made up."""
+"""Runs side by side: only differing keys are shown, and nothing is made up."""
 
 import contextlib
 import io
@@ -120,21 +120,21 @@ def test_a_home_folder_is_written_out(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "said"),
     [
         (["a"], "give two or more"),
         (["a", "a/../a"], "given twice"),
         (["a", "b", "--output", "b"], "is a folder"),
     ],
 )
-def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, names, told):
+def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, names, said):
     for name in "ab":
         write_run(tmp_path / name, [1.0])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         compare.main(names)
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""What a report says of embeddings, against plain references."""
+"""Maps, spectrum, neighbours and confusion of embeddings, against plain references."""
 
 import sys
 
@@ -128,11 +128,11 @@ def test_clusters_are_the_planted_ones_and_the_largest_is_the_first():
 
 
 def test_on_the_maps_images_of_a_class_lie_near_one_another():
-    one = images(150, 12, 3, np.random.default_rng())
+    one = images(60, 12, 3, np.random.default_rng())
     maps = embeddings.embedding_maps(one.h, seed=0, umap=False)
     assert list(maps) == ["t-SNE", "PCA"]
     for name, place in maps.items():
-        assert place.shape == (150, 2) and np.isfinite(place).all()
+        assert place.shape == (60, 2) and np.isfinite(place).all()
         distance = np.linalg.norm(place[:, None] - place[None], axis=2)
         np.fill_diagonal(distance, np.inf)
         assert (one.label[distance.argmin(axis=1)] == one.label).mean() > 0.9, name

@@ -77,7 +77,7 @@ def test_every_image_has_its_place_on_the_sheets():
 
 def test_sheets_above_the_limit_lose_quality_and_then_the_last_images():
     rng = np.random.default_rng()
-    source = ArraySource("noise", rng.integers(0, 255, (2100, 8, 8, 3)).astype(np.uint8))
+    source = ArraySource("noise", rng.integers(0, 255, (2100, 6, 6, 3)).astype(np.uint8))
     whole = pictures.thumbnail_sheets(source)
     size = sum(map(len, whole.uris))
     smaller = pictures.thumbnail_sheets(source, size - 1)
@@ -90,9 +90,10 @@ def test_sheets_above_the_limit_lose_quality_and_then_the_last_images():
 
 
 def sheet_of(source, num):
-    return sheet([thumbnail(source.image(n), 8) for n in range(num)], pictures.COLUMNS)
+    return sheet([thumbnail(source.image(n), 6) for n in range(num)], pictures.COLUMNS)
 
 
+@pytest.mark.extended
 def test_views_of_a_large_image_are_of_the_whole_image():
     image = np.zeros((100, 2000, 3), np.uint8)
     image[:, -40:, 0] = 255  # red at its end
@@ -125,7 +126,8 @@ def test_the_views_are_drawn_as_the_step_draws_them():
     ]
     recipe = view_recipe(config.views)
     key, _ = jax.random.split(jax.random.key(config.run.seed))
-    views = np.asarray(make_views(image[None], key, recipe, pictures.NUM_VIEWS))
+    draw = jax.jit(make_views, static_argnums=(2, 3))
+    views = np.asarray(draw(image[None], key, recipe, pictures.NUM_VIEWS))
     for view, expected in zip(shown[1:], views, strict=False):
         pixels = expected * np.array(recipe.std)[None, None] + np.array(recipe.mean)[None, None]
         pixels = np.round(255 * pixels.clip(0, 1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The report of a run: all there is, and what is missing is said."""
+"""The report of a run shows all there is and names what is missing."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of images, one class of which has a name that would be markup."""
+    """A folder of images; the name of one class would be markup."""
     folder = write_images(tmp_path_factory.mktemp("images"))
     for split in ("train", "test"):
         (folder / split / "uneven").rename(folder / split / EVIL)
@@ -32,7 +32,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
-    """(its folder, its last line, what people read) of a run that has written a report."""
+    """(folder, last line, standard error) of a run that has written a report."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     status, out, err = call(*tiny("simsiam_gsg", images, folder, "--config.run.report=true"))
     assert status == 0, err
@@ -41,8 +41,15 @@ def run(images, tmp_path_factory):
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """A copy of the run that a test may damage."""
+    """A copy of the run, for a test to damage."""
     return shutil.copytree(run[0], tmp_path / "run")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for a training that is complete: only its report is still made."""
+    done = {"step": 10, "num_steps": 10}
+    monkeypatch.setattr("gsg_jax.jobs.pretrain.pretrain", lambda config, workdir: done)
 
 
 def write_photos(folder, num):
@@ -57,7 +64,7 @@ def write_photos(folder, num):
 
 
 def report(folder, *flags):
-    """Reports by the command line: the last line, and the page."""
+    """Runs the report job: the last line, and the page."""
     status, out, err = call(config("report"), f"--config.pretrained={folder}", *flags)
     assert status == 0, err
     assert "Traceback" not in err
@@ -85,8 +92,8 @@ def test_the_page_asks_no_other_machine_for_anything(run):
 def test_its_accuracy_is_the_runs(run):
     folder, last, _ = run
     page = (folder / "report.html").read_text()
-    told = page.split("are taken for what they are")[0].rsplit("; ", 1)[1].strip()
-    assert told == f"{100 * last['knn_top1']:.2f} %"
+    shown = page.split("are classified correctly")[0].rsplit("; ", 1)[1].strip()
+    assert shown == f"{100 * last['knn_top1']:.2f} %"
 
 
 def test_names_that_would_be_markup_are_text(run):
@@ -104,16 +111,17 @@ def test_json_in_a_page_cannot_end_its_element():
         as_json(float("nan"))
 
 
-def test_a_run_that_is_told_not_to_has_no_report(images, tmp_path):
-    status, _, err = call(*tiny("simsiam_gsg", images, tmp_path / "run"))
-    assert status == 0 and "report" not in err
-    assert not (tmp_path / "run" / "report.html").exists()
+def test_a_run_without_a_report_writes_none(copy, images, trained):
+    (copy / "report.html").unlink()
+    status, _, err = call(*tiny("simsiam_gsg", images, copy, "--config.run.report=false"))
+    assert (status, err) == (0, "")
+    assert not (copy / "report.html").exists()
 
 
-def test_a_report_that_cannot_be_written_does_not_lose_the_run(images, tmp_path):
-    (tmp_path / "run" / "report.html" / "in the way").mkdir(parents=True)
-    flags = tiny("simsiam_gsg", images, tmp_path / "run", "--config.run.report=true")
-    status, out, err = call(*flags)
+def test_a_report_that_cannot_be_written_does_not_lose_the_run(copy, images, trained):
+    (copy / "report.html").unlink()
+    (copy / "report.html" / "in the way").mkdir(parents=True)
+    status, out, err = call(*tiny("simsiam_gsg", images, copy, "--config.run.report=true"))
     assert status == 0 and figures(out)["step"] == 10
     assert "warning: the run is done, but not its report" in err
 
@@ -126,12 +134,14 @@ def test_images_without_labels_are_coloured_by_cluster(copy, tmp_path):
     assert "no labels" in page
 
 
+@pytest.mark.extended
 def test_more_images_than_fit_without_labels_are_a_part_of_them(copy, tmp_path):
     photos = write_photos(tmp_path / "photos", 12)
     last, page = report(copy, f"--config.data.dir={photos}", "--config.report.max_images=7")
     assert last["num_images"] == 7 and "cluster 1" in page
 
 
+@pytest.mark.extended
 def test_a_name_that_is_no_text_is_shown_with_a_sign_in_its_place(copy, tmp_path):
     photos = write_photos(tmp_path / "photos", 6)
     (photos / "0.png").rename(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png"))
@@ -141,7 +151,9 @@ def test_a_name_that_is_no_text_is_shown_with_a_sign_in_its_place(copy, tmp_path
 
 
 @pytest.mark.parametrize("part", ["jobs.report.embed_source", "report.pictures.augmentation_sheet"])
-def test_sigterm_during_the_report_stops_it_and_the_run_is_done(part, copy, images, monkeypatch):
+def test_sigterm_during_the_report_stops_it_and_the_run_is_done(
+    part, copy, images, trained, monkeypatch
+):
     module, _, name = part.rpartition(".")
     original = getattr(importlib.import_module(f"gsg_jax.{module}"), name)
 
@@ -183,7 +195,7 @@ def test_a_run_whose_figures_are_no_numbers_has_a_report_that_says_so(copy):
 
 
 @pytest.mark.parametrize(
-    ("gone", "told", "without", "within"),
+    ("gone", "said", "without", "within"),
     [
         ("checkpoints", "holds no checkpoint", '<section id="map"', LOSS),
         ("metrics.jsonl", "metrics.jsonl is missing", LOSS, '<section id="map"'),
@@ -191,12 +203,12 @@ def test_a_run_whose_figures_are_no_numbers_has_a_report_that_says_so(copy):
     ],
 )
 def test_an_old_workdir_with_missing_files_has_a_report_that_names_them(
-    copy, gone, told, without, within
+    copy, gone, said, without, within
 ):
     path = copy / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     last, page = report(copy)
-    assert any(told in sentence for sentence in last["missing"]), last["missing"]
+    assert any(said in sentence for sentence in last["missing"]), last["missing"]
     assert without not in page and within in page
     assert 'id="missing"' in page
 
@@ -248,6 +260,7 @@ def test_a_page_of_a_record_alone_has_its_curves(run):
     assert '<section id="curves"' in page and '<section id="map"' not in page
 
 
+@pytest.mark.extended
 def test_the_job_takes_the_config_from_python_too(copy):
     options = evaluations.evaluation("report")
     options.pretrained = str(copy)

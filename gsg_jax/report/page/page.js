@@ -15,7 +15,7 @@
     document.dispatchEvent(new Event("recolour")));
 }
 
-// Charts: the figures at the pointer, or step by step with the arrow keys, out of the table below.
+// Charts: the figures at the pointer, or step by step with the arrow keys, from the table below.
 for (const chart of document.querySelectorAll(".chart")) {
   const svg = chart.querySelector("svg[data-x]");
   const reading = chart.querySelector(".reading");
@@ -60,7 +60,7 @@ if (document.getElementById("map-data")) {
   const tip = document.getElementById("tip");
   const num = data.group.length;
   const perSheet = data.columns * data.rows;
-  const off = new Set();  // groups that are faint
+  const off = new Set();  // groups drawn faintly
   let kind = Object.keys(data.places)[0];
   let chosen = -1, hovered = -1;
 
@@ -138,7 +138,7 @@ if (document.getElementById("map-data")) {
       button.append(picture(other));
       button.addEventListener("click", () => {
         choose(other);
-        chosenBox.querySelector("button").focus();  // the one that was pressed has gone
+        chosenBox.querySelector("button").focus();  // the pressed button is gone
       });
       near.append(button);
     }
@@ -176,7 +176,7 @@ if (document.getElementById("map-data")) {
     const i = nearest(event.clientX - box.left, event.clientY - box.top, 24);
     if (i >= 0) choose(i);
   });
-  // The nearest image of those that lie within 45 degrees of a direction.
+  // The nearest image within 45 degrees of a direction.
   function beyond(dx, dy) {
     let best = -1, least = Infinity;
     for (let i = 0; i < num; i++) {
@@ -207,7 +207,7 @@ if (document.getElementById("map-data")) {
     draw();
   });
 
-  // Legend: choosing groups sets them off from the others; none chosen shows all.
+  // Legend: chosen groups are highlighted; if none is chosen, all are shown.
   const list = document.getElementById("groups");
   const present = [...new Set(data.group)].sort((a, b) => a - b);
   const picked = new Set();
@@ -238,7 +238,7 @@ if (document.getElementById("map-data")) {
 
   document.getElementById("coordinates").addEventListener("click", () => {
     const kinds = Object.keys(data.places);
-    // What begins with one of these a spreadsheet would compute.
+    // A spreadsheet would compute a text that begins with one of these.
     const quote = (text) => `"${text.replace(/^[=+@-]/, "'$&").replaceAll('"', '""')}"`;
     const lines = [["image", "group", ...kinds.flatMap((name) => [`${name} x`, `${name} y`])].join(",")];
     for (let i = 0; i < num; i++)

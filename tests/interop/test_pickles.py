@@ -1,0 +1,164 @@
+"""PyTorch's own files: its modules have the names that we know, and only tensors are loaded."""
+
+import collections
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+timm = pytest.importorskip("timm")
+
+from torch import nn  # noqa: E402
+from torchvision.models.resnet import BasicBlock  # noqa: E402
+
+from tests.interop.checkpoints import (  # noqa: E402
+    BOTTLENECK,
+    HIDDEN,
+    PROJECTION,
+    SHAPES,
+    WIDTH,
+    tensors,
+    vit,
+)
+from tests.interop.test_import_export import to_file, to_run  # noqa: E402
+from tests.interop.test_refusals import refused  # noqa: E402
+
+pytestmark = pytest.mark.extended
+
+
+def resnet(fc=None):
+    """torchvision's ResNet-10, its stages WIDTH / 64 as wide."""
+    network = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
+    network.inplanes = WIDTH
+    network.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
+    network.bn1 = nn.BatchNorm2d(WIDTH)
+    for stage in range(4):
+        layer = network._make_layer(BasicBlock, WIDTH * 2**stage, 1, stride=1 + (stage > 0))
+        setattr(network, f"layer{stage + 1}", layer)
+    network.fc = nn.Identity() if fc is None else fc
+    return network
+
+
+def numbered_resnet():
+    return nn.Sequential(*list(resnet().children())[:-1])
+
+
+def projector(*, last_bias=False, last_norm=True):
+    last = [nn.BatchNorm1d(PROJECTION, affine=False)] if last_norm else []
+    return nn.Sequential(
+        *(nn.Linear(8 * WIDTH, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU()),
+        *(nn.Linear(HIDDEN, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU()),
+        *(nn.Linear(HIDDEN, PROJECTION, bias=last_bias), *last),
+    )
+
+
+def predictor():
+    return nn.Sequential(
+        *(nn.Linear(PROJECTION, BOTTLENECK, bias=False), nn.BatchNorm1d(BOTTLENECK), nn.ReLU()),
+        nn.Linear(BOTTLENECK, PROJECTION),
+    )
+
+
+def moco_head():
+    return nn.Sequential(nn.Linear(8 * WIDTH, 8 * WIDTH), nn.ReLU(), nn.Linear(8 * WIDTH, 16))
+
+
+MODULES = {
+    "torchvision": lambda: resnet(nn.Linear(8 * WIDTH, 10)),
+    "simsiam": lambda: {"encoder": resnet(projector(last_bias=True)), "predictor": predictor()},
+    "simsiam target": lambda: {
+        "encoder": resnet(projector()),
+        "predictor": predictor(),
+        "encoder_momentum": resnet(projector()),
+    },
+    "moco v1": lambda: {
+        branch: resnet(nn.Linear(8 * WIDTH, 16)) for branch in ("encoder_q", "encoder_k")
+    },
+    "moco v2": lambda: {branch: resnet(moco_head()) for branch in ("encoder_q", "encoder_k")},
+    "barlow_twins": lambda: {
+        "backbone": resnet(),
+        "projector": projector(last_norm=False),
+        "bn": nn.BatchNorm1d(PROJECTION, affine=False),
+    },
+    "unigrad": lambda: {
+        "encoder": numbered_resnet(),
+        "projector": projector(),
+        "predictor": predictor(),
+        "momentum_encoder": numbered_resnet(),
+        "momentum_projector": projector(),
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_pytorchs_modules_have_these_names_and_shapes(name):
+    made = MODULES[name]()
+    module = nn.ModuleDict(made) if isinstance(made, dict) else made
+    found = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    assert found == {key: of for key, of in SHAPES[name].items() if not key.startswith("queue")}
+
+
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_timms_vit_has_these_names_and_shapes(num_classes):
+    sizes = {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 4, "img_size": 8}
+    network = timm.models.VisionTransformer(num_classes=num_classes, **sizes)
+    found = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    assert found == vit(num_classes)
+
+
+def as_torch(given, prefix=""):
+    return {prefix + name: torch.from_numpy(np.array(array)) for name, array in given.items()}
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", ""])
+def test_a_pickle_comes_back_bit_equal_under_its_wrapper(wrapper, tmp_path):
+    given = as_torch(tensors("moco v2"), "module.")
+    content = {"epoch": 3, "arch": "resnet10", wrapper: given} if wrapper else given
+    torch.save(content, tmp_path / "checkpoint.pth.tar")
+    to_run(tmp_path / "checkpoint.pth.tar", tmp_path)
+    back, _ = to_file(tmp_path, "back.pth", "reference")
+    found = torch.load(back, weights_only=True)
+    found = found[wrapper] if wrapper else found
+    assert found.keys() == given.keys()
+    for name, tensor in given.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def pickled(folder, content, name="checkpoint.pth"):
+    torch.save(content, folder / name)
+    return refused(folder, name=name)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1000])
+def test_files_cut_short_are_called_damaged(kept, tmp_path):
+    torch.save(as_torch(tensors("simsiam")), tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[:kept])
+    assert "damaged or cut short" in refused(tmp_path, name="cut.pth")
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_not_loaded(tmp_path):
+    given = as_torch(tensors("simsiam"))
+    content = {"state_dict": given, "args": collections.Counter("abc"), "opener": open}
+    err = pickled(tmp_path, content)
+    assert "holds more than tensors" in err and "was not loaded" in err
+    assert "collections.Counter" in err or "builtins" in err or "open" in err
+
+
+def test_a_pickle_without_a_state_dict_is_refused(tmp_path):
+    assert "holds no state dict" in pickled(tmp_path, [torch.zeros(2)])
+    assert "'epoch' is no tensor with a name" in pickled(tmp_path, {"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("encoder.bn1.bias", torch.ones(WIDTH, dtype=torch.complex64), "is complex64"),
+        ("encoder.bn1.bias", torch.ones(WIDTH).to_sparse(), "not dense"),
+        (7, torch.ones(WIDTH), "no tensor with a name"),
+    ],
+)
+def test_tensors_that_only_pickles_can_hold_are_refused(name, tensor, said, tmp_path):
+    err = pickled(tmp_path, as_torch(tensors("simsiam")) | {name: tensor})
+    assert said in err and (str(name) in err or said == "not dense")
