@@ -88,14 +88,12 @@ def encoder(fc: Shapes) -> Shapes:
     return resnet() | below("fc", fc)
 
 
-MOCO_V1 = linear("fc", 8 * WIDTH, 16)
-MOCO_V2 = linear("fc.0", 8 * WIDTH, 8 * WIDTH) | linear("fc.2", 8 * WIDTH, 16)
+MOCO = linear("0", 8 * WIDTH, 8 * WIDTH) | linear("2", 8 * WIDTH, 16)
 QUEUE = {"queue": (16, 8), "queue_ptr": (1,)}
 VICREG = linear("0", 8 * WIDTH, HIDDEN) | norm("1", HIDDEN) | linear("3", HIDDEN, 7, bias=False)
 # What a checkpoint holds, by a name of its own; the part before the space is its layout.
 SHAPES = {
     "torchvision": resnet() | linear("fc", 8 * WIDTH, 10),
-    "torchvision backbone": resnet(),
     "timm": vit(),
     "timm classifier": vit(num_classes=10),
     "simsiam": below("encoder", encoder(projector(last_bias=True)))
@@ -103,12 +101,7 @@ SHAPES = {
     "simsiam target": below("encoder", encoder(projector()))
     | below("predictor", predictor())
     | below("encoder_momentum", encoder(projector())),
-    "moco v1": QUEUE
-    | below("encoder_q", resnet() | MOCO_V1)
-    | below("encoder_k", resnet() | MOCO_V1),
-    "moco v2": QUEUE
-    | below("encoder_q", resnet() | MOCO_V2)
-    | below("encoder_k", resnet() | MOCO_V2),
+    "moco": QUEUE | below("encoder_q", encoder(MOCO)) | below("encoder_k", encoder(MOCO)),
     "barlow_twins": below("backbone", resnet())
     | below("projector", projector(last_norm=False))
     | norm("bn", PROJECTION, is_affine=False),

@@ -20,8 +20,7 @@ KEPT = {
     "torchvision": ("fc.",),
     "timm classifier": ("head.",),
     "simsiam": ("encoder.fc.6.bias",),
-    "moco v1": ("queue", "encoder_q.fc.", "encoder_k.fc."),
-    "moco v2": ("queue", "encoder_q.fc.", "encoder_k.fc."),
+    "moco": ("queue", "encoder_q.fc.", "encoder_k.fc."),
     "vicreg": ("projector.",),
 }
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
 
 from torch import nn  # noqa: E402
-from torchvision.models.resnet import BasicBlock  # noqa: E402
 
 from tests.interop.checkpoints import (  # noqa: E402
     BOTTLENECK,
@@ -21,79 +20,38 @@ from tests.interop.checkpoints import (  # noqa: E402
     tensors,
     vit,
 )
+from tests.interop.networks import predictor, projector, resnet  # noqa: E402
 from tests.interop.test_import_export import to_file, to_run  # noqa: E402
 from tests.interop.test_refusals import refused  # noqa: E402
 
 pytestmark = pytest.mark.extended
 
-
-def resnet(fc=None):
-    """torchvision's ResNet-10, its stages WIDTH / 64 as wide."""
-    network = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
-    network.inplanes = WIDTH
-    network.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
-    network.bn1 = nn.BatchNorm2d(WIDTH)
-    for stage in range(4):
-        layer = network._make_layer(BasicBlock, WIDTH * 2**stage, 1, stride=1 + (stage > 0))
-        setattr(network, f"layer{stage + 1}", layer)
-    network.fc = nn.Identity() if fc is None else fc
-    return network
-
-
-def numbered_resnet():
-    return nn.Sequential(*list(resnet().children())[:-1])
-
-
-def projector(*, last_bias=False, last_norm=True):
-    last = [nn.BatchNorm1d(PROJECTION, affine=False)] if last_norm else []
-    return nn.Sequential(
-        *(nn.Linear(8 * WIDTH, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU()),
-        *(nn.Linear(HIDDEN, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU()),
-        *(nn.Linear(HIDDEN, PROJECTION, bias=last_bias), *last),
-    )
-
-
-def predictor():
-    return nn.Sequential(
-        *(nn.Linear(PROJECTION, BOTTLENECK, bias=False), nn.BatchNorm1d(BOTTLENECK), nn.ReLU()),
-        nn.Linear(BOTTLENECK, PROJECTION),
-    )
-
-
-def moco_head():
-    return nn.Sequential(nn.Linear(8 * WIDTH, 8 * WIDTH), nn.ReLU(), nn.Linear(8 * WIDTH, 16))
-
-
+SIZES = (8 * WIDTH, HIDDEN, PROJECTION)
+HEAD = predictor(PROJECTION, BOTTLENECK)
+NUMBERED = nn.Sequential(*list(resnet().children())[:-1])
+MOCO = resnet(nn.Sequential(nn.Linear(SIZES[0], SIZES[0]), nn.ReLU(), nn.Linear(SIZES[0], 16)))
 MODULES = {
-    "torchvision": lambda: resnet(nn.Linear(8 * WIDTH, 10)),
-    "simsiam": lambda: {"encoder": resnet(projector(last_bias=True)), "predictor": predictor()},
-    "simsiam target": lambda: {
-        "encoder": resnet(projector()),
-        "predictor": predictor(),
-        "encoder_momentum": resnet(projector()),
-    },
-    "moco v1": lambda: {
-        branch: resnet(nn.Linear(8 * WIDTH, 16)) for branch in ("encoder_q", "encoder_k")
-    },
-    "moco v2": lambda: {branch: resnet(moco_head()) for branch in ("encoder_q", "encoder_k")},
-    "barlow_twins": lambda: {
+    "torchvision": resnet(nn.Linear(8 * WIDTH, 10)),
+    "simsiam": {"encoder": resnet(projector(*SIZES, last_bias=True)), "predictor": HEAD},
+    "moco": {"encoder_q": MOCO, "encoder_k": MOCO},
+    "barlow_twins": {
         "backbone": resnet(),
-        "projector": projector(last_norm=False),
+        "projector": projector(*SIZES, last_norm=False),
         "bn": nn.BatchNorm1d(PROJECTION, affine=False),
     },
-    "unigrad": lambda: {
-        "encoder": numbered_resnet(),
-        "projector": projector(),
-        "predictor": predictor(),
-        "momentum_encoder": numbered_resnet(),
-        "momentum_projector": projector(),
+    "unigrad": {
+        "encoder": NUMBERED,
+        "projector": projector(*SIZES),
+        "predictor": HEAD,
+        "momentum_encoder": NUMBERED,
+        "momentum_projector": projector(*SIZES),
     },
 }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_pytorchs_modules_have_these_names_and_shapes(name):
-    made = MODULES[name]()
+    made = MODULES[name]
     module = nn.ModuleDict(made) if isinstance(made, dict) else made
     found = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     assert found == {key: of for key, of in SHAPES[name].items() if not key.startswith("queue")}
@@ -113,7 +71,7 @@ def as_torch(given, prefix=""):
 
 @pytest.mark.parametrize("wrapper", ["state_dict", ""])
 def test_a_pickle_comes_back_bit_equal_under_its_wrapper(wrapper, tmp_path):
-    given = as_torch(tensors("moco v2"), "module.")
+    given = as_torch(tensors("moco"), "module.")
     content = {"epoch": 3, "arch": "resnet10", wrapper: given} if wrapper else given
     torch.save(content, tmp_path / "checkpoint.pth.tar")
     to_run(tmp_path / "checkpoint.pth.tar", tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
 
 from torch import nn  # noqa: E402
 
@@ -19,103 +20,25 @@ from gsg_jax.train.build import build_experiment  # noqa: E402
 from gsg_jax.train.state import init_state  # noqa: E402
 from gsg_jax.train.step import train_step  # noqa: E402
 from gsg_jax.train.views import Views  # noqa: E402
+from tests.interop.networks import BLOCKS, predictor, projector, resnet  # noqa: E402
 
 pytestmark = pytest.mark.extended
 
 NUM_STEPS, NUM_STEPS_PLANNED, STEPS_PER_EPOCH = 3, 8, 2
 NUM_IMAGES, HEIGHT, WIDTH, CHANNELS = 7, 21, 26, 3
-BATCH_NORM = {"eps": 1e-5, "momentum": 0.1}
 FLOOR = 1e-8  # of a norm
 FIELDS = ("params", "batch_stats", "target_params", "target_batch_stats")
 
 
-class Basic(nn.Module):
-    expansion = 1
-
-    def __init__(self, inputs, width, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, **BATCH_NORM)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width, **BATCH_NORM)
-        self.downsample = downsample(inputs, width, stride)
-
-    def forward(self, x):
-        y = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(y)) + self.downsample(x)).relu()
-
-
-class Bottleneck(nn.Module):
-    expansion = 4
-
-    def __init__(self, inputs, width, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width, **BATCH_NORM)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width, **BATCH_NORM)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * width, **BATCH_NORM)
-        self.downsample = downsample(inputs, 4 * width, stride)
-
-    def forward(self, x):
-        y = self.bn1(self.conv1(x)).relu()
-        y = self.bn2(self.conv2(y)).relu()
-        return (self.bn3(self.conv3(y)) + self.downsample(x)).relu()
-
-
-def downsample(inputs, outputs, stride):
-    if inputs == outputs and stride == 1:
-        return nn.Identity()
-    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs, **BATCH_NORM))
-
-
-RESNETS = {
-    "resnet10": (Basic, (1, 1, 1, 1)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-}
-
-
-class Encoder(nn.Module):
+def encoder(model):
     """A ResNet that ends in the projector."""
-
-    def __init__(self, model):
-        super().__init__()
-        block, stage_sizes = RESNETS[model.backbone]
-        if model.stem == "imagenet":
-            self.conv1 = nn.Conv2d(CHANNELS, model.width, 7, 2, padding=3, bias=False)
-            self.pool = nn.MaxPool2d(3, 2, padding=1)
-        else:
-            stride = model.stem_stride
-            self.conv1 = nn.Conv2d(CHANNELS, model.width, 3, stride, padding=1, bias=False)
-            self.pool = nn.Identity()
-        self.bn1 = nn.BatchNorm2d(model.width, **BATCH_NORM)
-        self.stages, inputs = [], model.width
-        for stage in range(model.num_stages):
-            name, width, blocks = f"layer{stage + 1}", model.width * 2**stage, []
-            for index in range(stage_sizes[stage]):
-                blocks.append(block(inputs, width, 2 if stage > 0 and index == 0 else 1))
-                inputs = width * block.expansion
-            setattr(self, name, nn.Sequential(*blocks))
-            self.stages.append(name)
-        hidden, outputs = model.projector_hidden_width, model.projector_width
-        self.fc = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden, **BATCH_NORM),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden, bias=False),
-            nn.BatchNorm1d(hidden, **BATCH_NORM),
-            nn.ReLU(),
-            nn.Linear(hidden, outputs, bias=False),
-            nn.BatchNorm1d(outputs, affine=False, **BATCH_NORM),
-        )
-
-    def forward(self, images):
-        x = self.pool(self.bn1(self.conv1(images)).relu())
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return self.fc(x.mean(dim=(2, 3)))
+    block, _ = BLOCKS[model.backbone]
+    inputs = model.width * 2 ** (model.num_stages - 1) * block.expansion
+    return resnet(
+        projector(inputs, model.projector_hidden_width, model.projector_width),
+        **{name: model[name] for name in ("width", "backbone", "num_stages")},
+        small_stem_stride=model.stem_stride if model.stem == "small" else 0,
+    )
 
 
 class Network(nn.Module):
@@ -123,16 +46,10 @@ class Network(nn.Module):
 
     def __init__(self, model, has_ema_target):
         super().__init__()
-        hidden, width = model.predictor_hidden_width, model.projector_width
-        self.encoder = Encoder(model)
-        self.predictor = nn.Sequential(
-            nn.Linear(width, hidden, bias=False),
-            nn.BatchNorm1d(hidden, **BATCH_NORM),
-            nn.ReLU(),
-            nn.Linear(hidden, width),
-        )
+        self.encoder = encoder(model)
+        self.predictor = predictor(model.projector_width, model.predictor_hidden_width)
         if has_ema_target:
-            self.encoder_momentum = Encoder(model)
+            self.encoder_momentum = encoder(model)
 
     def forward(self, views):
         """Projections, predictions and targets, each a list over the views."""
