@@ -1,8 +1,11 @@
 """PyTorch's own modules, as narrow as ours are in tests."""
 
-import torchvision
-from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+import pytest
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+nn = torch.nn
+BasicBlock, Bottleneck = torchvision.models.resnet.BasicBlock, torchvision.models.resnet.Bottleneck
 
 BLOCKS = {"resnet10": (BasicBlock, (1, 1, 1, 1)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
 

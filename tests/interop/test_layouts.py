@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gsg_jax.config.check import check_pretraining, load_config, resolve
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
 from gsg_jax.interop.detectron import detectron_tensors
 from gsg_jax.interop.layouts import LAYOUTS, nearest_layout, recognise, to_tensors
 from gsg_jax.interop.tensors import KINDS

@@ -4,15 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-onnxruntime = pytest.importorskip("onnxruntime")
+from gsg_jax.config.load import load_config
+from gsg_jax.interop.backbones import fixed_positions
+from gsg_jax.interop.layouts import to_tensors
+from gsg_jax.interop.onnx_graph import write_onnx
+from gsg_jax.models.siamese import build_backbone
+
 pytest.importorskip("onnx")
-
-from gsg_jax.config.check import load_config  # noqa: E402
-from gsg_jax.interop.backbones import fixed_positions  # noqa: E402
-from gsg_jax.interop.layouts import to_tensors  # noqa: E402
-from gsg_jax.interop.onnx_graph import write_onnx  # noqa: E402
-from gsg_jax.models.siamese import build_backbone  # noqa: E402
-
+onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.extended
 
 SMALL = {"width": 8, "stem": "small", "stem_stride": 2}

@@ -5,13 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("torchvision")
-timm = pytest.importorskip("timm")
-
-from torch import nn  # noqa: E402
-
-from tests.interop.checkpoints import (  # noqa: E402
+from tests.interop.checkpoints import (
     BOTTLENECK,
     HIDDEN,
     PROJECTION,
@@ -20,10 +14,11 @@ from tests.interop.checkpoints import (  # noqa: E402
     tensors,
     vit,
 )
-from tests.interop.networks import predictor, projector, resnet  # noqa: E402
-from tests.interop.test_import_export import to_file, to_run  # noqa: E402
-from tests.interop.test_refusals import refused  # noqa: E402
+from tests.interop.networks import nn, predictor, projector, resnet, torch
+from tests.interop.test_import_export import to_file, to_run
+from tests.interop.test_refusals import refused
 
+timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extended
 
 SIZES = (8 * WIDTH, HIDDEN, PROJECTION)

@@ -9,18 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("torchvision")
-
-from torch import nn  # noqa: E402
-
-from gsg_jax.config.check import check_pretraining, load_config, resolve  # noqa: E402
-from gsg_jax.interop.layouts import to_tensors  # noqa: E402
-from gsg_jax.train.build import build_experiment  # noqa: E402
-from gsg_jax.train.state import init_state  # noqa: E402
-from gsg_jax.train.step import train_step  # noqa: E402
-from gsg_jax.train.views import Views  # noqa: E402
-from tests.interop.networks import BLOCKS, predictor, projector, resnet  # noqa: E402
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import load_config, resolve
+from gsg_jax.interop.layouts import to_tensors
+from gsg_jax.train.build import build_experiment
+from gsg_jax.train.state import init_state
+from gsg_jax.train.step import train_step
+from gsg_jax.train.views import Views
+from tests.interop.networks import BLOCKS, nn, predictor, projector, resnet, torch
 
 pytestmark = pytest.mark.extended
 
