@@ -9,38 +9,56 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-# Exit status of a process that was ended though nothing is wrong with its command, which goes on
-# when it is given again: a crash to whoever restarts it, unlike 1 and 2.
-AGAIN = 3
-
-
 LINE_EVERY_SECONDS = 30.0
 
 _host = 0  # of this process
 
 
 class UserError(Exception):
-    """The job cannot go on; the message names the value, the limit and the mend (exit status 1)."""
+    """The job cannot continue; the message names the value, the limit and the fix (status 1)."""
 
 
 class UsageError(UserError):
     """The command line or the config is wrong (exit status 2)."""
 
 
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Returns the exit status and the line that an error of a job deserves.
+
+    Returns:
+      (status, text); None if the user cannot fix it, so that its traceback must be seen.
+    """
+    if isinstance(error, UserError):
+        # What an error names may have line breaks.
+        return (2 if isinstance(error, UsageError) else 1), " ".join(str(error).splitlines())
+    if isinstance(error, KeyboardInterrupt):
+        return 1, "interrupted; the same command resumes from the newest checkpoint"
+    if isinstance(error, OSError):  # a full disk, a folder that vanished
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"{where}{error.strerror or error}; fix that, and the same command resumes"
+    is_of_device = isinstance(error, RuntimeError) and "Out of memory" in str(error)
+    if isinstance(error, MemoryError) or is_of_device:
+        return 1, (
+            "not enough memory: lower --config.data.batch_size, --config.views.size or "
+            "--config.model.width in another --workdir; for an evaluation --config.eval.batch_size"
+        )
+    return None
+
+
 @contextlib.contextmanager
 def counting(
     what: str, total: int, done: int = 0, console: Console | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Shows how many of a number are done: a bar on a terminal, now and then a line elsewhere.
+    """Shows how much of a task is done: a bar on a terminal, a line now and then elsewhere.
 
     Args:
-      what: is done, a few words.
-      total: how many there are.
+      what: the task, in a few words.
+      total: how many items it has.
       done: how many were done before.
-      console: standard error, where none is given.
+      console: standard error if None.
 
-    Returns:
-      A context manager whose value takes the number that are done.
+    Yields:
+      A function that takes the number of items done.
     """
     console = console or standard_error()
     start, last = time.monotonic(), time.monotonic()
@@ -64,22 +82,22 @@ def counting(
 
 
 def say(text: str) -> None:
-    """Prints a line for people, on standard error; of several hosts the first says it."""
+    """Prints a line for people on standard error, on host 0 only."""
     if not _host:
         print(text, file=sys.stderr, flush=True)
 
 
 def say_everywhere(text: str) -> None:
-    """Prints a line for people on whichever host it is; says which, where there are several."""
+    """Prints a line for people on whichever host this is, with the host's number unless it is 0."""
     print(f"host {_host}: {text}" if _host else text, file=sys.stderr, flush=True)
 
 
-def speak_as(host: int) -> None:
-    """Leaves what all hosts would say alike to host 0; `host` is this one."""
+def set_host(host: int) -> None:
+    """Tells this module which of several hosts this process is; only host 0 prints everything."""
     global _host
     _host = host
 
 
 def standard_error() -> Console:
-    """The console that people read; silent on every host but the first."""
+    """Returns the console that people read; it is silent on every host but host 0."""
     return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_host > 0)

@@ -175,7 +175,7 @@ WRONG_INPUT = [
     (["--config.recipe=cifar10"], 2, ["--config.recipe", "after the config"]),
     (["--wrokdir=x"], 2, ["wrokdir", "workdir"]),
     (["--config.model.width"], 2, ["--config.model.width=", "whole number"]),
-    (["train"], 2, ["'train' is no flag"]),
+    (["train"], 2, ["'train' is not a flag"]),
     ([SIMSIAM_GSG], 2, ["--config is given 2 times", "once"]),
     (["--workdir=FILE"], 1, ["--workdir=FILE cannot be written", "may write"]),
     (["--workdir=FILE/below"], 1, ["--workdir=FILE/below cannot be written", "may write"]),

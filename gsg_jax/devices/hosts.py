@@ -1,123 +1,107 @@
-"""The hosts of a run: found, joined once at the start, and told apart."""
+"""The hosts of a run: joined once at the start by JAX, and told apart."""
 
-import contextlib
-import ctypes
 import os
 import re
-import signal
-from collections.abc import Iterator
+import socket
+import time
 from typing import NamedTuple
 
 import jax
-from jax._src.clusters import ClusterEnv
 
-from gsg_jax import __version__
-from gsg_jax import console as progress
-from gsg_jax.console import UsageError, UserError
-from gsg_jax.devices.line import GRACE_SECONDS, Line, meet
+from gsg_jax.console import UsageError, UserError, say, set_host
 
-PORT = 8476  # of host 0, where neither the flags nor the cluster name another
-TIMEOUT = 300  # seconds that hosts wait for one another at the start
-
-_line: Line | None = None  # of this process, while it is one of several hosts
+PORT = 8476  # of host 0, unless the flags or the cluster name another
+START_SECONDS = 300
+HEARTBEAT_SECONDS = 60  # of silence, after which JAX ends the others
+# For a host that has finished while host 0 still writes a report. One that is lost meanwhile is
+# noticed by its heartbeat.
+_SHUTDOWN_SECONDS = 3600
 
 
-class Place(NamedTuple):
-    """Where this process stands among the hosts.
+class HostFlags(NamedTuple):
+    """The flags that place a process among the hosts.
 
     Attributes:
-      coordinator: HOST:PORT of host 0.
-      num_hosts: processes of the run, 1 or more.
-      host: this one, in [0, num_hosts).
-      local_devices: of this machine's devices those that are this process's; None for all.
-    """
-
-    coordinator: str
-    num_hosts: int
-    host: int
-    local_devices: list[int] | None = None
-
-
-def find_place(
-    coordinator: str = "",
-    num_hosts: int = 0,
-    host_index: int = -1,
-    port: int = 0,
-    timeout: int = TIMEOUT,
-) -> Place | None:
-    """Finds out from the flags, or else from the cluster, which of several hosts this is.
-
-    Cloud TPU, SLURM and Open MPI tell; JAX asks them, without a request on any other machine.
-
-    Args:
       coordinator: HOST or HOST:PORT of host 0; "" to ask the cluster.
-      num_hosts: of the run; 0 to ask the cluster.
-      host_index: this one; -1 to ask the cluster.
+      num_hosts: processes of the run; 0 to ask the cluster.
+      host_index: of this process, from 0; -1 to ask the cluster.
       port: of host 0; 0 for the coordinator's, the cluster's or PORT.
-      timeout: seconds to wait for host 0's name to be known.
-
-    Returns:
-      The place, or None where there is one host.
-
-    Raises:
-      UsageError: where a flag is missing beside others, or out of range.
-      UserError: where the cluster's host 0 is not known by name.
+      timeout: seconds to wait for a missing host at the start; later at most HEARTBEAT_SECONDS.
     """
-    _check_flags(coordinator, num_hosts, host_index, port, timeout)
-    if coordinator:
-        name, its_port = _split(coordinator)
-        place = Place(f"{name}:{port or its_port or PORT}", num_hosts, host_index)
-    else:
-        if port:
-            os.environ["JAX_COORDINATOR_PORT"] = str(port)
-        place = _place_in_cluster(timeout)
-    return place if (place.num_hosts or 1) > 1 else None  # outside of a cluster it has no number
+
+    coordinator: str = ""
+    num_hosts: int = 0
+    host_index: int = -1
+    port: int = 0
+    timeout: int = START_SECONDS
 
 
-@contextlib.contextmanager
-def joined(place: Place | None, timeout: int = TIMEOUT) -> Iterator[None]:
-    """Makes this process one of the run's hosts.
+def check_host_flags(flags: HostFlags) -> None:
+    """Raises UsageError if a flag is out of range, or given without those that belong to it."""
+    given = {
+        "--coordinator": bool(flags.coordinator),
+        "--num_hosts": flags.num_hosts != 0,
+        "--host_index": flags.host_index != -1,
+    }
+    missing = [flag for flag, is_given in given.items() if not is_given]
+    if missing and len(missing) < len(given):
+        raise UsageError(
+            f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT, --num_hosts=N and "
+            "--host_index=I together, or none of them if the cluster sets them"
+        )
+    if not missing and flags.num_hosts < 1:
+        raise UsageError(f"--num_hosts={flags.num_hosts}: must be 1 or more")
+    if not missing and not 0 <= flags.host_index < flags.num_hosts:
+        raise UsageError(
+            f"--host_index={flags.host_index}: must be from 0 to {flags.num_hosts - 1}"
+        )
+    if not 0 <= flags.port <= 65535:
+        raise UsageError(
+            f"--port={flags.port}: must be from 1 to 65535, or 0 for {PORT} or the cluster's"
+        )
+    if flags.timeout < 1:
+        raise UsageError(f"--host_timeout={flags.timeout}: must be 1 s or more")
+    _address(flags)
 
-    To be entered before JAX knows its devices. A host that is lost, or that ends with an error,
-    ends this process too, with a line that names it.
+
+def join_hosts(flags: HostFlags, ask_cluster: bool) -> None:
+    """Makes this process one of the run's hosts; to be called before JAX knows its devices.
+
+    If a host is lost later, JAX ends the others (SIGABRT, status 134) within HEARTBEAT_SECONDS.
 
     Args:
-      place: of find_place; None changes nothing.
-      timeout: seconds to wait for the others.
+      flags: of the command line, checked.
+      ask_cluster: whether Cloud TPU, SLURM or Open MPI may name the place if the flags do not.
 
     Raises:
-      UserError: where a host is missing: named.
+      UserError: if the coordinator cannot be reached, or its port not be opened.
     """
-    global _line
-    if place is None:
-        yield
+    if flags.coordinator and flags.num_hosts > 1:
+        set_host(flags.host_index)
+        place = _place_by_flags(flags)
+    elif not flags.coordinator and ask_cluster and _num_tasks() != "1":
+        if flags.port:
+            os.environ["JAX_COORDINATOR_PORT"] = str(flags.port)
+        # JAX assumes a process a device. If the cluster started one a machine, it has all of them.
+        place = {"local_device_ids": [] if _has_machine_alone() else None}
+    else:
         return
-    progress.speak_as(place.host)
-    _line = meet(
-        place.coordinator,
-        place.num_hosts,
-        place.host,
-        timeout=timeout,
-        about=f"gsg_jax {__version__}, jax {jax.__version__}",
-        say=progress.say_everywhere,
-    )
-    _abort_slowly()
-    jax.distributed.initialize(
-        place.coordinator,
-        place.num_hosts,
-        place.host,
-        local_device_ids=place.local_devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=timeout,
-    )
-    progress.say(f"{place.num_hosts} hosts, {jax.device_count()} devices")
-    yield
-
-
-def end(status: int, text: str = "") -> None:
-    """Tells the other hosts that this process ends, and how; they end too where it failed."""
-    if _line:
-        _line.end(status, text)
+    try:
+        jax.distributed.initialize(
+            **place,
+            initialization_timeout=flags.timeout,
+            heartbeat_timeout_seconds=min(flags.timeout, HEARTBEAT_SECONDS),
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        if "coordinator_address" in str(error) and not flags.coordinator:
+            return  # there is no cluster
+        raise
+    except RuntimeError as error:
+        raise UserError(f"the hosts could not be joined: {error}") from error
+    set_host(jax.process_index())
+    if are_several():
+        say(f"{jax.process_count()} hosts, {jax.device_count()} devices")
 
 
 def is_writer() -> bool:
@@ -127,89 +111,86 @@ def is_writer() -> bool:
 
 def are_several() -> bool:
     """Whether this process is one of several hosts."""
-    return _line is not None
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def leave_note(text: str) -> None:
-    """Tells the other hosts what this one does, in place of what it told before."""
-    if _line:
-        _line.leave_note(text)
+def _place_by_flags(flags: HostFlags) -> dict[str, str | int | None]:
+    address = _address(flags)
+    place = {
+        "coordinator_address": address,
+        "num_processes": flags.num_hosts,
+        "process_id": flags.host_index,
+        "cluster_detection_method": "deactivate",
+    }
+    say(f"waiting up to {flags.timeout} s for {flags.num_hosts} hosts at {address}")
+    if flags.host_index:
+        _wait_for_coordinator(address, flags)
+        return place
+    bound = None if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ else _own_address(address)
+    return place | {"coordinator_bind_address": bound}
 
 
-def notes() -> dict[int, str]:
-    """What the hosts have told last, {host: text}; {} where there is only one."""
-    return _line.notes() if _line else {}
-
-
-def _abort_slowly() -> None:
-    """Gives the line time to say who is lost: JAX aborts the process where host 0 is.
-
-    The handler is the C library's sleep, called with the signal's number: the thread that aborts
-    stops for six seconds, twice the line's GRACE_SECONDS, and the others go on. Python's own
-    handlers would run too late, and JAX's callback takes the process down with an error of its own.
-    """
-    assert signal.SIGABRT > GRACE_SECONDS
-    library = ctypes.CDLL(None)
-    library.signal.argtypes, library.signal.restype = (
-        (ctypes.c_int, ctypes.c_void_p),
-        ctypes.c_void_p,
+def _wait_for_coordinator(address: str, flags: HostFlags) -> None:
+    """Waits until host 0 listens: without it JAX would abort, and name no address."""
+    deadline, reason = time.monotonic() + flags.timeout, ""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection(_host_and_port(address), min(left, 5)).close()
+            return
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            time.sleep(min(0.2, left))
+    raise UserError(
+        f"host 0 of {flags.num_hosts} does not answer at {address} within {flags.timeout} s "
+        f"({reason}): start it there, or give all hosts its address as --coordinator=HOST:PORT"
     )
-    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
-def _place_in_cluster(timeout: int) -> Place:
-    try:
-        place = Place(
-            *ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
-        )
-    except RuntimeError as error:
-        raise UserError(f"the cluster's host 0 is not found: {error}") from error
-    return place._replace(local_devices=None) if _is_alone_on_its_machine() else place
+def _own_address(address: str) -> str | None:
+    """The one address that host 0 listens at; None for every interface, which is JAX's default.
 
+    A machine may map its own name to loopback, which the others could not reach: then it is None.
 
-def _is_alone_on_its_machine() -> bool:
-    """Whether the cluster has begun one process a machine, which then has all of its devices.
-
-    JAX takes it for one process a device, and would leave the others idle.
+    Raises:
+      UserError: if the address is not this machine's, or its port is taken. JAX would crash.
     """
+    name, port = _host_and_port(address)
+    try:
+        family, *_, found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(found[:2], family=family).close()
+    except OSError as error:
+        raise UserError(
+            f"host 0 cannot listen at {address} ({error.strerror}): give all hosts its own "
+            "address as --coordinator=HOST:PORT, or another --port"
+        ) from error
+    is_loopback = found[0].startswith("127.") or found[0] == "::1"
+    return None if is_loopback and name not in (found[0], "localhost") else address
+
+
+def _address(flags: HostFlags) -> str:
+    """HOST:PORT of host 0; "" without a coordinator."""
+    if not flags.coordinator:
+        return ""
+    name, colon, port = flags.coordinator.rpartition(":")
+    if not colon or flags.coordinator.endswith("]"):  # HOST or [IPv6]
+        name, port = flags.coordinator, str(PORT)
+    if not name or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise UsageError(f"--coordinator={flags.coordinator}: must be HOST or HOST:PORT, of host 0")
+    return f"{name}:{flags.port or port}"
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    name, _, port = address.rpartition(":")
+    return name.strip("[]"), int(port)
+
+
+def _num_tasks() -> str:
+    return os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE", "")
+
+
+def _has_machine_alone() -> bool:
+    """Whether SLURM or Open MPI started one process a machine."""
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get(
         "OMPI_COMM_WORLD_LOCAL_SIZE", ""
     )
     return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
-
-
-def _split(coordinator: str) -> tuple[str, int]:
-    """HOST:PORT, HOST or [IPv6]:PORT to its name and port, 0 where there is none."""
-    name, colon, port = coordinator.rpartition(":")
-    if not colon or coordinator.endswith("]"):
-        return coordinator, 0
-    if not name or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise UsageError(f"--coordinator={coordinator}: must be HOST or HOST:PORT, of host 0")
-    return name, int(port)
-
-
-def _check_flags(
-    coordinator: str, num_hosts: int, host_index: int, port: int, timeout: int
-) -> None:
-    given = {
-        "--coordinator": bool(coordinator),
-        "--num_hosts": num_hosts != 0,
-        "--host_index": host_index != -1,
-    }
-    missing = [flag for flag, is_given in given.items() if not is_given]
-    if missing and len(missing) < len(given):
-        raise UsageError(
-            f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT, --num_hosts=N and "
-            "--host_index=I together, or none of them where the cluster tells"
-        )
-    if not missing and num_hosts < 1:
-        raise UsageError(f"--num_hosts={num_hosts}: must be 1 or more")
-    if not missing and not 0 <= host_index < num_hosts:
-        raise UsageError(f"--host_index={host_index}: must be from 0 to {num_hosts - 1}")
-    if not 0 <= port <= 65535:
-        raise UsageError(
-            f"--port={port}: must be from 1 to 65535, or 0 for {PORT} or the cluster's"
-        )
-    if timeout < 1:
-        raise UsageError(f"--host_timeout={timeout}: must be 1 s or more")
-    _split(coordinator)

@@ -24,7 +24,7 @@ from gsg_jax.config.evaluations import evaluation
 from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.data.crops import EVAL_RESIZE
 from gsg_jax.devices import mesh as meshes
-from gsg_jax.devices.compile_cache import caching
+from gsg_jax.devices.compile_cache import use_compile_cache
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
 from gsg_jax.interop.layouts import image_channels
 from gsg_jax.run.checkpoint import Checkpoints
@@ -184,11 +184,7 @@ def search(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: the message says what to mend.
     """
-    with caching(arguments.workdir / "search" / "compilation_cache"):
-        return _search(arguments)
-
-
-def _search(arguments: argparse.Namespace) -> dict[str, Any]:
+    use_compile_cache()
     images, index, query_h, about = open_searched(arguments)
     if arguments.mode == "image":
         found = find_similar(images, index, arguments.image, query_h, arguments.k)

@@ -22,15 +22,14 @@ from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
-from gsg_jax.devices.compile_cache import caching
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed
 from gsg_jax.evaluation.monitor import KnnMonitor
-from gsg_jax.run import watchdog as watchdogs
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
 from gsg_jax.run.metrics import TIMED, MetricsLog
 from gsg_jax.run.wandb import check_wandb, open_wandb
+from gsg_jax.run.watchdog import Watchdog
 from gsg_jax.run.workdir import claim
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay
@@ -54,8 +53,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     Args:
       config: of configs/, with its overrides.
       workdir: DIR; holds config.json, metrics.jsonl, throughput.jsonl, baselines.json,
-        tensorboard/ and checkpoints/ afterwards, and compilation_cache/ unless JAX is set to use
-        another folder.
+        tensorboard/ and checkpoints/ afterwards.
 
     Returns:
       The final figures, which are the job's last line.
@@ -77,11 +75,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         check_patches(config, source)
     loader = build_loader(config, train)
     claim(workdir, config)
-    with caching(workdir / "compilation_cache"):
-        monitor = None
-        if is_monitored:
-            monitor = KnnMonitor(config, train, test)
-        return Pretraining(config, workdir, mesh, loader, monitor, train).run()
+    monitor = KnnMonitor(config, train, test) if is_monitored else None
+    return Pretraining(config, workdir, mesh, loader, monitor, train).run()
 
 
 class Pretraining:
@@ -111,7 +106,7 @@ class Pretraining:
             config.optim, batch_size=config.data.batch_size, **length
         )
         self.checkpoints = Checkpoints(workdir, config.run.keep_checkpoints, config.run.keep_every)
-        self.watchdog = watchdogs.Watchdog(config.run.watchdog_seconds, workdir, loader.busy)
+        self.watchdog = Watchdog(config.run.watchdog_seconds, workdir)
         self.past = []
 
     def run(self) -> dict[str, Any]:
@@ -126,7 +121,7 @@ class Pretraining:
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:
                 state = self._loop(state, first_step, writer, timer, display, stop_requested)
-            self.watchdog.at(watchdogs.SAVING)
+            self.watchdog.moved()
             train_seconds = timer.train_seconds()
         intervals = read_lines(self.workdir / "throughput.jsonl", TIMED)
         figures = {
@@ -192,7 +187,6 @@ class Pretraining:
         )
         collapse = CollapseWatch(self.config, writer.past)
         batches = self.loader.iterate(first_step)
-        watchdog, phase = self.watchdog, watchdogs.COMPILING
         for step in range(first_step + 1, self.num_steps + 1):
             if stop_requested():
                 losses.check_all()
@@ -202,17 +196,14 @@ class Pretraining:
                     f"stopped at step {step - 1} and saved: the same command resumes the run"
                 )
                 break
-            watchdog.at(watchdogs.WAITING_FOR_BATCH, step - 1)
+            self.watchdog.moved(is_compiling=step == first_step + 1)
             with timer.waiting():
                 batch = next(batches)
                 images = (batch["image"], batch["local"]) if "local" in batch else batch["image"]
                 inputs = (images, batch["label"]) if self.experiment.probe else (images,)
                 inputs = global_batch(self.mesh, inputs)
-            watchdog.at(phase)
             state, metrics = self.step(state, *inputs)
-            watchdog.at(watchdogs.WAITING_FOR_DEVICES)
             losses.push(step, metrics)
-            phase = watchdogs.STEPPING
             timer.stepped()
             display.advance(step)
             if not self._logs_at(step):
@@ -233,7 +224,7 @@ class Pretraining:
     def _save(
         self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool
     ) -> None:
-        self.watchdog.at(watchdogs.SAVING)
+        self.watchdog.moved()
         check_finite(state, self._what_to_do)
         writer.flush()  # a checkpoint implies the lines up to its step
         self.checkpoints.save(state, knn_top1, wait=is_last)
@@ -288,7 +279,7 @@ class Pretraining:
         )
 
         def watched(images):
-            self.watchdog.at(watchdogs.MONITORING)
+            self.watchdog.moved()
             return embed(images)
 
         return watched
