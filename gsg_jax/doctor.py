@@ -1,8 +1,7 @@
-"""`python -m gsg_jax.doctor`: is this machine ready for a run, and if not, what is to be done?
+"""`python -m gsg_jax.doctor`: is this machine ready for a run, and if not, what must be fixed?
 
-Prints a table on standard error, and as the last line of standard output one JSON object of what
-was found. Exit status: 0 ready, 1 something would stop a run, 2 wrong usage. Asks nothing of the
-network.
+Prints a table on standard error, and one JSON object of the findings as the last line of standard
+output. Exit status: 0 ready, 1 something would stop a run, 2 wrong usage. It needs no network.
 """
 
 import argparse
@@ -32,7 +31,9 @@ from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.tfds import prepared_names
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.compile_cache import cache_folder
+from gsg_jax.devices.hosts import PORT
+from gsg_jax.devices.mesh import give_fake_devices_threads, global_batch, make_mesh, replicated
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import init_state
 
@@ -40,7 +41,7 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
     *("array-record", "ml-collections", "numpy", "pillow"),
 )
-# Files of the devices that JAX needs an extra for, and the extra.
+# Device files, and the extra of this package that each needs.
 ACCELERATORS = {"/dev/nvidia0": "cuda", "/dev/accel0": "tpu", "/dev/vfio/0": "tpu"}
 LEAST_DISK = 5 * 2**30  # bytes: some checkpoints of a ResNet-50
 LEAST_MEMORY = 4 * 2**30  # bytes of the host
@@ -50,11 +51,11 @@ COLOURS = {GOOD: "green", NOTE: "yellow", BAD: "bold red"}
 
 
 class Finding(NamedTuple):
-    """What a check has found.
+    """What a check found.
 
     Attributes:
-      state: GOOD, NOTE (a run goes, but see) or BAD (a run would stop).
-      text: for people, with the mend where there is one.
+      state: GOOD, NOTE (a run works, but read the text) or BAD (a run would stop).
+      text: for people, with the fix if there is one.
       figures: the same for programs.
     """
 
@@ -90,8 +91,8 @@ def main(argv: list[str]) -> int:
         table.add_row(name, f"[{COLOURS[found.state]}]{found.state}[/]", escape(found.text))
     Console(stderr=True, highlight=False).print(table)
     is_ready = all(found.state != BAD for found in findings.values())
-    told = {name: {"state": found.state, **found.figures} for name, found in findings.items()}
-    print(json.dumps({"job": "doctor", "ready": is_ready, **told}), flush=True)
+    states = {name: {"state": found.state, **found.figures} for name, found in findings.items()}
+    print(json.dumps({"job": "doctor", "ready": is_ready, **states}), flush=True)
     return 0 if is_ready else 1
 
 
@@ -100,11 +101,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m gsg_jax.doctor", description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--workdir", default="runs", help="where runs are to lie")
+    parser.add_argument("--workdir", default="runs", help="where runs will lie")
     parser.add_argument("--data_dir", default="", help="TFDS folder; '' for its default")
-    parser.add_argument(
-        "--port", type=int, default=8476, help="of the coordinator of several hosts"
-    )
+    parser.add_argument("--port", type=int, default=PORT, help="of host 0 of several hosts")
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.port <= 65535:
         parser.error(f"--port={arguments.port}: must be from 1 to 65535")
@@ -112,16 +111,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def guarded(check: Callable[[], Finding]) -> Finding:
-    """What a check finds; whatever it raises is a finding too, and the others go on."""
+    """Returns what a check finds; an error is a finding too, so that the other checks still run."""
     try:
         return check()
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(BAD, said, {"error": said})
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Finding(BAD, text, {"error": text})
 
 
 def check_versions() -> Finding:
-    """Python and the packages that a run needs."""
+    """Checks the packages that a run needs."""
     found, missing = {"python": platform.python_version()}, []
     for package in PACKAGES:
         try:
@@ -136,35 +135,35 @@ def check_versions() -> Finding:
 
 
 def check_devices() -> Finding:
-    """The devices that JAX sees, and those that it should."""
+    """Checks that JAX sees the devices that the machine has."""
     devices = jax.devices()
     count, kind = len(devices), devices[0].device_kind
     figures = {"backend": jax.default_backend(), "kind": kind, "count": count}
     text = f"{count} x {kind} ({jax.default_backend()})"
     unseen = [extra for path, extra in ACCELERATORS.items() if pathlib.Path(path).exists()]
     if jax.default_backend() == "cpu" and unseen:
-        mend = f"; the machine has an accelerator: pip install -e '.[{unseen[0]}]'"
-        return Finding(NOTE, text + mend, figures)
+        advice = f"; the machine has an accelerator: pip install -e '.[{unseen[0]}]'"
+        return Finding(NOTE, text + advice, figures)
     return Finding(GOOD, text, figures)
 
 
 def check_memory() -> Finding:
-    """Memory of the host, and of the first device where that tells."""
+    """Checks the memory of the host, and reports that of the first device if JAX knows it."""
     figures = {"host_available": host_memory()}
-    told = "the host does not tell"
+    text = "unknown on the host"
     if figures["host_available"] is not None:
-        told = f"{gib(figures['host_available'])} free on the host"
+        text = f"{gib(figures['host_available'])} free on the host"
     statistics = jax.local_devices()[0].memory_stats() or {}
     if limit := statistics.get("bytes_limit"):
         figures["device_limit"] = limit
-        told += f", {gib(limit)} a device"
+        text += f", {gib(limit)} a device"
     is_little = (figures["host_available"] or math.inf) < LEAST_MEMORY
-    mend = "; take a small --config.data.batch_size and --config.model.width" if is_little else ""
-    return Finding(NOTE if is_little else GOOD, told + mend, figures)
+    advice = "; use a small --config.data.batch_size and --config.model.width" if is_little else ""
+    return Finding(NOTE if is_little else GOOD, text + advice, figures)
 
 
 def host_memory() -> int | None:
-    """Bytes that programs may still take, where the system tells as Linux does."""
+    """Returns the bytes that programs may still use, as Linux reports them; None elsewhere."""
     with contextlib.suppress(FileNotFoundError):
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -173,7 +172,7 @@ def host_memory() -> int | None:
 
 
 def check_disk(workdir: str) -> Finding:
-    """Whether there is room where runs are to lie, and whether it can be written."""
+    """Checks that runs can be written where they will lie, and that there is room."""
     folder = pathlib.Path(workdir).expanduser().resolve()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     figures = {"folder": str(there), "free": shutil.disk_usage(there).free}
@@ -186,13 +185,13 @@ def check_disk(workdir: str) -> Finding:
     text = f"{gib(figures['free'])} free in {there}"
     if figures["free"] < LEAST_DISK:
         return Finding(
-            NOTE, f"{text}, which some checkpoints fill: give another --workdir", figures
+            NOTE, f"{text}, which a few checkpoints fill: give another --workdir", figures
         )
     return Finding(GOOD, text, figures)
 
 
 def check_image_sets(data_dir: str) -> Finding:
-    """The TFDS sets that lie here, prepared; the embedded images are always there."""
+    """Lists the prepared TFDS sets; the embedded images are always there."""
     names = prepared_names(data_dir)
     if names:
         return Finding(GOOD, ", ".join(names), {"names": names})
@@ -202,29 +201,27 @@ def check_image_sets(data_dir: str) -> Finding:
 
 
 def check_cache() -> Finding:
-    """Where compiled programs are kept."""
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder:
-        return Finding(GOOD, "in the workdir of each run", {"folder": None})
+    """Checks where compiled programs are kept."""
+    folder = jax.config.jax_compilation_cache_dir or str(cache_folder())
     if "://" in folder:
         return Finding(GOOD, folder, {"folder": folder})
     path = pathlib.Path(folder)
     there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(there, os.W_OK):
-        text = f"JAX_COMPILATION_CACHE_DIR={folder} cannot be written: set another, or none"
+        text = f"{folder} cannot be written: set JAX_COMPILATION_CACHE_DIR to another folder"
         return Finding(NOTE, text, {"folder": folder})
     size = sum(entry.stat().st_size for entry in path.glob("*") if entry.is_file())
     return Finding(GOOD, f"{folder}, {size / 2**20:,.0f} MiB", {"folder": folder, "bytes": size})
 
 
 def check_port(port: int) -> Finding:
-    """Whether the first of several hosts could be asked at this port."""
+    """Checks that host 0 of several hosts could listen at this port."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))
         except OSError as error:
-            text = f"{port} is taken ({error.strerror}): several hosts need another one"
+            text = f"{port} is taken ({error.strerror}): several hosts need another --port"
             return Finding(NOTE, text, {"port": port, "is_free": False})
     return Finding(GOOD, f"{port} is free", {"port": port, "is_free": True})
 
@@ -247,20 +244,20 @@ def check_step() -> Finding:
 
 
 def tiny_steps() -> Iterator[float]:
-    """Losses of the real train step with a network of one stage, on images of noise; no end."""
+    """Yields the losses of the real train step, with a network of one stage on images of noise."""
     config = pretraining("default")
     config.method.name = "simsiam"
     config.model.update({"width": 8, "num_stages": 1})
     config.data.batch_size = 2 * jax.device_count()
     check_pretraining(config)
     config = resolve(config)
-    mesh = meshes.make_mesh(config.data.batch_size)
+    mesh = make_mesh(config.data.batch_size)
     experiment = build_experiment(config, num_steps=10**6, steps_per_epoch=100)
     init = partial(init_state, experiment, 1)
-    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    state = jax.jit(init, out_shardings=replicated(mesh))()
     shape = (config.data.batch_size // jax.process_count(), 28, 28, 1)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    images = meshes.global_batch(mesh, noise)
+    images = global_batch(mesh, noise)
     step = jit_step(experiment, mesh)
     while True:
         state, metrics = step(state, images)
@@ -268,10 +265,10 @@ def tiny_steps() -> Iterator[float]:
 
 
 def gib(num_bytes: int) -> str:
-    """Bytes for people."""
+    """Returns bytes as GiB for people."""
     return f"{num_bytes / 2**30:,.1f} GiB"
 
 
 if __name__ == "__main__":
-    meshes.give_fake_devices_threads()
+    give_fake_devices_threads()
     sys.exit(main(sys.argv[1:]))

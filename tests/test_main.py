@@ -398,7 +398,7 @@ def test_the_tests_have_the_devices_that_these_cases_need():
     assert len(jax.devices()) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_process_keeps_the_contract_too(images, tmp_path):
     run = start(*tiny("byol_gsg", images, tmp_path / "run"))
     out, err = run.communicate(timeout=300)
@@ -411,14 +411,14 @@ def test_the_process_keeps_the_contract_too(images, tmp_path):
         assert err.startswith("error: ") and err.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_disk_that_fills_up_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
     images, tmp_path
 ):
     flags = tiny("simsiam", images, tmp_path / "run", "--config.run.log_every_steps=1")
     code = (
         "import resource, runpy\n"
-        "from gsg_jax import checkpoint\n"
+        "from gsg_jax.run import checkpoint\n"
         "save = checkpoint.Checkpoints.save\n"
         "def save_and_fill(self, state, score, **how):\n"
         "    save(self, state, score, **how)\n"
