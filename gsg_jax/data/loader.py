@@ -1,4 +1,4 @@
-"""Batches of images from a source: shuffled without end for training, in order for evaluation."""
+"""Batches of images: shuffled, without end, for training; in order, once, for evaluation."""
 
 import functools
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ import numpy as np
 from gsg_jax.console import UserError
 from gsg_jax.data.crops import CropRecipe, centre_cut
 from gsg_jax.data.reader import Reader
-from gsg_jax.data.source import ArraySource, Busy, Source, Subset, num_decode_threads
-from gsg_jax.data.workers import Processes, Threads, Workers
+from gsg_jax.data.source import ArraySource, Source, Subset, num_decode_threads
+from gsg_jax.data.workers import Processes, Threads
 
-# The stream of a seed's randomness that the order is drawn from; the crops' is another.
+# The stream of a seed's randomness that the order is drawn from; the crops have another.
 _SHUFFLE_STREAM = 0
-# Batches made at the same time, so that whoever decodes has work at the end of each.
+# Two batches are made at a time, so that the decoders have work at the end of each.
 _BATCH_THREADS = 2
 _NO_END = 2**62
 
 
 class TrainLoader:
-    """An endless stream of training batches that any step can be taken up from.
+    """An endless stream of training batches that can be resumed at any step.
 
     Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
-    out. A batch is a function of (source, seed, batch_size, step, crops): not of threads or
-    processes, nor of where the stream began. The shares of num_hosts hosts, in order, are the
-    batch of one host.
+    out. A batch is a function of (source, seed, batch_size, step, crops): it depends neither on
+    threads or processes nor on the step at which the stream began. The shares of num_hosts hosts,
+    in order, are the batch of one host.
     """
 
     def __init__(
@@ -43,39 +43,33 @@ class TrainLoader:
         prefetch: int = 2,
         with_labels: bool = False,
     ) -> None:
-        """Checks what is asked for; nothing is read yet.
+        """Checks the settings; nothing is read yet.
 
         Args:
           source: the images.
-          batch_size: B, images a step over all hosts.
+          batch_size: B, images per step over all hosts.
           seed: of order and crops, 0 or more.
           crops: which crops to cut out of each image; None leaves images whole.
           host_index: this host, in [0, num_hosts).
           num_hosts: hosts that share each batch.
           num_threads: threads that decode and crop, 1 or more.
-          num_processes: processes that do it in their place, where there is anything to decode or
-            to crop; 0 for the threads.
-          prefetch: batches to make ahead; 0 makes each when it is asked for.
-          with_labels: batches have their labels too; for a source that has some.
+          num_processes: processes that decode and crop instead; 0 for the threads. Images that are
+            held in memory are always left to the threads.
+          prefetch: batches to make ahead; 0 makes each one when it is asked for.
+          with_labels: whether batches have labels too; the source must have some.
 
         Raises:
-          UserError: where a batch is larger than the source or cannot be shared among the hosts,
-            or where images that may differ in shape are not cropped.
+          UserError: if a batch is larger than the source or cannot be shared among the hosts, or
+            if images that may differ in shape are not cropped.
         """
         _check_batch(source, batch_size, num_hosts)
-        if seed < 0:
-            raise UserError(f"run.seed is {seed}: it must be 0 or more")
-        if num_threads < 1:
-            raise UserError(f"data.num_threads is {num_threads}: it must be 1 or more")
-        if num_processes < 0:
-            raise UserError(f"data.num_processes is {num_processes}: it must be 0 or more")
-        if prefetch < 0:
-            raise UserError(f"data.prefetch is {prefetch}: it must be 0 or more")
-        if crops is None and source.image_shape is None:
-            raise UserError(
-                f"the images of {source.name!r} differ in shape and cannot form a batch: "
-                'set data.crop="host"'
-            )
+        minimums = {"run.seed": (seed, 0), "data.num_threads": (num_threads, 1)}
+        minimums |= {"data.num_processes": (num_processes, 0), "data.prefetch": (prefetch, 0)}
+        for key, (value, least) in minimums.items():
+            if value < least:
+                raise UserError(f"{key} is {value}: it must be {least} or more")
+        if crops is None:
+            _check_one_shape(source)
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
@@ -84,19 +78,14 @@ class TrainLoader:
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads, self._num_processes = num_threads, num_processes
         self._prefetch = prefetch
-        self._reading: list[Workers] = []  # of the streams that are open
         self._labels = source.labels if with_labels else None
-        # Two, since batches are made ahead over the end of an epoch.
+        # Two orders are kept, since batches are made ahead across the end of an epoch.
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the source."""
         return len(self._source) // self._batch_size
-
-    def busy(self) -> list[Busy]:
-        """Says which images are being read at this moment, by whom and for how long."""
-        return [one for workers in list(self._reading) for one in workers.busy()]
 
     def iterate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this host's share of the batches of first_step, first_step + 1, and so on.
@@ -105,23 +94,24 @@ class TrainLoader:
           first_step: 0 or more.
 
         Returns:
-          Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}, with crops
-          [B / num_hosts, V, S, S, C] and, where there are local ones, "local": the same of these;
-          with labels "label": int32 [B / num_hosts].
-          Reading it raises UserError where an image cannot be decoded.
+          Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}; with crops, of the arrays
+          of CropRecipe.cut, [B / num_hosts, V, S, S, C]; with labels, also of "label": int32
+          [B / num_hosts]. Reading it raises UserError if an image cannot be decoded.
 
         Raises:
-          ValueError: where first_step is negative.
+          ValueError: if first_step is negative.
         """
         if first_step < 0:
             raise ValueError(f"first_step is {first_step}: it must be 0 or more")
         return self._generate(first_step)
 
     def _generate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
-        workers = self._workers()
-        self._reading.append(workers)
+        if self._num_processes and _is_encoded(self._source):
+            workers = Processes(self._reader, self._num_processes)
+        else:
+            workers = Threads(self._reader, self._num_threads)
         batches = iter(self._batches(workers))
-        # A step is all there is to the position, so checkpoints need not know Grain's state.
+        # The step alone is the position, so checkpoints need not know Grain's state.
         batches.set_state({"next_index": first_step})
         try:
             while True:
@@ -129,14 +119,8 @@ class TrainLoader:
         finally:
             batches.close()
             workers.close()
-            self._reading.remove(workers)
 
-    def _workers(self) -> Workers:
-        if self._num_processes and (self._reader.crops or _decodes(self._source)):
-            return Processes(self._reader, self._num_processes, self._reader.image_name)
-        return Threads(self._reader, self._num_threads, self._reader.image_name)
-
-    def _batches(self, workers: Workers) -> grain.IterDataset:
+    def _batches(self, workers: Threads | Processes) -> grain.IterDataset:
         return (
             grain.MapDataset.range(_NO_END)
             .map(lambda step: self._batch(workers, step))
@@ -154,7 +138,7 @@ class TrainLoader:
         seeds = np.random.SeedSequence(self._seed, spawn_key=(_SHUFFLE_STREAM, epoch))
         return np.random.Generator(np.random.PCG64(seeds)).permutation(len(self._source))
 
-    def _batch(self, workers: Workers, step: int) -> dict[str, np.ndarray]:
+    def _batch(self, workers: Threads | Processes, step: int) -> dict[str, np.ndarray]:
         """Returns this host's share of one step, [B / num_hosts, ...] each."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self._batch_size
@@ -181,25 +165,22 @@ def eval_batches(
 
     Args:
       source: the images.
-      batch_size: B, images a batch over all hosts, a multiple of their number.
+      batch_size: B, images per batch over all hosts, a multiple of their number.
       size: S: the short side is resized to S * 256 / 224 and the centre S x S cut. None leaves
-        images as they are, for which they must have one shape.
+        images as they are; they must then have one shape.
       first: the image to begin with.
       host_index: this host, in [0, num_hosts).
       num_hosts: hosts that share each batch.
 
     Returns:
-      Iterator of {"image": uint8 [B / num_hosts, H, W, C], "num_valid": int}: the last batch is
-      filled up with zeros after its num_valid images, counted over all hosts.
+      Iterator of {"image": uint8 [B / num_hosts, H, W, C], "num_valid": int}. The last batch is
+      padded with zeros after its num_valid images, which are counted over all hosts.
 
     Raises:
-      UserError: where images may differ in shape and no size is given.
+      UserError: if images may differ in shape and no size is given.
     """
-    if size is None and source.image_shape is None:
-        raise UserError(
-            f"the images of {source.name!r} differ in shape and cannot form a batch: "
-            'set data.crop="host"'
-        )
+    if size is None:
+        _check_one_shape(source)
     return _eval_batches(source, batch_size, size, first, host_index, num_hosts)
 
 
@@ -224,7 +205,7 @@ def _eval_batches(
     pool = ThreadPoolExecutor(num_decode_threads(), thread_name_prefix="decode")
     try:
         ahead = submit(first)
-        shape = read(0).shape  # of the last batch there may be nothing on this host
+        shape = read(0).shape  # this host's share of the last batch may be empty
         for start in range(first, len(source), batch_size):
             images, ahead = [future.result() for future in ahead], submit(start + batch_size)
             batch = np.zeros((share, *shape), np.uint8)
@@ -250,15 +231,23 @@ def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
         )
 
 
-def _decodes(source: Source) -> bool:
-    """Tells whether reading an image of a source is work."""
+def _check_one_shape(source: Source) -> None:
+    if source.image_shape is None:
+        raise UserError(
+            f"the images of {source.name!r} differ in shape and cannot form a batch: "
+            'set data.crop="host"'
+        )
+
+
+def _is_encoded(source: Source) -> bool:
+    """Returns whether images are decoded each time they are read."""
     while isinstance(source, Subset):
         source = source.source
     return not isinstance(source, ArraySource)
 
 
 def _stack(images: Iterator[dict[str, np.ndarray]], num_images: int) -> dict[str, np.ndarray]:
-    """Returns what images are read as, stacked by name in their order."""
+    """Stacks what was read of each image, by name."""
     stacked = {}
     for k, image in enumerate(images):
         for name, pixels in image.items():

@@ -50,8 +50,3 @@ class Reader:
                 f'{self.source.image_shape}: set data.crop="host"'
             )
         return {"image": pixels}
-
-    def image_name(self, i: int) -> str:
-        """What people call image i: its file, or its number where it has none of its own."""
-        paths = getattr(self.source, "paths", ())
-        return str(paths[i]) if paths else f"image {i} of {self.source.name!r}"

@@ -3,17 +3,9 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-
-
-class Busy(NamedTuple):
-    """An image that is being read: by whom, its file or number, and for how many seconds."""
-
-    who: str
-    image: str
-    seconds: float
 
 
 class Source(Protocol):

@@ -1,41 +1,59 @@
-"""What worker processes of the tests import, which is light for that: sources of images."""
+"""Sources of images that worker processes of the tests unpickle; light to import."""
 
 import os
 import signal
+import sys
 import time
 
 import numpy as np
 
 
-class Records(list):
-    def __getitems__(self, positions):
-        return [self[i] for i in positions]
+class Numbered:
+    """Eight images, image i filled with i."""
 
-
-class Deadly:
-    """Images of which reading one kills who reads it, the first `lives` times."""
-
-    name, labels, class_names, image_shape = "deadly", None, (), None
-
-    def __init__(self, folder, lives):
-        self.folder, self.lives = folder, lives
-        self.paths = tuple(folder / f"{i}.png" for i in range(8))
+    name, labels, class_names, image_shape = "numbered", None, (), None
 
     def __len__(self):
         return 8
 
     def image(self, i):
-        if i == 5:
-            deaths = len(list(self.folder.iterdir()))
-            if deaths < self.lives:
-                (self.folder / str(deaths)).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
         return np.full((9, 9, 3), i, np.uint8)
 
 
-class Sleepy(Deadly):
-    """Images of which reading one takes for ever."""
+class Deadly(Numbered):
+    """Kills whoever reads image 5."""
 
     def image(self, i):
-        time.sleep(1000 if i == 5 else 0)
-        return np.zeros((9, 9, 3), np.uint8)
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(i)
+
+
+class Faulty(Numbered):
+    """Raises an error that does not pickle."""
+
+    def image(self, i):
+        raise OddError(1, 2)
+
+
+class OddError(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+class Slow(Numbered):
+    """Takes 10 ms for an image, or, once a process has read 55 of them, a minute if told so."""
+
+    num_read = 0
+
+    def __init__(self, gets_stuck):
+        self.gets_stuck = gets_stuck
+
+    def __len__(self):
+        return 500
+
+    def image(self, i):
+        assert "jax" not in sys.modules, "a worker has imported jax"
+        self.num_read += 1
+        time.sleep(60 if self.gets_stuck and self.num_read > 55 else 0.01)
+        return super().image(i % 256)
