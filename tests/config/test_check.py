@@ -112,7 +112,7 @@ def test_the_fixes_of_a_network_pass():
     [
         ("byol", {}, "every view is a source of byol; set --config.method.sources=all, or take"),
         ("simsiam_gsg", {"stop_gradient": False}, "leave it True"),
-        ("byol_gsg", {"pairing": "roll", "num_views": 2}, "may be a source by both its views"),
+        ("byol_gsg", {"pairing": "roll", "num_views": 2}, "both views of an image may be sources"),
     ],
 )
 def test_sources_that_cannot_be_selected_are_refused_with_the_fix(method, changes, said):

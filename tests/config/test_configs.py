@@ -2,12 +2,15 @@
 
 import dataclasses
 import pathlib
+import re
 
 import pytest
 from ml_collections import ConfigDict
 
 from gsg_jax import jobs
+from gsg_jax.config import evaluations
 from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.keys import KEYS, OPTIONS
 from gsg_jax.config.load import flat, load_config, resolve
 from gsg_jax.config.recipes import RECIPES
 from gsg_jax.console import UserError
@@ -98,8 +101,22 @@ def test_the_imagenet_vit_recipe_is_moco_v3s():
     assert config.views.crop_area == (0.08, 1.0)  # BYOL's pair of views, which MoCo v3 took over
 
 
+SOURCES = "".join(
+    path.read_text()
+    for path in sorted((ROOT / "gsg_jax").rglob("*.py"))
+    if path.parent.name != "config" or path.name == "load.py"
+)
+
+
+@pytest.mark.parametrize("key", {**KEYS, **OPTIONS, **evaluations.KEYS})
+def test_every_key_is_named_where_it_is_read(key):
+    """The two tests below, which are extended, see that it is read."""
+    name = key.rpartition(".")[2]
+    assert re.search(rf"\.{name}\b|\b{name}:|[\"']{name}[\"']", SOURCES)
+
+
 class Recorder:
-    """A config that notes which of its keys were read; as a record it is read by nobody."""
+    """A config that notes which of its keys were read; its use as a record does not count."""
 
     def __init__(self, config: ConfigDict, seen: set, prefix: str = ""):
         self._config, self._seen, self._prefix = config, seen, prefix
@@ -120,7 +137,7 @@ class Recorder:
 
 
 def record_views(seen):
-    """In place of view_recipe: notes which fields the views read."""
+    """A stand-in for view_recipe that notes which fields are read."""
 
     def view_recipe(views):
         fields = views.to_dict()
@@ -140,7 +157,7 @@ def record_views(seen):
     return view_recipe
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
     images = write_images(tmp_path / "images")
     seen = set()
@@ -165,13 +182,13 @@ def test_every_key_is_read_by_somebody(tmp_path, monkeypatch):
         train.pretrain(config, pathlib.Path(workdir))
     with pytest.raises(UserError):
         open_source(Recorder(load("simsiam", "cifar10").data, seen, "data."), "train")
-    # The job and the recipe are read before, by main, and by the config itself; run.report behind,
-    # by jobs/pretrain.py: tests/report/test_report.py.
+    # Read elsewhere: the job by main, the recipe by the config itself, and run.report by
+    # jobs/pretrain.py (tests/report/test_report.py).
     unread = set(flat(load("simsiam_gsg"))) - seen - {"job", "recipe", "run.report"}
     assert not unread
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_every_key_of_the_evaluations_is_read_by_somebody(tmp_path):
     images = write_images(tmp_path / "images")
     flags = tiny("simsiam_gsg", images, tmp_path / "run", "--config.run.num_steps=1")

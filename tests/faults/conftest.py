@@ -1,7 +1,7 @@
 """Counts what was tried and survived, and prints one table of it.
 
-In the short form, which `make test` runs, there are a few tries of each kind; `make faults` sets
-FAULTS=full and makes all of them.
+`make test-all` runs the short form, a few tries of each kind; `make faults` sets FAULTS=full and
+makes all of them.
 """
 
 import collections
@@ -27,7 +27,7 @@ def tally(record_property):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints the table, also where a test has failed."""
+    """Prints the table, even if a test has failed."""
     counts = collections.defaultdict(lambda: [0, 0])
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
