@@ -39,9 +39,13 @@ def projector_tensors(model: ml_collections.ConfigDict, last_norm: str = "") -> 
       UserError: if the layout has no names for it.
     """
     check_travels(model)
+    return _projector(model.projector_layers, last_norm)
+
+
+def _projector(num_layers: int, last_norm: str) -> list[Tensor]:
     tensors = []
-    for layer in range(1, model.projector_layers + 1):
-        is_last = layer == model.projector_layers
+    for layer in range(1, num_layers + 1):
+        is_last = layer == num_layers
         tensors += linear(f"{3 * layer - 3}", f"linear{layer}", has_bias=False)
         name = last_norm if is_last and last_norm else f"{3 * layer - 2}"
         tensors += norm(name, f"bn{layer}", is_affine=not is_last)
@@ -51,6 +55,10 @@ def projector_tensors(model: ml_collections.ConfigDict, last_norm: str = "") -> 
 def predictor_tensors(model: ml_collections.ConfigDict) -> list[Tensor]:
     """Lists the tensors of a predictor; paths begin below "predictor"."""
     check_travels(model)
+    return _predictor()
+
+
+def _predictor() -> list[Tensor]:
     return [*linear("0", "linear1", has_bias=False), *norm("1", "bn1"), *linear("3", "linear2")]
 
 
@@ -74,23 +82,13 @@ def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
     Returns:
       Its sizes, or None if it is of another kind than ours.
     """
-    weights = _numbers(shapes, "weight", ndim=2)
-    num_layers = len(weights)
-    if not num_layers or weights != [3 * layer for layer in range(num_layers)]:
-        return None
+    num_layers = sum(bool(re.fullmatch(r"\d+\.weight", n)) and len(shapes[n]) == 2 for n in shapes)
     last = 3 * num_layers - 3
-    numbered = [
-        last_norm or f"{number + 1}" if number == last else f"{number + 1}" for number in weights
-    ]
-    expected = {f"{number}.weight" for number in weights}
-    for name in numbered:
-        expected |= {f"{name}.running_mean", f"{name}.running_var"}
-        if name != numbered[-1]:
-            expected |= {f"{name}.weight", f"{name}.bias"}
     last_bias = f"{last}.bias" if f"{last}.bias" in shapes else ""
-    if _without_counters(shapes) - {last_bias} != expected:
+    expected = {tensor.name for tensor in _projector(num_layers, last_norm)}
+    if not num_layers or _without_counters(shapes) - {last_bias} != expected:
         return None
-    hidden = {shapes[f"{number}.weight"][0] for number in weights[:-1]}
+    hidden = {shapes[f"{number}.weight"][0] for number in range(0, last, 3)}
     if len(hidden) > 1:
         return None
     width = shapes[f"{last}.weight"][0]
@@ -104,19 +102,9 @@ def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
 
 def infer_predictor(shapes: Shapes) -> Head | None:
     """Infers a predictor's sizes from its tensors; None if it is of another kind than ours."""
-    expected = {"0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
-    expected |= {"3.weight", "3.bias"}
-    if _without_counters(shapes) != expected:
+    if _without_counters(shapes) != {tensor.name for tensor in _predictor()}:
         return None
     return Head({"predictor_hidden_width": shapes["0.weight"][0]})
-
-
-def _numbers(shapes: Shapes, kind: str, ndim: int) -> list[int]:
-    return sorted(
-        int(match[1])
-        for name, shape in shapes.items()
-        if (match := re.fullmatch(rf"(\d+)\.{kind}", name)) and len(shape) == ndim
-    )
 
 
 def _without_counters(shapes: Shapes) -> set[str]:

@@ -139,27 +139,25 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     channels = backbone[first][1]
 
     last_biases = {}
-    branches = {"backbone": (layout.backbone, backbone_tensors(model, channels))}
-    targets = {}
-    if _has(shapes, layout.target_backbone, layout.names):
-        targets["backbone"] = (layout.target_backbone, branches["backbone"][1])
+    branches = {"backbone": backbone_tensors(model, channels)}
+    has_target = _has(shapes, layout.target_backbone, layout.names)
     for branch in ("projector", "predictor"):
         head = _infer_head(branch, shapes, layout)
         if head is None or model.head_norm != "batch" or model.num_prototypes:
             continue  # the run's own head is initialised anew
         overrides["model"].update(head.model)
         model.update(head.model)
-        head_tensors = _head_tensors(branch, model, layout)
-        branches[branch] = (getattr(layout, branch), head_tensors)
-        if branch == "projector" and layout.target_projector and targets:
-            targets[branch] = (layout.target_projector, head_tensors)
+        branches[branch] = _head_tensors(branch, model, layout)
         if head.last_bias:
-            mean = [t.name for t in head_tensors if t.name.endswith("running_mean")][-1]
-            for prefix, _ in (of[branch] for of in (branches, targets) if branch in of):
-                last_biases[prefix + head.last_bias] = (layout.last_norm and mean) or prefix + mean
+            mean = [t.name for t in branches[branch] if t.name.endswith("running_mean")][-1]
+            for prefix in (layout.projector, layout.target_projector if has_target else None):
+                if prefix is not None:
+                    last_biases[prefix + head.last_bias] = (
+                        mean if layout.last_norm else prefix + mean
+                    )
 
     tensors = list(_placed(branches, layout))
-    target_tensors = list(_placed(targets, layout))
+    target_tensors = list(_placed(branches, layout, "target_")) if has_target else []
     _check_names(name, shapes, [t.name for t in tensors + target_tensors], last_biases)
     return Found(name, tensors, target_tensors, overrides, channels, last_biases)
 
@@ -209,18 +207,13 @@ def to_tensors(
     """
     names = LAYOUTS[layout]
     channels = image_channels(run, variables["params"]["backbone"])
-    branches = {"backbone": (names.backbone, backbone_tensors(run.model, channels))}
+    branches = {"backbone": backbone_tensors(run.model, channels)}
     for branch in ("projector", "predictor"):
-        prefix = getattr(names, branch)
-        if prefix is not None and branch in variables["params"]:
-            branches[branch] = (prefix, _head_tensors(branch, run.model, names))
+        if getattr(names, branch) is not None and branch in variables["params"]:
+            branches[branch] = _head_tensors(branch, run.model, names)
     written = _written(_placed(branches, names), variables, "")
-    if names.target_backbone is not None and variables.get("target_params"):
-        targets = {"backbone": (names.target_backbone, branches["backbone"][1])}
-        if names.target_projector is not None and "projector" in variables["target_params"]:
-            targets["projector"] = (names.target_projector, branches["projector"][1])
-        written |= _written(_placed(targets, names), variables, "target_")
-    return written
+    targets = {b: branches[b] for b in branches if b in variables.get("target_params", ())}
+    return written | _written(_placed(targets, names, "target_"), variables, "target_")
 
 
 def _written(
@@ -244,9 +237,12 @@ def image_channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) 
     return backbone["conv1"]["kernel"].shape[2]
 
 
-def _placed(branches: Mapping[str, tuple[str, list[Tensor]]], layout: Layout) -> Iterator[Tensor]:
-    """The tensors of several branches, each with its prefix and below its branch."""
-    for branch, (prefix, tensors) in branches.items():
+def _placed(branches: Mapping[str, list[Tensor]], layout: Layout, of: str = "") -> Iterator[Tensor]:
+    """The tensors of the branches that a layout has, each with its prefix and below its branch."""
+    for branch, tensors in branches.items():
+        prefix = getattr(layout, of + branch, None)
+        if prefix is None:
+            continue
         for tensor in tensors:
             name = tensor.name
             if branch == "backbone" and layout.is_numbered:
