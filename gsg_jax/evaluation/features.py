@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gsg_jax.data.augment import normalize_channels
+from gsg_jax.data.colours import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes

@@ -14,7 +14,7 @@ import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
-from gsg_jax.data import augment
+from gsg_jax.data import augment, colours
 from gsg_jax.data.augment import ViewRecipe
 
 ASPECT = (3 / 4, 4 / 3)
@@ -218,7 +218,7 @@ def test_blends_are_pillows_enhancers(name, shape):
     pixels = uint8(0, *shape)
     image = pixels.astype(np.float32) / 255
     factors = np.array([0, 0.3, 0.8, 1, 1.4, 3], np.float32)
-    adjust = jax.jit(jax.vmap(getattr(augment, f"adjust_{name}"), in_axes=(None, 0)))
+    adjust = jax.jit(jax.vmap(getattr(colours, f"adjust_{name}"), in_axes=(None, 0)))
     enhancer = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color"}[name]
     pillow = getattr(ImageEnhance, enhancer)(
         Image.fromarray(pixels[..., 0] if shape[-1] == 1 else pixels)
@@ -242,7 +242,7 @@ def test_hue_turns_as_colorsys_does():
     image[3, :, 2] = image[3, :, 1]
     image[4, :, 2] = image[4, :, 0]
     turns = np.array([-0.5, -0.31, -0.1, 0, 0.04, 0.25, 0.5], np.float32)
-    adjust = jax.jit(jax.vmap(augment.adjust_hue, in_axes=(None, 0)))
+    adjust = jax.jit(jax.vmap(colours.adjust_hue, in_axes=(None, 0)))
     for turn, ours in zip(turns, adjust(image, turns), strict=True):
         expected = plain_hue(image.astype(np.float64), np.full((1, 1, 1), turn))
         np.testing.assert_allclose(ours, expected, atol=2e-6)
@@ -251,13 +251,13 @@ def test_hue_turns_as_colorsys_does():
 
 def test_gray_is_the_luma_of_itu_601():
     pixels = uint8(2, 31, 45, 3)
-    gray = augment.to_gray(pixels.astype(np.float32) / 255)
+    gray = colours.to_gray(pixels.astype(np.float32) / 255)
     np.testing.assert_allclose(gray, plain_gray(pixels / 255), atol=1e-6)
     levels = np.asarray(Image.fromarray(pixels).convert("L"), np.float64)[..., None] / 255
     assert gray.shape == (31, 45, 3)
     np.testing.assert_allclose(gray, np.repeat(levels, 3, -1), atol=0.51 / 255)
     single = floats(3, 5, 4, 1)
-    np.testing.assert_array_equal(augment.to_gray(single), single)
+    np.testing.assert_array_equal(colours.to_gray(single), single)
 
 
 STRENGTHS = (0.9, 2.0, 4.0, 0.3)
@@ -369,7 +369,7 @@ def test_jitter_of_one_channel_is_brightness_and_contrast_in_both_orders():
 def test_blur_is_scipys_gaussian_filter_with_repeated_borders(shape, radius):
     image = floats(4, *shape)
     sigmas = np.array([0.1, 0.45, 1.0, 2.0, 5.0], np.float32)
-    blur = jax.jit(jax.vmap(partial(augment.gaussian_blur, radius=radius), in_axes=(None, 0)))
+    blur = jax.jit(jax.vmap(partial(colours.gaussian_blur, radius=radius), in_axes=(None, 0)))
     for sigma, ours in zip(sigmas, blur(image, sigmas), strict=True):
         expected = scipy.ndimage.gaussian_filter(
             image.astype(np.float64), sigma, mode="nearest", radius=radius, axes=(0, 1)
@@ -380,7 +380,7 @@ def test_blur_is_scipys_gaussian_filter_with_repeated_borders(shape, radius):
 def test_blur_draws_its_sigma_uniformly_and_cuts_at_three_of_the_largest():
     impulse = np.zeros((1, 17, 1), np.float32)
     impulse[0, 8] = 1
-    blur = partial(augment.random_blur, image=impulse, probability=1.0, sigma=(0.3, 2.0))
+    blur = partial(colours.random_blur, image=impulse, probability=1.0, sigma=(0.3, 2.0))
     blurred = np.asarray(jax.jit(jax.vmap(blur))(keys(1, 500)), np.float64)[:, 0, :, 0]
     sigmas = np.sqrt(-0.5 / np.log(blurred[:, 9] / blurred[:, 8]))
     assert sigmas.min() > 0.299 and sigmas.max() < 2.001
@@ -392,15 +392,15 @@ def test_solarize_is_pillows_on_every_level():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = np.asarray(ImageOps.solarize(Image.fromarray(levels), threshold=128)) / 255
     image = levels[..., None].astype(np.float32) / 255
-    ours = augment.random_solarize(jax.random.key(0), image, 1.0)
+    ours = colours.random_solarize(jax.random.key(0), image, 1.0)
     np.testing.assert_allclose(ours[..., 0], expected, atol=1e-6)
-    np.testing.assert_array_equal(augment.random_solarize(jax.random.key(0), image, 0.0), image)
+    np.testing.assert_array_equal(colours.random_solarize(jax.random.key(0), image, 0.0), image)
 
 
 def test_normalising_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel():
     image = floats(5, 7, 4, 3)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    ours = augment.normalize_channels(image, mean, std)
+    ours = colours.normalize_channels(image, mean, std)
     for c in range(3):
         expected = (image[..., c].astype(np.float64) - mean[c]) / std[c]
         np.testing.assert_allclose(ours[..., c], expected, atol=2e-6)
@@ -462,7 +462,7 @@ def test_eight_devices_draw_the_views_that_one_draws():
     np.testing.assert_allclose(np.asarray(views).reshape(8, 2, 8, 8, 3), byol_views(), atol=1e-5)
 
 
-@pytest.mark.slow  # compiles every operation by itself
+@pytest.mark.extended  # compiles every operation by itself
 def test_views_are_the_same_without_jit():
     views = augment.make_views(PHOTOS, jax.random.key(0), BYOL, 2)
     np.testing.assert_allclose(views.reshape(8, 2, 8, 8, 3), byol_views(), atol=1e-5)
