@@ -1,10 +1,10 @@
-"""DINO: two views choose the same of many classes, under a sharpened, centred target.
+"""DINO: two views predict the same of many classes, against a sharpened, centred target.
 
     python -m gsg_jax.main --config=configs/dino.py[:RECIPE] [--workdir=DIR]
 
     default, 3 epochs    2 CPU cores    103 s    k-NN top-1 0.7780 (untrained 0.7525, pixels 0.8025)
 
-Seed 0, k 20, commit f922ea6, the cores shared with other work. The other recipes: not yet run.
+Seed 0, k 20, commit f922ea6, on cores shared with other work. The other recipes: not yet run.
 
 Source: Caron et al., ICCV 2021 (arXiv 2104.14294).
 """
@@ -15,7 +15,7 @@ from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "dino"
     config.method.update(

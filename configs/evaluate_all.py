@@ -13,7 +13,7 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("evaluate_all", recipe)
     recipes.add_knn(config)
     recipes.add_probe(config)

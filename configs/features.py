@@ -2,7 +2,8 @@
 
     python -m gsg_jax.main --config=configs/features.py --config.pretrained=runs/simsiam_gsg-default
 
-They land in runs/simsiam_gsg-default/features, or in --workdir=DIR; a stopped job goes on there.
+They are written to runs/simsiam_gsg-default/features, or to --workdir=DIR. A stopped job resumes
+there.
 
 Source: pooled features of a frozen backbone, as in Chen & He, CVPR 2021 (arXiv 2011.10566).
 """
@@ -13,5 +14,5 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:
-    """Builds the config of the job."""
+    """Returns the config of the job."""
     return recipes.evaluation("features")

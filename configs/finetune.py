@@ -3,7 +3,7 @@
     python -m gsg_jax.main --config=configs/finetune.py[:RECIPE] --config.pretrained=DIR
 
 Recipes: default, imagenet (not yet run). --config.labels is the share of the labels; the
-learning rates are chosen on a part of these.
+learning rates are chosen on a part of it.
 
 Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
 """
@@ -14,7 +14,7 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("finetune", recipe)
     recipes.add_finetuning(config)
     return config

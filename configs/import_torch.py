@@ -1,11 +1,11 @@
-"""A PyTorch checkpoint becomes a run: to be judged, trained on, or exported in another layout.
+"""A PyTorch checkpoint becomes a run: to evaluate, train further, or export in another layout.
 
     python -m gsg_jax.main --config=configs/import_torch.py[:RECIPE] --config.checkpoint=FILE \
         --workdir=DIR
 
 FILE is .safetensors, or .pth, .pth.tar, .pt, .bin of torch.save (pip install -e '.[torch]'), in one
-of the layouts of gsg_jax.interop.layouts.LAYOUTS; which one is seen by its names. RECIPE, one of
-pretraining's, says what the tensors do not tell: images, views, schedule.
+of the layouts of gsg_jax.interop.layouts.LAYOUTS, recognised by the names of its tensors. RECIPE,
+one of pretraining's, gives what the tensors do not: images, views, schedule.
 
 Source: the layouts are those of torchvision, timm and the papers' own checkpoints.
 """
@@ -16,13 +16,13 @@ from gsg_jax.config.recipes import RECIPES, check_recipe
 
 
 def get_config(recipe: str = "imagenet") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     check_recipe(recipe, RECIPES)
     return ConfigDict(
         {
             "job": "import_torch",
             "checkpoint": "",
-            "method": "",  # what the run is taken for; "" = as the layout says
+            "method": "",  # of the run; "" = the layout's
             "recipe": recipe,
         }
     )

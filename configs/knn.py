@@ -11,7 +11,7 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:
-    """Builds the config of the job."""
+    """Returns the config of the job."""
     config = recipes.evaluation("knn")
     recipes.add_knn(config)
     return config

@@ -2,9 +2,9 @@
 
     python -m gsg_jax.main --config=configs/linear.py[:RECIPE] --config.pretrained=DIR
 
-Recipes: default, imagenet. Protocols: "probe" trains a grid of probes on embeddings at once,
-"lbfgs" solves logistic regression on them, "images" trains on crops of the images (LARS, 90 epochs;
-with the imagenet recipe as the papers do: batch 4096, not yet run).
+Recipes: default, imagenet. Protocols: "probe" trains a grid of probes on embeddings at once;
+"lbfgs" solves logistic regression on them; "images" trains on crops of the images (LARS, 90 epochs;
+the imagenet recipe is that of the papers: batch 4096, not yet run).
 
 Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix A.
 """
@@ -15,7 +15,7 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("linear", recipe)
     if recipe == "imagenet":
         config.protocol = "images"

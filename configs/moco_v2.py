@@ -1,4 +1,4 @@
-"""MoCo v2: each view finds its sibling among a queue of earlier targets.
+"""MoCo v2: each view finds the other view of its image among a queue of earlier targets.
 
     python -m gsg_jax.main --config=configs/moco_v2.py[:RECIPE] [--workdir=DIR]
 
@@ -15,7 +15,7 @@ from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "moco_v2"
     is_imagenet = recipe.startswith("imagenet")

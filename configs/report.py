@@ -2,8 +2,8 @@
 
     python -m gsg_jax.main --config=configs/report.py --config.pretrained=runs/simsiam_gsg-default
 
-It lands in runs/simsiam_gsg-default/report.html, or in --workdir=DIR. Every pretraining writes one
-at its end, unless --config.run.report=false.
+It is written to runs/simsiam_gsg-default/report.html, or to --workdir=DIR. Every pretraining writes
+one at its end, unless --config.run.report=false.
 
 Source: t-SNE of van der Maaten & Hinton, JMLR 9 (2008); k-NN as in configs/knn.py.
 """
@@ -14,5 +14,5 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:
-    """Builds the config of the job."""
+    """Returns the config of the job."""
     return recipes.evaluation("report")

@@ -1,4 +1,4 @@
-"""SimCLR: each view finds its sibling among all other views of the batch.
+"""SimCLR: each view finds the other view of its image among all views of the batch.
 
     python -m gsg_jax.main --config=configs/simclr.py[:RECIPE] [--workdir=DIR]
 
@@ -15,7 +15,7 @@ from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "simclr"
     config.method.update({"temperature": 0.2, "stop_gradient": False})

@@ -16,7 +16,7 @@ from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "simsiam_gsg"
     recipes.guided_pairs(config)

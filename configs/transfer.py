@@ -1,4 +1,4 @@
-"""Linear transfer to other sets of images: logistic regression on the embeddings of each.
+"""Linear transfer to other data sets: logistic regression on the embeddings of each.
 
     python -m gsg_jax.main --config=configs/transfer.py --config.pretrained=DIR
 
@@ -14,7 +14,7 @@ from gsg_jax.config import evaluations as recipes
 
 
 def get_config() -> ConfigDict:
-    """Builds the config of the job."""
+    """Returns the config of the job."""
     config = recipes.evaluation("transfer")
     recipes.add_lbfgs(config)
     recipes.add_transfer(config)

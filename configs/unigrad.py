@@ -1,4 +1,4 @@
-"""UniGrad: the gradient that the whole family shares, in its simplest form.
+"""UniGrad: the gradient that the whole family of methods shares, in its simplest form.
 
     python -m gsg_jax.main --config=configs/unigrad.py[:RECIPE] [--workdir=DIR]
 
@@ -15,7 +15,7 @@ from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "unigrad"
     config.method.update(

@@ -1,4 +1,4 @@
-"""VICReg: views agree, channels vary and do not covary.
+"""VICReg: views agree; channels vary and are uncorrelated.
 
     python -m gsg_jax.main --config=configs/vicreg.py[:RECIPE] [--workdir=DIR]
 
@@ -15,7 +15,7 @@ from gsg_jax.config import recipes
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
-    """Builds the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
+    """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "vicreg"
     config.method.update(

@@ -156,7 +156,7 @@ def _check_together(config: ConfigDict) -> None:
 
 
 def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
-    """Checks what a loss is not defined for in every method."""
+    """Checks that the loss of the method is defined for local views, CutMix and ema_positive."""
     method, views = config.method, config.views
     asked = {
         "local_views": (f"views.num_local={views.num_local}", views.num_local > 0, "0"),
@@ -167,13 +167,13 @@ def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
         ),
         "ema_positive": (f"method.target={target}", target == "ema_positive", "ema"),
     }
-    for extra, (what, is_asked, mend) in asked.items():
+    for extra, (what, is_asked, fix) in asked.items():
         if is_asked and extra not in row.extras:
             able = [name for name, other in METHODS.items() if extra in other.extras]
             key = what.partition("=")[0]
             raise UsageError(
                 f"--config.{what}: {method.name} has no definition for it; set "
-                f"--config.{key}={mend}, or take {', '.join(able)}"
+                f"--config.{key}={fix}, or take {', '.join(able)}"
             )
     if views.num_local and views.cutmix_probability:
         raise UsageError(
@@ -188,7 +188,7 @@ def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
 
 
 def _check_sources(config: ConfigDict, target: str, row: Method) -> None:
-    """Checks that the method has sources to select."""
+    """Checks that the method can select sources."""
     method = config.method
     if method.sources == "all":
         return
@@ -206,7 +206,7 @@ def _check_sources(config: ConfigDict, target: str, row: Method) -> None:
 
 
 def _check_microbatches(config: ConfigDict) -> None:
-    """Checks that a batch can be cut into microbatches of two images or more."""
+    """Checks that a batch splits into microbatches of two images or more."""
     number, batch_size = config.optim.num_microbatches, config.data.batch_size
     if number > 1 and (batch_size % number or batch_size < 2 * number):
         fitting = [n for n in range(1, batch_size // 2 + 1) if batch_size % n == 0]
@@ -218,7 +218,7 @@ def _check_microbatches(config: ConfigDict) -> None:
 
 
 def _check_bn_groups(config: ConfigDict) -> None:
-    """Checks that a batch, or each of its microbatches, can be cut into BatchNorm's groups."""
+    """Checks that a batch, or each of its microbatches, splits into BatchNorm's groups."""
     images = config.model.bn_group_images
     together = config.data.batch_size // config.optim.num_microbatches
     if images and (images < 2 or together % images):

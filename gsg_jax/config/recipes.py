@@ -1,7 +1,7 @@
-"""Recipes: which data, network sizes and schedule a pretraining config takes, by name.
+"""Recipes: what the data, network sizes and schedule of a named experiment change in KEYS.
 
 Every config in configs/ that pretrains takes each of these names after a colon, as in
-`configs/simsiam_gsg.py:cifar10`. A config changes the method; a recipe changes all the rest.
+`configs/simsiam_gsg.py:cifar10`. A config sets the method; a recipe sets everything else.
 """
 
 import difflib
@@ -52,7 +52,7 @@ def check_recipe(recipe: str, known: Collection[str]) -> None:
 
 
 def byol_views(config: ConfigDict) -> None:
-    """BYOL's asymmetric pair: blur always or rarely, solarize never or sometimes (by view).
+    """Sets BYOL's asymmetric pair of views: blur always or rarely, solarize never or sometimes.
 
     Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), table 6.
     """
@@ -67,10 +67,10 @@ def byol_views(config: ConfigDict) -> None:
 
 
 def guided_pairs(config: ConfigDict) -> None:
-    """Who is whose reference in guided stop-gradient: the paper's four views, or a cheaper two.
+    """Sets how guided stop-gradient pairs images: the paper's four views, or a cheaper two.
 
-    The recipes for a laptop pair each image with the next inside two views, which halves the
-    views an image and step.
+    The recipes for a laptop pair each image with the next within two views, which halves the views
+    per image and step.
     """
     is_small = config.recipe in ("default", "vit", "fashion_mnist", "folder")
     config.method.pairing = "roll" if is_small else "permutation"
@@ -78,7 +78,7 @@ def guided_pairs(config: ConfigDict) -> None:
 
 
 def _small_images(config: ConfigDict) -> None:
-    """28 or 32 pixels, ResNet-18 with the small stem, crops inside the step."""
+    """Images of 28 or 32 pixels, ResNet-18 with the small stem, crops inside the step."""
     config.model.update({"backbone": "resnet18", "stem": "small"})
     config.optim.update({"learning_rate": 0.03, "weight_decay": 5e-4, "cosine_per": "step"})
     config.data.update({"test_split": "test", "crop": "device", "num_threads": 2, "prefetch": 2})
@@ -110,7 +110,7 @@ def _default(config: ConfigDict) -> None:
 
 
 def _vit(config: ConfigDict) -> None:
-    """The embedded images by a small vision transformer, 16 patches an image."""
+    """The embedded images and a small vision transformer with 16 patches per image."""
     _default(config)
     config.model.update({"backbone": "vit_micro", "patch_size": 7, "pooling": "mean"})
     config.optim.update(
@@ -128,9 +128,9 @@ def _vit(config: ConfigDict) -> None:
 def _garments(config: ConfigDict) -> None:
     """Fashion-MNIST on a CPU.
 
-    The garments are centred and of one size, so that shape tells the classes apart and crops cost
-    accuracy: the views differ by brightness, contrast and blur instead, strongly. Four stages end
-    in a map of 2 x 2 pixels, which keeps where things are; pooling a larger one forgets it.
+    The garments are centred and of one size. Shape tells the classes apart, so crops cost accuracy;
+    the views differ strongly in brightness, contrast and blur instead. Four stages end in a map of
+    2 x 2 pixels, which keeps positions; pooling a larger map loses them.
     """
     _small_images(config)
     config.model.update(
@@ -167,7 +167,7 @@ def _garments(config: ConfigDict) -> None:
 
 
 def _folder(config: ConfigDict) -> None:
-    """Own photographs: ResNet-18 at 96 pixels, small enough to begin on one machine."""
+    """The user's photographs: ResNet-18 at 96 pixels, small enough for one machine."""
     config.data.update({"name": "folder", "test_split": "test", "batch_size": 64, "num_threads": 2})
     config.model.update(
         {
@@ -185,13 +185,13 @@ def _folder(config: ConfigDict) -> None:
 
 
 def _paper(config: ConfigDict) -> None:
-    del config  # what every recipe starts from
+    del config  # the defaults of KEYS
 
 
 def _imagenet_800(config: ConfigDict) -> None:
-    """ResNet-50 for 800 epochs by LARS, a wider projector, an EMA target that comes to rest.
+    """ResNet-50 for 800 epochs with LARS, a wider projector, and an EMA decay that rises to 1.
 
-    Biases and BatchNorm's scales are left out of LARS's adaptation and of the decay. Not yet run.
+    LARS's adaptation and the decay leave out biases and BatchNorm's scales. Not yet run.
 
     Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), section 3.3 and appendix J: warm-up,
     cosine, LARS, decay 1.5e-6, EMA cosine from 0.996; projector as in Tao et al., CVPR 2022
@@ -215,10 +215,10 @@ def _imagenet_800(config: ConfigDict) -> None:
 
 
 def _imagenet_vit(config: ConfigDict) -> None:
-    """ViT-S/16 with frozen patches, as MoCo v3 trains it, its projector's sizes included.
+    """ViT-S/16 with frozen patches, trained as in MoCo v3, with the sizes of its projector.
 
-    Differs from it: 6 attention heads a block, as in DeiT and timm, where it has 12; no BatchNorm
-    at the end of the predictor.
+    Differs from it: 6 attention heads per block as in DeiT and timm, not 12; no BatchNorm at the
+    end of the predictor.
 
     Source: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057), section 5.
     """
@@ -250,7 +250,7 @@ def _imagenet_vit(config: ConfigDict) -> None:
 def _imagenet_groupnorm(config: ConfigDict) -> None:
     """ResNet-50 without any BatchNorm: GroupNorm, standardised weights, LayerNorm in the heads.
 
-    The values are our own, plain ones, and have not yet been run.
+    The values are our own and have not been run yet.
     """
     config.model.update({"norm": "group", "weight_standardization": True, "head_norm": "layer"})
     config.optim.update(

@@ -1,4 +1,4 @@
-"""The sets of the transfer suite, by their TFDS names: splits, and the metric that each has."""
+"""The sets of the transfer suite: TFDS names, splits and metrics."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ class TransferSet(NamedTuple):
 
     Attributes:
       tfds: its TFDS name.
-      metric: "top1", "mean_per_class", or "map_11_point", of images that have several labels.
+      metric: "top1", "mean_per_class", or "map_11_point" for images with several labels.
       train: the split to learn from.
       validation: the split to choose by; "" holds out a part of the training split.
-      test: the split that is scored.
+      test: the split to score.
     """
 
     tfds: str
@@ -33,7 +33,7 @@ SETS = {
     "cifar100": TransferSet("cifar100", "top1"),
     "sun397": TransferSet("sun397/standard-part1-120k", "top1"),
     "cars": TransferSet("cars196", "top1"),
-    # Not in TFDS's catalogue: a set of this name that the user has prepared.
+    # Not in TFDS's catalogue: the user prepares a set of this name.
     "aircraft": TransferSet("fgvc_aircraft", "mean_per_class", validation="validation"),
     "voc2007": TransferSet("voc/2007", "map_11_point", validation="validation"),
     "dtd": TransferSet("dtd", "top1", validation="validation"),

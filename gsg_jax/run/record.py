@@ -1,4 +1,4 @@
-"""What a run's folder tells, read so that what is missing is said and the rest is used."""
+"""Reads the files of a run; missing or damaged parts are named and the rest is used."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from gsg_jax.console import UserError
 from gsg_jax.run.files import read_figures, read_lines
 from gsg_jax.run.workdir import read_config
 
-# Files of a run, and what a page lacks without them.
+# The files of a run, and what a page lacks without each.
 FILES = {
     "config.json": "the settings, the images and the map",
     "metrics.jsonl": "the curves",
@@ -22,17 +22,17 @@ BASELINES = ("knn_top1_untrained", "knn_top1_pixels")
 
 
 class RunRecord(NamedTuple):
-    """What is known of a run.
+    """What the files of a run hold.
 
     Attributes:
       workdir: DIR.
-      config: plain dicts and lists; {} where config.json is missing.
+      config: plain dicts and lists; {} if config.json is missing.
       lines: of metrics.jsonl.
       clock: of throughput.jsonl.
       baselines: k-NN figures to beat.
-      evaluation: figures of evaluation.json, {} where there is none.
-      evaluated: what these are of: method, encoder, step; {} where it is not told.
-      missing: a sentence for each thing that is not there, or that is damaged.
+      evaluation: figures of evaluation.json; {} if there is none.
+      evaluated: the method, encoder and step of these; {} if they are not given.
+      missing: a sentence for each part that is missing or damaged.
     """
 
     workdir: pathlib.Path
@@ -62,7 +62,7 @@ def read_run_record(workdir: pathlib.Path) -> RunRecord:
       What they hold, and what is missing.
 
     Raises:
-      UserError: where there is nothing of a run at all.
+      UserError: if none of the files is there.
     """
     if not any((workdir / name).is_file() for name in FILES):
         raise UserError(
@@ -84,7 +84,7 @@ def read_run_record(workdir: pathlib.Path) -> RunRecord:
     lines = read("metrics.jsonl", lambda: read_lines(workdir / "metrics.jsonl"), [])
     clock = read("throughput.jsonl", lambda: read_lines(workdir / "throughput.jsonl"), [])
     baselines = {}
-    # Where nothing has labels, a run leaves no baselines.
+    # Without labels a run has no baselines.
     if (workdir / "baselines.json").is_file() or any("knn_top1" in line for line in lines):
         path = workdir / "baselines.json"
         baselines = read("baselines.json", lambda: read_figures(path, BASELINES), {})
@@ -96,7 +96,7 @@ def read_run_record(workdir: pathlib.Path) -> RunRecord:
 
 
 def _not_finite(lines: list[dict[str, float]]) -> list[str]:
-    """A sentence for each figure that is not always a number."""
+    """A sentence for each figure that is not finite at every step."""
     names = {name for line in lines for name in line}
     counts = {
         name: sum(not math.isfinite(line[name]) for line in lines if name in line) for name in names
@@ -110,7 +110,7 @@ def _not_finite(lines: list[dict[str, float]]) -> list[str]:
 
 
 def _evaluation(path: pathlib.Path, missing: list[str]) -> tuple[dict, dict]:
-    """The figures of every evaluation, and what they are of; {} where none was run."""
+    """The figures of every evaluation, and what they are of; {} if none was run."""
     if not path.is_file():
         return {}, {}
     try:

@@ -100,7 +100,7 @@ def test_a_record_that_is_a_folder_is_refused(tmp_path):
     assert "config.json" in refusal(tmp_path, small_config("byol"))
 
 
-def test_reading_a_record_where_there_is_none_names_the_mend(tmp_path):
+def test_reading_a_record_where_there_is_none_names_the_fix(tmp_path):
     with pytest.raises(UserError, match="holds no run .* give the --workdir of one"):
         workdirs.read_config(tmp_path / "nothing")
 
