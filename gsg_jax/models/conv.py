@@ -1,61 +1,59 @@
-"""Convolutions: one that stays fast on a CPU, and one of standardised kernels."""
+"""A convolution with PyTorch's padding and initialisation, and weight standardisation."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.devices.backend import is_one_cpu
-from gsg_jax.models.cpu_conv import convolve_on_cpu
-
 STANDARDIZE_EPSILON = 1e-5
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def convolve(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: list, **options
-) -> jax.Array:
-    """Convolves as `jax.lax.conv_general_dilated` does, tiny maps by one matrix product.
+class Conv(nn.Module):
+    """A square convolution without a bias.
 
-    XLA's convolution on a CPU is up to a hundred times slower than it should be on maps smaller
-    than their kernel, which the last stage of a ResNet has at 28 pixels; and its gradient of a
-    kernel is slow on all others. TPUs, GPUs, and several devices that only seem to be CPUs, run
-    XLA's.
-
-    Args:
-      x: [N, H, W, C].
-      kernel: [h, w, C, F].
-      strides: along the height and the width.
-      padding: zeros before and after, for the height and the width.
-      options: the other arguments of conv_general_dilated, as flax.linen.Conv passes them; no
-        dilation and one feature group.
-
-    Returns:
-      [N, (H + padding - h) // stride + 1, likewise the width, F].
+    Attributes:
+      width: output channels, F.
+      size: side of the kernel, pixels.
+      stride: along both axes.
+      padding: zeros on every side of the map.
+      weight_standardization: whether the kernel is standardised before it convolves.
+      dtype: of the activations; the kernel is kept in float32.
     """
-    (height, width), (h, w) = x.shape[1:3], kernel.shape[:2]
-    if height >= h and width >= w:
-        if is_one_cpu():
-            fixed = tuple(strides), tuple(map(tuple, padding))
-            return convolve_on_cpu(x, kernel, *fixed, options["precision"])
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    bottom, right = x.shape[1] - h + 1, x.shape[2] - w + 1  # where the last window may begin
-    taps = [
-        x[:, row : row + bottom : strides[0], column : column + right : strides[1]]
-        for row in range(h)
-        for column in range(w)
-    ]
-    patches = jnp.concatenate(taps, axis=-1)  # [N, rows, columns, h w C]
-    return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), precision=options["precision"])
 
+    width: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    weight_standardization: bool = False
+    dtype: jnp.dtype = jnp.float32
 
-def convolve_standardized(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: list, **options
-) -> jax.Array:
-    """Convolves as `convolve` does, by the standardised kernel."""
-    return convolve(x, standardize(kernel), strides, padding, **options)
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to [N, (H + 2 padding - size) // stride + 1, likewise W, F]."""
+        shape = (self.size, self.size, x.shape[-1], self.width)
+        kernel = self.param("kernel", he_normal_fan_out, shape).astype(self.dtype)
+        if self.weight_standardization:
+            kernel = standardize(kernel)
+        strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
+        return self.convolve(x.astype(self.dtype), kernel, strides, padding)
+
+    def convolve(
+        self,
+        x: jax.Array,
+        kernel: jax.Array,
+        strides: tuple[int, int],
+        padding: tuple[tuple[int, int], tuple[int, int]],
+    ) -> jax.Array:
+        """Convolves x [N, H, W, C] with a kernel [h, w, C, F]; gsg_jax.models.cpu replaces it."""
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=DIMENSIONS
+        )
 
 
 def standardize(kernel: jax.Array) -> jax.Array:
-    """Weight standardisation: mean 0 and variance 1 over the inputs of every output channel.
+    """Returns the kernel with mean 0 and variance 1 over the inputs of every output channel.
 
     Args:
       kernel: [h, w, C, F].

@@ -5,15 +5,12 @@ LayerNorm normalise every image by itself: they have no running statistics, and 
 training and in evaluation mode.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from gsg_jax.devices.backend import is_one_cpu
 
 
 class BatchNorm(nn.Module):
@@ -72,8 +69,8 @@ class BatchNorm(nn.Module):
         group_images = self.group_images or len(views)
         # A view of a group is a view of its own: [G, groups x V, ..., C].
         views = views.reshape(-1, group_images, *views.shape[1:]).swapaxes(0, 1)
-        y, mean, var = normalize_views(
-            views.reshape(group_images, -1, *x.shape[1:]), scale, bias, self.epsilon
+        y, mean, var = self.normalize(
+            views.reshape(group_images, -1, *x.shape[1:]), scale, bias
         )
 
         count = y.size // (y.shape[1] * channels)
@@ -81,6 +78,12 @@ class BatchNorm(nn.Module):
         running_mean.value = self._updated(running_mean.value, self._over_groups(mean))
         running_var.value = self._updated(running_var.value, self._over_groups(unbiased))
         return y.reshape(views.shape).swapaxes(0, 1).astype(self.dtype).reshape(x.shape)
+
+    def normalize(
+        self, x: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Calls `normalize_views`; gsg_jax.models.cpu replaces its sums."""
+        return normalize_views(x, scale, bias, self.epsilon)
 
     def _over_groups(self, statistic: jax.Array) -> jax.Array:
         """[groups x V, C] to its mean over the groups, [V, C]."""
@@ -93,23 +96,33 @@ class BatchNorm(nn.Module):
         return jax.lax.stop_gradient(running)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def sum_of_views(x: jax.Array) -> jax.Array:
+    """Sums [B, V, ..., C] over images and pixels to [V, C]."""
+    return jnp.sum(x, axis=(0, *range(2, x.ndim - 1)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize_views(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    sum_of_views: Callable[[jax.Array], jax.Array] = sum_of_views,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises every view by its own statistics, and says what these are.
+    """Normalises every view by its own statistics.
 
     Its gradient is written out, in two sums over the images and pixels:
 
         dx = scale / sqrt(var + epsilon) (dy - mean of dy - x_hat mean of (dy x_hat)),
 
-    x_hat being the normalised x. Only x is kept for it, in its own type.
+    where x_hat is the normalised x. Only x is kept for it, in its own type.
 
     Args:
       x: [B, V, ..., C].
       scale: [C].
       bias: [C].
       epsilon: added to the variance.
+      sum_of_views: maps [B, V, ..., C] to its sums over images and pixels, [V, C].
 
     Returns:
       (y, mean, var): y like x, float32 or wider; mean and biased variance [V, C], which carry no
@@ -117,69 +130,38 @@ def normalize_views(
 
     Source: Ioffe & Szegedy, ICML 2015 (arXiv 1502.03167), section 3.
     """
-    return _normalized(x, scale, bias, epsilon)[0]
+    return _normalized(x, scale, bias, epsilon, sum_of_views)[0]
 
 
-def _normalized(x, scale, bias, epsilon):
+def _normalized(x, scale, bias, epsilon, sum_of_views):
     count = x.size // (x.shape[1] * x.shape[-1])
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = _sum_of_views(wide) / count  # [V, C]
+    mean = sum_of_views(wide) / count  # [V, C]
     centred = wide - _like_views(mean, x)
-    var = _sum_of_views(jnp.square(centred)) / count
+    var = sum_of_views(jnp.square(centred)) / count
     reciprocal = jax.lax.rsqrt(var + epsilon)
     y = centred * _like_views(reciprocal * scale[None], x) + _like_views(bias[None], x)
     return (y, mean, var), (x, scale, mean, reciprocal)
 
 
-def _gradient_of_normalized(epsilon, residuals, gradients):
+def _gradient_of_normalized(epsilon, sum_of_views, residuals, gradients):
     del epsilon
     dy, *_ = gradients
     x, scale, mean, reciprocal = residuals
     count = x.size // (x.shape[1] * x.shape[-1])
     x_hat = (x.astype(dy.dtype) - _like_views(mean, x)) * _like_views(reciprocal, x)
-    dy_sum, dy_x_sum = _sum_of_views(dy), _sum_of_views(dy * x_hat)  # [V, C] each
+    dy_sum, dy_x_sum = sum_of_views(dy), sum_of_views(dy * x_hat)  # [V, C] each
     rest = dy - _like_views(dy_sum / count, x) - x_hat * _like_views(dy_x_sum / count, x)
     dx = rest * _like_views(reciprocal * scale[None], x)
-    return dx.astype(x.dtype), _over_views(dy_x_sum), _over_views(dy_sum)
+    return dx.astype(x.dtype), jnp.sum(dy_x_sum, axis=0), jnp.sum(dy_sum, axis=0)
 
 
 normalize_views.defvjp(_normalized, _gradient_of_normalized)
 
 
-def _over_views(sums: jax.Array) -> jax.Array:
-    """Adds the sums [V, C] of all views, or of all views of all groups, to [C]."""
-    if is_one_cpu():
-        # One by one: XLA would merge a sum of sums into another pass over the whole array.
-        return sum(sums)
-    # At once: groups lie on different devices, which would send one another row by row.
-    return jnp.sum(sums, axis=0)
-
-
 def _like_views(statistic: jax.Array, x: jax.Array) -> jax.Array:
     """[V, C] or [1, C] to [1, V, 1..., C], as x [B, V, ..., C] has its axes."""
     return statistic.reshape(1, -1, *(1,) * (x.ndim - 3), statistic.shape[-1])
-
-
-def _sum_of_views(x: jax.Array) -> jax.Array:
-    """Sums [B, V, ..., C] over images and pixels to [V, C]."""
-    num_pixels = math.prod(x.shape[2:-1])
-    if is_one_cpu() and num_pixels > 1:
-        return _sum_in_stages(x, num_pixels)
-    return jnp.sum(x, axis=(0, *range(2, x.ndim - 1)))
-
-
-def _sum_in_stages(x: jax.Array, num_pixels: int) -> jax.Array:
-    """The same sum, a few pixels at a time, then per view of an image, then over the images.
-
-    XLA's sum over the outer axes of a large array walks a CPU's memory in strides, and cannot have
-    what it sums computed on the way; these can.
-    """
-    num_images, num_views, *_, columns, channels = x.shape
-    few = next((n for n in (8, 7, 4, 5, 9) if num_pixels % n == 0 and n != columns), 1)
-    if num_pixels > 64 and few > 1:
-        x = jnp.sum(x.reshape(-1, few, channels), axis=1)
-    x = jnp.sum(x.reshape(num_images * num_views, -1, channels), axis=1)
-    return jnp.sum(x.reshape(num_images, num_views, channels), axis=0)
 
 
 class GroupNorm(nn.Module):

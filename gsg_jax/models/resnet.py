@@ -7,12 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.models.blocks import run_block
-from gsg_jax.models.conv import convolve, convolve_standardized
+from gsg_jax.models.conv import Conv
 from gsg_jax.models.norm import BatchNorm, Norm
-from gsg_jax.models.relu import relu
-
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BasicBlock(nn.Module):
@@ -22,18 +18,18 @@ class BasicBlock(nn.Module):
 
     width: int
     stride: int
-    conv: Callable[..., nn.Conv]
+    conv: Callable[..., Conv]
     norm: Norm
     last_scale: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, width]."""
-        y = self.conv(self.width, (3, 3), self.stride, padding=1, name="conv1")(x)
-        y = relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, (3, 3), 1, padding=1, name="conv2")(y)
+        y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.width, 3, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale, name="bn2")(y, train=train)
-        return relu(y + _shortcut(self, x, y.shape, train))
+        return nn.relu(y + _shortcut(self, x, y.shape, train))
 
 
 class Bottleneck(nn.Module):
@@ -43,27 +39,27 @@ class Bottleneck(nn.Module):
 
     width: int
     stride: int
-    conv: Callable[..., nn.Conv]
+    conv: Callable[..., Conv]
     norm: Norm
     last_scale: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, 4 x width]."""
-        y = self.conv(self.width, (1, 1), 1, padding=0, name="conv1")(x)
-        y = relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.width, (3, 3), self.stride, padding=1, name="conv2")(y)
-        y = relu(self.norm(name="bn2")(y, train=train))
-        y = self.conv(self.width * self.expansion, (1, 1), 1, padding=0, name="conv3")(y)
+        y = self.conv(self.width, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.width, 3, self.stride, padding=1, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = self.conv(self.width * self.expansion, 1, name="conv3")(y)
         y = self.norm(scale_init=self.last_scale, name="bn3")(y, train=train)
-        return relu(y + _shortcut(self, x, y.shape, train))
+        return nn.relu(y + _shortcut(self, x, y.shape, train))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: tuple, train: bool) -> jax.Array:
     """The identity, or a strided 1x1 projection where the block changes the shape."""
     if x.shape == shape:
         return x
-    x = block.conv(shape[-1], (1, 1), block.stride, padding=0, name="downsample_conv")(x)
+    x = block.conv(shape[-1], 1, block.stride, name="downsample_conv")(x)
     return block.norm(name="downsample_bn")(x, train=train)
 
 
@@ -103,17 +99,23 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [N, H, W, C] to embeddings [N, F], float32 or wider."""
-        conv = partial(_conv, dtype=self.dtype, weight_standardization=self.weight_standardization)
+        conv = partial(
+            Conv, weight_standardization=self.weight_standardization, dtype=self.dtype
+        )
         last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
 
         if self.stem == "imagenet":
-            x = conv(self.width, (7, 7), 2, padding=3, name="conv1")(x)
+            x = conv(self.width, 7, 2, padding=3, name="conv1")(x)
         else:
-            x = conv(self.width, (3, 3), self.stem_stride, padding=1, name="conv1")(x)
-        x = relu(self.norm(name="bn1")(x, train=train))
+            x = conv(self.width, 3, self.stem_stride, padding=1, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
+        def run(block, x):
+            return block(x, train=train)
+
+        run = nn.remat(run) if self.recompute else run
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
@@ -121,23 +123,9 @@ class ResNet(nn.Module):
                 block = self.block(
                     self.width * 2**stage, stride, conv, self.norm, last_scale, name=name
                 )
-                x = run_block(block, x, train, recompute=self.recompute)
+                x = run(block, x)
 
         return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
-
-
-def _conv(width, kernel, stride, *, padding, name, dtype, weight_standardization):
-    return nn.Conv(
-        width,
-        kernel,
-        (stride, stride),
-        padding=padding,
-        use_bias=False,
-        kernel_init=he_normal_fan_out,
-        dtype=dtype,
-        conv_general_dilated=convolve_standardized if weight_standardization else convolve,
-        name=name,
-    )
 
 
 RESNETS = {

@@ -4,8 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.models.blocks import run_block
-
 MLP_RATIO = 4
 NORM_EPSILON = 1e-6
 WAVELENGTH = 10_000  # the longest of the fixed positions is 2 pi times this, in patches
@@ -72,10 +70,14 @@ class ViT(nn.Module):
             x = jnp.concatenate([token.astype(self.dtype), x], axis=1)  # [N, 1 + T, D]
         x = x + self._positions(grid, has_class_token).astype(self.dtype)
 
+        def run(block, x):
+            return block(x, train=train)
+
+        run = nn.remat(run) if self.recompute else run
         for index in range(self.depth):
             drop_path = self.drop_path * index / max(self.depth - 1, 1)
             block = Block(self.num_heads, drop_path, self.dtype, name=f"block{index}")
-            x = run_block(block, x, train, recompute=self.recompute)
+            x = run(block, x)
         x = _layer_norm(self.dtype, "norm")(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return x[:, 0] if has_class_token else jnp.mean(x, axis=1)

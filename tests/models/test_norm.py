@@ -12,7 +12,7 @@ from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 # (views, images, [H, W,] channels), odd batches among them.
-CASES = [(1, 5, (7, 3, 4)), (2, 3, (3, 5, 4)), (4, 3, (2, 3, 3)), (1, 7, (6,)), (2, 5, (6,))]
+CASES = [(2, 3, (3, 5, 4)), (4, 3, (2, 3, 3)), (1, 7, (6,))]
 
 
 def one_view(x, scale, bias, running_mean, running_var):
@@ -107,7 +107,8 @@ def test_the_order_of_the_views_counts_in_the_running_statistics():
         "params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)},
         "batch_stats": {"mean": jnp.zeros(1), "var": jnp.ones(1)},
     }
-    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    apply = jax.jit(lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"]))
+    y, updates = apply(x)
     np.testing.assert_allclose(updates["batch_stats"]["mean"], [0.09 * 1 + 0.1 * 3], rtol=1e-6)
     np.testing.assert_allclose(y, np.zeros((6, 1)), atol=1e-6)
 
@@ -192,8 +193,8 @@ def in_groups(x, num_views, group_images, *statistics):
     return np.concatenate(y), np.mean(mean, axis=0), np.mean(var, axis=0)
 
 
-@pytest.mark.parametrize("group_images", [2, 3, 6])
-def test_groups_are_normalised_one_by_one(group_images):
+def test_groups_are_normalised_one_by_one():
+    group_images = 2
     x, *rest = draw(7, 2, 6, (3, 2))
     weights = np.random.default_rng(8).normal(size=x.shape)
     x, weights, *rest = map(jnp.float32, (x, weights, *rest))
@@ -214,7 +215,7 @@ def test_groups_are_normalised_one_by_one(group_images):
     np.testing.assert_allclose(gradients[2], sum(of_bias), atol=1e-4)
 
 
-@pytest.mark.parametrize(("group_images", "num_sums"), [(0, 1), (2, 0), (4, 1)])
+@pytest.mark.parametrize(("group_images", "num_sums"), [(0, 1), (2, 0)])
 def test_a_group_that_lies_on_one_device_is_normalised_without_the_others(group_images, num_sums):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     module = BatchNorm(num_views=2, group_images=group_images, use_scale=False)
@@ -244,14 +245,12 @@ def plain_group_norm(x, num_groups, epsilon):
     return y
 
 
-@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(
-    ("norm", "num_groups", "shape"),
+    ("norm", "num_groups", "shape", "train"),
     [
-        (GroupNorm(num_groups=3, epsilon=0.1), 3, (4, 5, 2, 6)),
-        (GroupNorm(num_groups=1, epsilon=0.1), 1, (4, 3, 3, 6)),
-        (GroupNorm(num_groups=6, epsilon=0.1), 6, (4, 3, 3, 6)),
-        (LayerNorm(epsilon=0.1), 1, (5, 6)),
+        (GroupNorm(num_groups=3, epsilon=0.1), 3, (4, 5, 2, 6), True),
+        (GroupNorm(num_groups=1, epsilon=0.1), 1, (4, 3, 3, 6), False),
+        (LayerNorm(epsilon=0.1), 1, (5, 6), True),
     ],
 )
 def test_every_image_is_normalised_by_itself(norm, num_groups, shape, train):

@@ -55,7 +55,7 @@ def halved(size, kernel):
     return (size + 2 * (kernel // 2) - kernel) // 2 + 1
 
 
-@pytest.mark.parametrize("height_width", [(97, 60), (33, 32), (1, 2)])
+@pytest.mark.parametrize("height_width", [(33, 60), (1, 2)])
 @pytest.mark.parametrize("stem", ["imagenet", "small", "small stride 2"])
 def test_maps_of_odd_sizes_follow_pytorchs_formula(stem, height_width):
     stem, stride = stem.split()[0], 2 if stem.endswith("2") else 1
@@ -201,8 +201,9 @@ def plain_standardize(kernel):
     return (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-5)
 
 
-@pytest.mark.parametrize("weight_standardization", [True, False])
-@pytest.mark.parametrize(("block", "last"), [(BasicBlock, 2), (Bottleneck, 3)])
+@pytest.mark.parametrize(
+    ("block", "last", "weight_standardization"), [(BasicBlock, 2, True), (Bottleneck, 3, False)]
+)
 def test_group_norm_and_standardised_weights_equal_plain_numpy(
     block, last, weight_standardization, monkeypatch
 ):
@@ -253,8 +254,9 @@ def with_drawn_kernels(model, images):
     return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
-@pytest.mark.parametrize("zero_init_residual", [True, False])
-@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize(
+    ("block", "zero_init_residual"), [(BasicBlock, True), (Bottleneck, True), (BasicBlock, False)]
+)
 def test_zero_init_makes_every_block_its_shortcut_at_the_start(block, zero_init_residual):
     model = ResNet(block, (2, 1), width=4, stem="small", zero_init_residual=zero_init_residual)
     images = np.random.default_rng(1).normal(size=(3, 6, 6, 3)).astype(np.float32)

@@ -1,13 +1,11 @@
-"""Convolution on one CPU: XLA's own, and for training a gradient that is made of matrix products.
+"""Convolution on one CPU: XLA's, with a gradient that is made of matrix products.
 
 XLA turns the gradient of a kernel into a convolution whose window is the whole map and whose
-channels are the images. For that it transposes both of its operands, and computes the activations
-that it transposes anew, through every layer that it can fuse: half of a ResNet's backward pass. The
-same sums are one matrix product, image block by image block, of operands that lie as they are:
+channels are the images. For that it transposes both operands, and computes the activations that it
+transposes again, through every layer that it can fuse: half of a ResNet's backward pass. The same
+sums are one matrix product for each block of images, of operands that stay where they are:
 
     dk[r, c, i, o] = sum over n, y, x of  x_padded[n, y + r, x + c, i] dy[n, y, x, o].
-
-docs/performance.md has the figures.
 """
 
 from functools import partial

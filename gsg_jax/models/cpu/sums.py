@@ -1,0 +1,24 @@
+"""BatchNorm's sums over images and pixels, in stages that a CPU reads in the order of memory."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def sum_in_stages(x: jax.Array) -> jax.Array:
+    """Sums [B, V, ..., C] over images and pixels to [V, C].
+
+    A few pixels are summed at a time, then each view of an image, then the images. XLA's sum over
+    the outer axes of a large array walks a CPU's memory in strides, and what it sums has to be
+    stored first; these sums compute it on the way.
+    """
+    num_images, num_views, *pixels, channels = x.shape
+    num_pixels = math.prod(pixels)
+    if num_pixels == 1:
+        return jnp.sum(x.reshape(num_images, num_views, channels), axis=0)
+    few = next((n for n in (8, 7, 4, 5, 9) if num_pixels % n == 0 and n != pixels[-1]), 1)
+    if num_pixels > 64 and few > 1:
+        x = jnp.sum(x.reshape(-1, few, channels), axis=1)
+    x = jnp.sum(x.reshape(num_images * num_views, -1, channels), axis=1)
+    return jnp.sum(x.reshape(num_images, num_views, channels), axis=0)
