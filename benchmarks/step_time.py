@@ -25,8 +25,8 @@ import numpy as np
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
 from gsg_jax.devices import mesh as meshes
-from gsg_jax.devices.backend import compiler_options
 from gsg_jax.methods import METHODS
+from gsg_jax.models.jit import jit_network
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import Experiment, init_state
 from gsg_jax.train.views import draw_views
@@ -111,10 +111,10 @@ def time_views(
     experiment: Experiment, mesh: jax.sharding.Mesh, batch: jax.Array, num_steps: int
 ) -> float:
     """Median seconds of making a step's views and nothing else, after three times untimed."""
-    draw = jax.jit(
+    draw = jit_network(
         functools.partial(draw_views, experiment),
+        mesh,
         in_shardings=(meshes.by_image(mesh), meshes.replicated(mesh)),
-        compiler_options=compiler_options(),
     )
     seconds = []
     for key in jax.random.split(jax.random.key(0), 3 + num_steps):

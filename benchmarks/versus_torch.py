@@ -211,7 +211,7 @@ def our_step(arguments: argparse.Namespace):
     import jax
 
     from gsg_jax.devices import mesh as meshes
-    from gsg_jax.devices.backend import is_one_cpu
+    from gsg_jax.models.cpu import is_one_cpu
     from gsg_jax.train.build import build_experiment, jit_step
     from gsg_jax.train.state import init_state
 
@@ -222,7 +222,7 @@ def our_step(arguments: argparse.Namespace):
     state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
     views = meshes.global_batch(mesh, drawn_views(config))
     step = jit_step(experiment, mesh).lower(state, views).compile()
-    operations = 0.0 if is_one_cpu() else step.cost_analysis().get("flops", 0.0)
+    operations = 0.0 if is_one_cpu(mesh) else step.cost_analysis().get("flops", 0.0)
 
     def run():
         nonlocal state

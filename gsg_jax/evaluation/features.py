@@ -12,7 +12,7 @@ from gsg_jax.data.colours import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes
-from gsg_jax.devices.backend import compiler_options
+from gsg_jax.models.jit import jit_network
 from gsg_jax.models.resnet import ResNet
 from gsg_jax.models.vit import ViT
 
@@ -89,15 +89,15 @@ def backbone_embed(
         missing = -len(images) % num_devices
         padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
         placed = meshes.global_batch(mesh, padded)
-        h = _jit_embed()(backbone, views.mean, views.std, variables, placed)
+        h = _jit_embed(mesh)(backbone, views.mean, views.std, variables, placed)
         return meshes.local_rows(h)[: len(images)]
 
     return embed
 
 
 @cache
-def _jit_embed():
-    return jax.jit(_embed, static_argnums=(0, 1, 2), compiler_options=compiler_options())
+def _jit_embed(mesh):
+    return jit_network(_embed, mesh, static_argnums=(0, 1, 2))
 
 
 def _embed(backbone, mean, std, variables, images):

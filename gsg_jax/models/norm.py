@@ -69,9 +69,7 @@ class BatchNorm(nn.Module):
         group_images = self.group_images or len(views)
         # A view of a group is a view of its own: [G, groups x V, ..., C].
         views = views.reshape(-1, group_images, *views.shape[1:]).swapaxes(0, 1)
-        y, mean, var = self.normalize(
-            views.reshape(group_images, -1, *x.shape[1:]), scale, bias
-        )
+        y, mean, var = self.normalize(views.reshape(group_images, -1, *x.shape[1:]), scale, bias)
 
         count = y.size // (y.shape[1] * channels)
         unbiased = var * (count / max(count - 1, 1))

@@ -99,9 +99,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [N, H, W, C] to embeddings [N, F], float32 or wider."""
-        conv = partial(
-            Conv, weight_standardization=self.weight_standardization, dtype=self.dtype
-        )
+        conv = partial(Conv, weight_standardization=self.weight_standardization, dtype=self.dtype)
         last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
 
         if self.stem == "imagenet":

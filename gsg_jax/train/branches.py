@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.devices.backend import loops_are_slow
 from gsg_jax.methods.method import Outputs
 from gsg_jax.models.siamese import Siamese
 from gsg_jax.train.state import (
@@ -47,6 +46,7 @@ def target_pass(
         experiment.num_views,
         {"params": params, "batch_stats": batch_stats},
         num_microbatches=experiment.num_microbatches,
+        unroll=experiment.unrolls_microbatches,
     )
     return z, batch_stats if experiment.has_ema_target else {}
 
@@ -71,7 +71,11 @@ def online_pass(
       (outputs, batch_stats): outputs with their targets; the new running statistics.
     """
     num_sources, num_local = experiment.num_sources, experiment.views.num_local
-    run = partial(run_branch, num_microbatches=experiment.num_microbatches)
+    run = partial(
+        run_branch,
+        num_microbatches=experiment.num_microbatches,
+        unroll=experiment.unrolls_microbatches,
+    )
     outputs, batch_stats = run(
         experiment.online, views.online, num_sources, variables, drop_path_key
     )
@@ -115,6 +119,7 @@ def run_branch(
     variables: dict[str, Any],
     drop_path_key: jax.Array | None = None,
     num_microbatches: int = 1,
+    unroll: bool = False,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     """Runs a branch over views, whole or in microbatches.
 
@@ -130,6 +135,7 @@ def run_branch(
       variables: {"params", "batch_stats"}, with the groups of the branch.
       drop_path_key: of stochastic depth, or None for no stochastic depth.
       num_microbatches: parts in which the backbone takes the images; divides B.
+      unroll: whether the parts are written out instead of a loop.
 
     Returns:
       ((h, z, p), batch_stats): embeddings [V, B, F], projections and predictions [V, B, D]; the
@@ -144,7 +150,7 @@ def run_branch(
         batch_stats = running_statistics(updates, variables["params"])
     else:
         h, of_backbone = _embed_in_parts(
-            branch.backbone, images, num_views, variables, drop_path_key, num_microbatches
+            branch.backbone, images, num_views, variables, drop_path_key, num_microbatches, unroll
         )
         heads, updates = branch.apply(variables, h, method="heads", **train)
         outputs = (h, *heads)
@@ -159,6 +165,7 @@ def _embed_in_parts(
     variables: dict[str, Any],
     drop_path_key: jax.Array | None,
     num_parts: int,
+    unroll: bool,
 ) -> tuple[jax.Array, Any]:
     """Embeddings [B x V, F], and the mean of the parts' running statistics."""
     of_backbone = {
@@ -185,9 +192,8 @@ def _embed_in_parts(
     # Image i is in part i mod num_parts, so that every part is spread evenly over the devices.
     split = partial(_swap_rows, num_rows=num_parts, width=num_views)
     parts = split(images).reshape(num_parts, -1, *images.shape[1:])
-    unroll = num_parts if loops_are_slow() else 1
     _, (h, batch_stats) = jax.lax.scan(
-        add_part, of_backbone, (parts, jnp.arange(num_parts)), unroll=unroll
+        add_part, of_backbone, (parts, jnp.arange(num_parts)), unroll=num_parts if unroll else 1
     )
     h = h.reshape(-1, h.shape[-1])
     h = _swap_rows(h, num_rows=len(h) // (num_parts * num_views), width=num_views)

@@ -13,9 +13,9 @@ from gsg_jax.config.load import view_recipe
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
-from gsg_jax.devices.backend import compiler_options
-from gsg_jax.devices.mesh import by_image, replicated, sharded
+from gsg_jax.devices.mesh import by_image, is_cpu, replicated, sharded
 from gsg_jax.methods import METHODS
+from gsg_jax.models.jit import jit_network
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.train.optim import build_optimizer, ema_decay_schedule
 from gsg_jax.train.state import Experiment, TrainState
@@ -122,16 +122,18 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState 
     Returns:
       (state, images[, labels]) -> (state, metrics).
     """
+    # Within a loop a CPU convolves ten times slower.
+    experiment = dataclasses.replace(experiment, unrolls_microbatches=is_cpu(mesh))
     whole, split = replicated(mesh), by_image(mesh)
     of_state, step = whole, partial(train_step, experiment)
     if mesh.shape.get("fsdp", 1) > 1:
         of_state, step = sharded(mesh, state), _step_of_shards(experiment, mesh)
-    return jax.jit(
+    return jit_network(
         step,
+        mesh,
         in_shardings=(of_state, split, split) if experiment.probe else (of_state, split),
         out_shardings=(of_state, whole),
         donate_argnums=0,
-        compiler_options=compiler_options(),
     )
 
 

@@ -67,6 +67,7 @@ class Experiment:
       figures_every_steps: how often the collapse figures are computed; NaN in between.
       inspects_gradients: whether these figures include the parts of the gradient.
       num_microbatches: parts in which the backbone takes a batch.
+      unrolls_microbatches: whether the parts are written out instead of a loop.
       skips_bad_steps: whether a bad step leaves the state as it was. A step is bad if its loss,
         gradient norm or new state is not finite, or its gradient norm exceeds grad_norm_limit.
       grad_norm_limit: largest gradient norm of a good step, 0 for none.
@@ -89,6 +90,7 @@ class Experiment:
     select: Callable[..., jax.Array] | None = None
     inspects_gradients: bool = False
     num_microbatches: int = 1
+    unrolls_microbatches: bool = False
     skips_bad_steps: bool = False
     grad_norm_limit: float = 0.0
     frozen: tuple[tuple[str, ...], ...] = ()

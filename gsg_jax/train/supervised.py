@@ -23,6 +23,7 @@ from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
 from gsg_jax.models.classifier import Classifier
+from gsg_jax.models.jit import jit_network
 from gsg_jax.run.checkpoint import Checkpoints
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.optim import build_by_branch
@@ -253,8 +254,9 @@ class ClassifierRun:
 def jit_classifier_step(task: ClassifierTask, mesh: jax.sharding.Mesh) -> Callable:
     """Compiles the step over a mesh: state replicated and donated, images and labels sharded."""
     whole, split = meshes.replicated(mesh), meshes.by_image(mesh)
-    return jax.jit(
+    return jit_network(
         partial(classifier_step, task),
+        mesh,
         in_shardings=(whole, split, split),
         out_shardings=(whole, whole),
         donate_argnums=0,

@@ -39,7 +39,7 @@ def on_cpu(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
 
 def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
     """Whether the mesh is the only device of this process, and a CPU."""
-    return _is_cpu(mesh) and mesh.size == 1 == jax.device_count()
+    return is_cpu(mesh) and mesh.size == 1 == jax.device_count()
 
 
 def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
@@ -47,12 +47,12 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
 
     Options that this version of XLA does not know are left out.
     """
-    if not _is_cpu(mesh):
+    if not is_cpu(mesh):
         return {}
     return {name: value for name, value in COMPILER_OPTIONS.items() if _is_known(name, value)}
 
 
-def _is_cpu(mesh: jax.sharding.Mesh) -> bool:
+def is_cpu(mesh: jax.sharding.Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
