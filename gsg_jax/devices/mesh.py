@@ -61,6 +61,11 @@ def all_devices() -> Mesh:
     return _mesh(jax.devices(), 1)
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the devices of the mesh are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
     # A host's devices stand together, as its share of the batch does.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from gsg_jax.devices.mesh import is_cpu
 from gsg_jax.models.conv import Conv
 from gsg_jax.models.cpu.conv import convolve
 from gsg_jax.models.cpu.sums import sum_in_stages
@@ -50,10 +51,6 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
     if not is_cpu(mesh):
         return {}
     return {name: value for name, value in COMPILER_OPTIONS.items() if _is_known(name, value)}
-
-
-def is_cpu(mesh: jax.sharding.Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def _own_path(next_fun, arguments, options, context):

@@ -40,9 +40,7 @@ A_TRANSPOSED = (
 )
 
 
-def convolve_winograd(
-    x: jax.Array, kernel: jax.Array, precision: jax.lax.PrecisionLike = None
-) -> jax.Array:
+def convolve_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a stride of 1 and a padding of 1.
 
     In float32 its rounding is some ten times that of the plain sum: 1e-5 of the largest entry.
@@ -50,12 +48,11 @@ def convolve_winograd(
     Args:
       x: [N, H, W, C]; H and W are multiples of TILE.
       kernel: [3, 3, C, F].
-      precision: of the products.
 
     Returns:
       [N, H, W, F].
     """
-    products = jnp.matmul(_of_input(x), _of_kernel(kernel), precision=precision)
+    products = jnp.matmul(_of_input(x), _of_kernel(kernel))
     return _to_map(jax.lax.optimization_barrier(products), x.shape[:3])
 
 
