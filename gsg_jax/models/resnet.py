@@ -11,6 +11,14 @@ from gsg_jax.models.conv import Conv
 from gsg_jax.models.norm import BatchNorm, Norm
 
 
+class Relu(nn.Module):
+    """The positive part; a module, so that gsg_jax.models.cpu can replace it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x of any shape to max(x, 0)."""
+        return nn.relu(x)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-10, 18 and 34)."""
 
@@ -26,10 +34,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, width]."""
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = Relu()(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.width, 3, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale, name="bn2")(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y.shape, train))
+        return Relu()(y + _shortcut(self, x, y.shape, train))
 
 
 class Bottleneck(nn.Module):
@@ -47,12 +55,12 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, 4 x width]."""
         y = self.conv(self.width, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = Relu()(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = Relu()(self.norm(name="bn2")(y, train=train))
         y = self.conv(self.width * self.expansion, 1, name="conv3")(y)
         y = self.norm(scale_init=self.last_scale, name="bn3")(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y.shape, train))
+        return Relu()(y + _shortcut(self, x, y.shape, train))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: tuple, train: bool) -> jax.Array:
@@ -106,7 +114,7 @@ class ResNet(nn.Module):
             x = conv(self.width, 7, 2, padding=3, name="conv1")(x)
         else:
             x = conv(self.width, 3, self.stem_stride, padding=1, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x, train=train))
+        x = Relu()(self.norm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 

@@ -1,4 +1,4 @@
-"""What one CPU computes its own way: convolutions, their gradients, and BatchNorm's sums.
+"""What one CPU computes its own way: convolutions, BatchNorm's sums, ReLUs, and their gradients.
 
 The networks of gsg_jax.models are plain Flax. While a function is traced for a mesh of one CPU, a
 few of their methods are replaced by the functions of this folder. TPUs, GPUs, and several CPU
@@ -14,8 +14,10 @@ import jax
 from gsg_jax.devices.mesh import is_cpu
 from gsg_jax.models.conv import Conv
 from gsg_jax.models.cpu.conv import convolve
+from gsg_jax.models.cpu.relu import stored_relu
 from gsg_jax.models.cpu.sums import sum_in_stages
 from gsg_jax.models.norm import BatchNorm, normalize_views
+from gsg_jax.models.resnet import Relu
 
 COMPILER_OPTIONS = {
     # YNNPACK's convolutions run at half the speed of XLA's own.
@@ -60,6 +62,8 @@ def _own_path(next_fun, arguments, options, context):
             return convolve(*arguments)
         case BatchNorm(epsilon=epsilon), "normalize":
             return normalize_views(*arguments, epsilon, sum_in_stages)
+        case Relu(), "__call__":
+            return stored_relu(*arguments)
     return next_fun(*arguments, **options)
 
 

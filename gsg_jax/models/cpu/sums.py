@@ -21,4 +21,5 @@ def sum_in_stages(x: jax.Array) -> jax.Array:
     if num_pixels > 64 and few > 1:
         x = jnp.sum(x.reshape(-1, few, channels), axis=1)
     x = jnp.sum(x.reshape(num_images * num_views, -1, channels), axis=1)
-    return jnp.sum(x.reshape(num_images, num_views, channels), axis=0)
+    # Stored: XLA would merge a sum of these sums into another pass over the whole array.
+    return jax.lax.optimization_barrier(jnp.sum(x.reshape(num_images, num_views, channels), axis=0))

@@ -12,6 +12,7 @@ from gsg_jax.devices.mesh import all_devices
 from gsg_jax.models import cpu
 from gsg_jax.models.conv import DIMENSIONS
 from gsg_jax.models.cpu import conv
+from gsg_jax.models.cpu.relu import stored_relu
 from gsg_jax.models.cpu.sums import sum_in_stages
 from gsg_jax.models.jit import jit_network
 from gsg_jax.models.norm import normalize_views
@@ -116,6 +117,12 @@ def test_sums_in_stages_normalise_and_differentiate_as_plain_sums(pixels):
         chex.assert_trees_all_close(found, gradient(loss)(x, scale, bias), rtol=1e-10, atol=1e-10)
 
 
+def test_the_stored_relu_is_the_plain_one_and_has_no_gradient_at_zero():
+    y, gradient = jax.vjp(stored_relu, jnp.asarray([-2.0, -0.0, 0.0, 3.0]))
+    np.testing.assert_array_equal(y, [0, 0, 0, 3])
+    np.testing.assert_array_equal(gradient(jnp.full(4, 7.0))[0], [0, 0, 0, 7])
+
+
 @pytest.mark.extended
 def test_a_step_on_one_cpu_equals_the_step_of_tpus_and_gpus(monkeypatch):
     experiment = small_experiment("byol_gsg", pairing="halves", num_views=2)
@@ -125,13 +132,12 @@ def test_a_step_on_one_cpu_equals_the_step_of_tpus_and_gpus(monkeypatch):
     plain = jit_network(step, mesh)(state, images())
     monkeypatch.setattr(cpu, "is_one_cpu", lambda mesh: True)
     taken = []
-    for name in ("convolve", "sum_in_stages"):
+    names = ("convolve", "sum_in_stages", "stored_relu")
+    for name in names:
         function = getattr(cpu, name)
-        monkeypatch.setattr(
-            cpu, name, lambda *args, f=function: (taken.append(f.__name__), f(*args))[1]
-        )
+        monkeypatch.setattr(cpu, name, lambda *args, f=function: (taken.append(f), f(*args))[1])
     found = jit_network(step, mesh)(state, images())
-    assert set(taken) == {"convolve", "sum_in_stages"}
+    assert len(set(taken)) == len(names)
     chex.assert_trees_all_close(found[1], plain[1], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(found[0], plain[0], rtol=1e-3, atol=2e-5)
 
