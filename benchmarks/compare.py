@@ -1,13 +1,12 @@
-"""Pretrains with every method for the same short time, and prints two tables.
+"""Pretrains with every method for the same number of epochs, and prints two tables.
 
     python benchmarks/compare.py [--recipe=default] [--epochs=3] [--methods=simclr,unigrad]
         [--workdir=runs/compare]
 
-Each method is a run of its own in WORKDIR/RECIPE-EPOCHS/METHOD; one that is there already goes on,
-or is read.
-The first table holds k-NN top-1 (percent) beside the untrained encoder's, the collapse figures of
-the last logged step, and the seconds of training; the second what the gradient inspector logged at
-that step (docs/methods.md says what its figures are).
+Each method is a run in WORKDIR/RECIPE-EPOCHS/METHOD. An unfinished run is resumed, a finished one
+is read. The first table holds k-NN top-1 (percent), also of the untrained encoder, the collapse
+figures of the last logged step, and the seconds of training. The second holds what the gradient
+inspector logged at that step (docs/methods.md defines its figures).
 """
 
 import argparse
@@ -36,7 +35,7 @@ GRADIENT_COLUMNS = {
 
 
 def main() -> None:
-    """Runs what was asked for, then prints the tables to standard output."""
+    """Runs the methods, then prints the tables to standard output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="default", help="recipe of the configs")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each run")
@@ -66,7 +65,7 @@ def main() -> None:
 
 
 def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
-    """Pretrains with a method in a process of its own; returns its final figures."""
+    """Pretrains with a method in a separate process; returns its final figures."""
     flags = [
         f"--config=configs/{method}.py:{arguments.recipe}",
         f"--workdir={folder}",
@@ -77,17 +76,15 @@ def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> d
     command = [sys.executable, "-m", "gsg_jax.main", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(
-            f"error: the run of {method} ended with {done.returncode}; its reason stands above"
-        )
+        sys.exit(f"error: the run of {method} ended with {done.returncode}; the reason is above")
     figures = json.loads(done.stdout.splitlines()[-1])
     if figures["step"] < figures["num_steps"]:
-        sys.exit(f"stopped while {method} trained: the same command goes on")
+        sys.exit(f"stopped while {method} trained: the same command resumes")
     return figures
 
 
 def row(method: str, figures: dict, last: dict) -> list[str]:
-    """A method's row of the first table, by its last line and its last logged step."""
+    """Returns a method's row of the first table."""
     return [
         method,
         f"{100 * figures['knn_top1']:.2f}",

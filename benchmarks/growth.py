@@ -1,19 +1,19 @@
-"""Counts how the cost of one train step grows with batch, views, width and devices.
+"""Counts how the cost of a train step grows with batch, views, width and devices.
 
     python benchmarks/growth.py [--method=simsiam_gsg] [--recipe=cifar10] [--batch=64,32,128]
         [--views=4,2] [--width=32,16,64] [--devices=2,1,4,8]
 
-Nothing is computed or timed: the step is compiled for fake CPU devices, and the compiled module is
-read. The first value of a flag is the base; one flag at a time takes its other values. A line has,
-of one device of those in the mesh: the step's floating-point operations and the bytes that its
+Nothing is executed or timed: the step is compiled for fake CPU devices, and the compiled module is
+read. The first value of each flag is the base; one flag at a time takes its other values. A line
+has the figures of one device: the step's floating-point operations and the bytes that its
 instructions read and write, as XLA counts them; the temporary memory; and the bytes of the results
-of its collectives, those of the figures of logged steps among them. `width` is a ResNet's.
+of its collectives, including the figures of logged steps. `width` is a ResNet's.
 
-XLA counts the body of a loop once, whatever its length. The step's own loops only mix random bits;
-"products_in_loops" says how many convolutions and matrix products stand in one, and above 0 the
-operations are too few. The code of a program with one CPU device has such loops
-(gsg_jax/devices/backend.py), so that a single device is here one of several: what is counted is
-the plain XLA of GPUs and TPUs, though by the CPU's compiler, whose fusions and memory are its own.
+XLA counts the body of a loop once, whatever its length. The step's own loops only mix random bits.
+"products_in_loops" is the number of convolutions and matrix products in loops; if it is above 0,
+the operations are too few. A process with a single CPU device would have such loops
+(gsg_jax/models/cpu), so a mesh of one device is taken from several. The program is therefore the
+plain XLA of GPUs and TPUs, but its fusions and memory are those of the CPU's compiler.
 
 The last line is one JSON object with the same figures.
 """
@@ -80,14 +80,14 @@ def main() -> None:
 
 
 def give_fake_devices(count: int) -> None:
-    """Makes CPU devices of this process; code generation, which changes no count, is kept short."""
+    """Gives this process fake CPU devices; fast code generation, which changes no count."""
     flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     jax.config.update("jax_platforms", "cpu")
 
 
 def points_of(axes: dict[str, list[int]]) -> list[dict[str, int]]:
-    """The base, then each axis' other values with the base's of all the rest."""
+    """Returns the base, then each axis' other values beside the base's of all other axes."""
     base = {axis: values[0] for axis, values in axes.items()}
     return [base, *(base | {axis: value} for axis in axes for value in axes[axis][1:])]
 
@@ -155,8 +155,8 @@ def collective_bytes(text: str) -> dict[str, int]:
       text: the compiled module, HLO.
 
     Returns:
-      Bytes by kind, of those that are there. An asynchronous collective counts where it is done:
-      its start has the operand beside the result.
+      Bytes by kind. An asynchronous collective is counted at its end, because its start also holds
+      the operand.
     """
     instruction = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
     found = {}
@@ -168,7 +168,7 @@ def collective_bytes(text: str) -> dict[str, int]:
 
 
 def products_in_loops(text: str) -> int:
-    """Convolutions and matrix products of a module that stand in a loop, which counts once."""
+    """Number of convolutions and matrix products in a module's loops, which are counted once."""
     product = re.compile(r" (?:convolution|dot)\(.*op_name=\"[^\"]*while/body")
     return sum(1 for line in text.splitlines() if product.search(line))
 

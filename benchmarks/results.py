@@ -1,10 +1,10 @@
-"""Pretrains with four methods by several seeds, judges each by k-NN and a linear probe: one table.
+"""Pretrains four methods with several seeds, evaluates each by k-NN and a linear probe: one table.
 
     python benchmarks/results.py [--recipe=default] [--seeds=0,1,2] [--methods=simsiam,byol]
         [--workdir=runs/results] [--output=docs/results.md]
 
-Each run lies in WORKDIR/RECIPE/METHOD-SEED; one that is there already goes on, or is read. Raw
-pixels and the untrained encoder stand above them. Into --output the table goes between its marks.
+Each run is in WORKDIR/RECIPE/METHOD-SEED. An unfinished run is resumed, a finished one is read. The
+first rows are raw pixels and the untrained encoder. The table replaces the marked part of --output.
 """
 
 import argparse
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- made by benchmarks/results.py -->", "<!-- until here -->"
 
 
 def main() -> None:
-    """Runs what is missing, then prints the table and writes it into its place."""
+    """Runs what is missing, then prints the table and writes it to --output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="default", help="recipe of the configs")
     parser.add_argument("--seeds", default="0,1,2", help="seeds, comma-separated")
@@ -65,26 +65,26 @@ def main() -> None:
 
 
 def rows(methods: list[str]) -> Iterator[tuple[str, str]]:
-    """(encoder, method) of each row; the baselines are those of the first method's runs."""
+    """Yields (encoder, method) of each row; the baselines come from the first method's runs."""
     yield "pixels", methods[0]
     yield "untrained", methods[0]
     yield from (("pretrained", method) for method in methods)
 
 
 def pretrain(method: str, seed: str, recipe: str, folder: pathlib.Path) -> dict:
-    """Pretrains, or reads what a finished run has found; returns its last line."""
+    """Pretrains or resumes a run; returns its last line."""
     figures = run_job(
         f"--config=configs/{method}.py:{recipe}",
         f"--workdir={folder}",
         f"--config.run.seed={seed}",
     )
     if figures["step"] < figures["num_steps"]:
-        sys.exit(f"stopped while {method} trained: the same command goes on")
+        sys.exit(f"stopped while {method} trained: the same command resumes")
     return figures
 
 
 def judge(folder: pathlib.Path, encoder: str, seed: str) -> dict:
-    """Judges an encoder of a run by k-NN and linear probe; returns the job's last line."""
+    """Evaluates an encoder of a run by k-NN and linear probe; returns the job's last line."""
     return run_job(
         "--config=configs/evaluate_all.py",
         f"--config.pretrained={folder}",
@@ -96,23 +96,23 @@ def judge(folder: pathlib.Path, encoder: str, seed: str) -> dict:
 
 
 def run_job(*flags: str) -> dict:
-    """Runs a job in a process of its own; returns its last line."""
+    """Runs a job in a separate process; returns its last line."""
     command = [sys.executable, "-m", "gsg_jax.main", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"error: {' '.join(flags)} ended with {done.returncode}; its reason stands above")
+        sys.exit(f"error: {' '.join(flags)} ended with {done.returncode}; the reason is above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def spread(shares: list[float]) -> str:
-    """Mean and sample standard deviation of the seeds, percent."""
+    """Formats the mean and sample standard deviation over the seeds, percent."""
     percents = 100 * np.array(shares)
     deviation = f" ± {np.std(percents, ddof=1):.2f}" if len(percents) > 1 else ""
     return f"{np.mean(percents):.2f}{deviation}"
 
 
 def provenance(arguments: argparse.Namespace) -> str:
-    """What the table was made by."""
+    """Describes how the table was made."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     device = jax.devices()[0]
     return (

@@ -2,9 +2,9 @@
 
     python benchmarks/run_all.py [--size=full] [--only=growth.py,knn.py]
 
-"small" shortens each to a minute or so on two CPU cores and shows that it runs; "full" takes each
-benchmark's own sizes. Every figure is read from the JSON that a benchmark prints. Where one fails,
-the program ends with what was measured until then, and says which.
+"small" shortens each to about a minute on two CPU cores, to show that it runs; "full" takes each
+benchmark's own sizes. Every figure is read from the JSON that a benchmark prints. If one fails, the
+program prints what was measured until then, names the benchmark and ends with status 1.
 """
 
 import argparse
@@ -50,7 +50,7 @@ BENCHMARKS = {
         "full": [],
     },
 }
-# What tells the lines of one benchmark apart.
+# What distinguishes the lines of one benchmark.
 NAMES = ("what", "config", "way", "method", "recipe", "batch", "views", "width", "devices", "k")
 
 
@@ -59,7 +59,7 @@ class Failed(Exception):
 
 
 def main() -> None:
-    """Runs them one after another, then prints the table."""
+    """Runs the benchmarks one after another, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("small", "full"), default="full", help="how long")
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="comma-separated")
@@ -80,15 +80,15 @@ def main() -> None:
 
 
 def run(name: str, flags: list[str]) -> list[dict]:
-    """The JSON objects that a benchmark prints, one a line; those in a list of results apart.
+    """Runs a benchmark; returns the JSON objects that it prints, or the results in them.
 
     Raises:
-      Failed: where it ends with an error, or prints no such line.
+      Failed: if it ends with an error, or prints no line of JSON.
     """
     path = pathlib.Path(__file__).parent / name
     done = subprocess.run([sys.executable, path, *flags], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise Failed(f"{name} ended with {done.returncode}; its reason stands above")
+        raise Failed(f"{name} ended with {done.returncode}; the reason is above")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise Failed(f"{name} printed no line of JSON")
@@ -103,12 +103,12 @@ def add_line(table: Table, name: str, line: dict) -> None:
 
 
 def named(key: str, value: str | int) -> str:
-    """A text by itself, a number with its name."""
+    """Returns a text as it is, and a number with its name."""
     return value if isinstance(value, str) else f"{key} {value}"
 
 
 def numbers(line: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of a line that are not its name, by dotted name."""
+    """Returns the numbers of a line by dotted name, without those that name it."""
     found = {}
     for key, value in line.items():
         if isinstance(value, dict):

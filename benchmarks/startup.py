@@ -1,12 +1,12 @@
-"""Times a pretraining's start, from its process to its first step, without and with a cache.
+"""Times a pretraining run's start, from its process to its first step, without and with a cache.
 
     python benchmarks/startup.py [--config=configs/simsiam_gsg.py] [--way=resume] [--starts=3]
 
-A first start has nothing compiled. Of a second one there are two kinds: "resume" goes on in the
-same workdir, where the first was killed (SIGKILL) after its first checkpoint; "environment" begins
-in another workdir, with the same JAX_COMPILATION_CACHE_DIR. Every pair has new folders of its own.
-A start ends when its log tells the first step's loss; the k-NN monitor is off. The last line is a
-JSON object with both medians, in seconds, and their ratio. Other flags go to the run.
+The first start finds nothing compiled. The second is one of two kinds: "resume" resumes in the same
+workdir, in which the first was killed (SIGKILL) after its first checkpoint; "environment" begins in
+another workdir with the same JAX_COMPILATION_CACHE_DIR. Every pair of starts has new folders. A
+start ends when the log shows the first step's loss; the k-NN monitor is off. The last line is a
+JSON object with both medians, in seconds, and their ratio. Other flags are passed to the run.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
             pairs.append(measure(pathlib.Path(folder), arguments.way, flags))
         print("first {:.1f} s, second {:.1f} s".format(*pairs[-1]), file=sys.stderr, flush=True)
     first, second = (statistics.median(times) for times in zip(*pairs, strict=True))
-    told = {
+    figures = {
         "config": arguments.config,
         "way": arguments.way,
         "starts": arguments.starts,
@@ -50,14 +50,14 @@ def main() -> None:
         "second_start_seconds": round(second, 2),
         "ratio": round(first / second, 2),
     }
-    print(json.dumps(told))
+    print(json.dumps(figures))
 
 
 def measure(folder: pathlib.Path, way: str, flags: list[str]) -> tuple[float, float]:
     """Starts a run twice: seconds to the first step of each.
 
     Args:
-      folder: an empty one.
+      folder: an empty folder.
       way: resume or environment.
       flags: of the run.
     """
@@ -95,7 +95,7 @@ def start(workdir: pathlib.Path, flags: list[str], environment: dict[str, str]) 
 
 
 def checkpoints(workdir: pathlib.Path) -> set[int]:
-    """The steps whose checkpoints are whole."""
+    """Returns the steps of the complete checkpoints."""
     return {int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
 
 

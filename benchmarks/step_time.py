@@ -1,12 +1,12 @@
-"""Times the whole train step, views included, of each method: one JSON object a line.
+"""Times the whole train step of each method, views included: one JSON object a line.
 
     python benchmarks/step_time.py [--recipe=default] [--steps=20] [--methods=simsiam,byol_gsg]
 
-Every method runs in a process of its own, so that the peak memory is its own. A line holds the
-method, views and images per second, milliseconds a step (median), those of making its views alone
-and their share of the step's, compile seconds, peak memory in MiB (the device's where it tells,
-otherwise the process's), and the device. Compare lines of one run with one another; a rate by
-itself says as much about the machine as about the code.
+Every method runs in a separate process, so that the peak memory is its own. A line holds the
+method, views and images per second, median milliseconds of a step, milliseconds of drawing its
+views and their share of the step, compile seconds, peak memory in MiB (of the device if it is
+reported, otherwise of the process), and the device. Compare only lines of the same run: a rate
+depends as much on the machine as on the code.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from gsg_jax.train.views import draw_views
 
 
 def main() -> None:
-    """Measures every method that was asked for, each in a process of its own."""
+    """Measures every requested method, each in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="default", help="recipe of the configs")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")
@@ -61,7 +61,7 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
     Args:
       method: a name of METHODS.
       recipe: a name of RECIPES.
-      num_steps: timed steps, after three that are not.
+      num_steps: timed steps, after three untimed ones.
 
     Returns:
       The figures of one line.
@@ -110,7 +110,7 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
 def time_views(
     experiment: Experiment, mesh: jax.sharding.Mesh, batch: jax.Array, num_steps: int
 ) -> float:
-    """Median seconds of making a step's views and nothing else, after three times untimed."""
+    """Median seconds of drawing a step's views alone, after three untimed draws."""
     draw = jit_network(
         functools.partial(draw_views, experiment),
         mesh,
@@ -139,7 +139,7 @@ def random_images(config, channels: int) -> np.ndarray:
 
 
 def peak_memory_mb() -> float:
-    """Peak bytes of the first device where it tells, otherwise of this process, in MiB."""
+    """Peak memory in MiB of the first device if it is reported, otherwise of this process."""
     statistics_of_device = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics_of_device:
         return statistics_of_device["peak_bytes_in_use"] / 2**20

@@ -1,8 +1,8 @@
 """A PyTorch train step of SimSiam and BYOL, with and without guided stop-gradient.
 
-The reference definition: every view is a forward pass of its own through the online branch (and,
-with an EMA target, through that), in float32. The tuned one: channels last, bfloat16 autocast, and
-torch.compile. Written for the comparison in versus_torch.py, from the papers' equations.
+The reference: every view is a separate forward pass through the online branch, and through the EMA
+target if there is one, in float32. The tuned step: channels last, bfloat16 autocast and
+torch.compile. Written from the papers' equations for versus_torch.py.
 """
 
 import contextlib

@@ -1,28 +1,28 @@
-"""Times our train step beside PyTorch's, in turns: one table, then one JSON object of ratios.
+"""Times our train step and PyTorch's in turns: one table, then one JSON object of ratios.
 
     python benchmarks/versus_torch.py [--methods=simsiam_gsg,byol_gsg] [--modes=reference]
         [--rounds=7] [--recipe=cifar10] [--batch=64] [--size=32] [--width=64]
         [--draw_views] [--dtype=bfloat16] [--peak_tflops=989]
 
-For each method and mode two processes are alive at once and step in turns, so that what else the
-machine does falls on both alike. Both get the same four ready views of every image, uint8 on our
-side and float32 on PyTorch's; a step ends when its loss and its update are there. Ours runs as a
-user runs it; with a method that has sources, once on "all" views and once on the "selected" ones.
-PyTorch's is written in torch_step.py: "reference" is the papers' definition in float32, every view
-a pass of its own; "channels_last" the same with that layout; "tuned" adds bfloat16 and
-torch.compile, and ours then takes bfloat16 as well.
+For each method and mode, one process of each side steps in turns, so that other load of the machine
+affects both. Both get the same four ready views of every image, uint8 on our side and float32 on
+PyTorch's. A step ends when its loss and its update are computed. Ours is the step of a user's run;
+guided methods run once on "all" views and once on the "selected" ones. PyTorch's is in
+torch_step.py: "reference" is the papers' definition in float32, every view a separate pass;
+"channels_last" adds that layout; "tuned" adds bfloat16 and torch.compile, and ours then takes
+bfloat16 as well.
 
-With --draw_views our step also draws its views of the crops, which PyTorch's has ready; --dtype
-sets our activations' type in every mode. Where XLA counts a step's operations whole (not on one
-CPU, where some stand in loops), the line has our TFLOP/s, and with --peak_tflops the share of it.
+With --draw_views our step also draws its views; PyTorch's always has them ready. --dtype sets our
+activations' type in every mode. If XLA counts all operations of a step (not on one CPU, where some
+are in loops), the last line has our TFLOP/s, and with --peak_tflops the share of that peak.
 
-On a GPU, the question of ResNet-50 at 224 pixels is
+On a GPU, ResNet-50 at 224 pixels is measured by
 
     python benchmarks/versus_torch.py --recipe=imagenet --batch=256 --draw_views --dtype=bfloat16 \
         --methods=simsiam_gsg,byol_gsg --modes=reference,tuned --peak_tflops=989
 
-The last line holds, by method, mode and sources, the ratio of the medians, PyTorch's time over
-ours: our views or images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
+The last line holds, for each method, mode and sources, PyTorch's median time over ours: our
+images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
 """
 
 import argparse
@@ -52,7 +52,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Measures what was asked for, or, in a process of its own, runs one side of it."""
+    """Compares the two sides, or runs one of them (--side)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--modes", default="reference", help=f"of {', '.join(MODES)}")
@@ -106,7 +106,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def work_of(name: str, operations: float, seconds: float, arguments: argparse.Namespace) -> dict:
-    """TFLOP/s of our step and their share of the peak, where these are known."""
+    """Returns TFLOP/s of our step and their share of the peak, if these are known."""
     if not operations:
         return {}
     rate = operations / seconds / 1e12
@@ -119,7 +119,7 @@ def work_of(name: str, operations: float, seconds: float, arguments: argparse.Na
 def start(
     arguments: argparse.Namespace, method: str, mode: str, side: str, sources: str
 ) -> tuple[subprocess.Popen, str]:
-    """Starts one side and waits until it is ready; with the operations of its step, 0 = unknown."""
+    """Starts one side; returns it once it is ready, with its step's operations, 0 = unknown."""
     flags = [f"--methods={method}", f"--modes={mode}", f"--side={side}", f"--sources={sources}"]
     if arguments.draw_views:
         flags.append("--draw_views")
@@ -133,17 +133,17 @@ def start(
 
 
 def answer(process: subprocess.Popen) -> str:
-    """The next line of a side; ends the program where the side has ended."""
+    """Returns the next line of a side; ends the program if the side has ended."""
     line = process.stdout.readline()
     if not line:
         sys.exit(
-            f"error: {' '.join(process.args)} ended with {process.wait()}; its reason is above"
+            f"error: {' '.join(process.args)} ended with {process.wait()}; the reason is above"
         )
     return line
 
 
 def in_turns(sides: dict[str, subprocess.Popen], rounds: int) -> dict[str, float]:
-    """Median seconds a step of each side; ends them."""
+    """Returns each side's median seconds of a step, and ends the sides."""
     seconds = {name: [] for name in sides}
     for _ in range(rounds):
         for name, process in sides.items():
@@ -157,7 +157,7 @@ def in_turns(sides: dict[str, subprocess.Popen], rounds: int) -> dict[str, float
 
 
 def serve(step, operations: float) -> None:
-    """Runs a step for every line of standard input, and answers with its seconds."""
+    """Runs a step for every line of standard input, and prints its seconds."""
     for _ in range(2):
         step()
     print(operations, flush=True)
@@ -168,7 +168,7 @@ def serve(step, operations: float) -> None:
 
 
 def config_of(arguments: argparse.Namespace):
-    """The config of both sides: ready views, nothing drawn in the step but the pairs."""
+    """Returns the config of both sides: ready views, only the pairs are drawn in the step."""
     from gsg_jax.config.check import check_pretraining
     from gsg_jax.config.load import load_config, resolve
 
@@ -189,7 +189,7 @@ def config_of(arguments: argparse.Namespace):
 
 
 def draw_nothing(views) -> None:
-    """Leaves a step's views the crops that it gets."""
+    """Turns off every augmentation: a step's views are the crops that it gets."""
     nothing = ("flip_probability", "jitter_probability", "grayscale_probability")
     views.update(dict.fromkeys(nothing, 0.0))
     views.update({"blur_probability": (0.0,), "solarize_probability": (0.0,)})
@@ -205,7 +205,7 @@ def drawn_views(config):
 
 
 def our_step(arguments: argparse.Namespace):
-    """A function that takes one step and waits for it, and the step's operations, 0 = unknown."""
+    """Returns a function that runs a step to its end, and the step's operations, 0 = unknown."""
     import functools
 
     import jax
@@ -233,7 +233,7 @@ def our_step(arguments: argparse.Namespace):
 
 
 def their_step(arguments: argparse.Namespace):
-    """The same of PyTorch."""
+    """Does the same for PyTorch."""
     import torch
     from torch_step import Step
 
@@ -254,7 +254,7 @@ def their_step(arguments: argparse.Namespace):
 
 
 def device_of(arguments: argparse.Namespace) -> str:
-    """What was measured, and on what."""
+    """Describes the device, the network and the batch."""
     import jax
 
     config = config_of(argparse.Namespace(**vars(arguments) | {"methods": "simsiam_gsg"}))

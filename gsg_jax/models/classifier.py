@@ -6,12 +6,12 @@ import jax.numpy as jnp
 
 
 class Classifier(nn.Module):
-    """Scores of classes, by a linear layer on embeddings.
+    """A linear layer on embeddings that scores classes.
 
     Attributes:
       backbone: maps images to embeddings h.
       num_classes: C.
-      freeze_backbone: True keeps the backbone in evaluation mode and lets no gradient into it.
+      freeze_backbone: whether the backbone stays in evaluation mode and gets no gradient.
     """
 
     backbone: nn.Module

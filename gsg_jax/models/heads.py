@@ -7,22 +7,22 @@ import jax.numpy as jnp
 from gsg_jax.methods.similarity import normalize
 from gsg_jax.models.norm import BatchNorm, Norm
 
-# PyTorch's default of a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
+# PyTorch's default for a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Projector(nn.Module):
-    """Linear layers with a norm after every one, ReLU between them.
+    """Linear layers, each followed by a norm, with ReLU between them.
 
-    The last norm has no scale and bias, and no layer has a bias, since one before a BatchNorm has
-    no effect.
+    The last norm has no scale and bias. No linear layer has a bias, which would have no effect
+    before a BatchNorm.
 
     Attributes:
       num_layers: linear layers, at least 1 (3 in the papers).
       hidden_width: width of every layer but the last.
       width: of the projection, D.
-      num_prototypes: K; 0 ends in the projection, else it is scaled to unit length and compared
-        with K unit vectors.
+      num_prototypes: K. 0 returns the projection; otherwise it is scaled to unit length and
+        multiplied with K unit vectors.
       norm: makes a BatchNorm, which carries the number of views, or a LayerNorm.
       dtype: of the activations.
 
@@ -76,8 +76,8 @@ class Predictor(nn.Module):
         """Maps projections [N, D] to predictions [N, D], float32 or wider."""
         x = _linear(self.hidden_width, self.dtype, "linear1")(z)
         x = nn.relu(self.norm(name="bn1")(x, train=train))
-        # A bias of zero would let the prediction of an image be exactly the zero vector where no
-        # hidden unit is active, and the cosine's gradient there is divided by the norm's floor.
+        # With a bias of zero, an image without an active hidden unit would have the zero vector as
+        # its prediction, and the cosine's gradient there is divided by the norm's floor.
         bound = self.hidden_width**-0.5
         bias_init = nn.initializers.uniform(2 * bound)
         x = _linear(

@@ -1,7 +1,7 @@
-"""Normalisation, each kind with the same call: of a batch view by view, of groups, of a layer.
+"""BatchNorm view by view, GroupNorm and LayerNorm, all with the same call.
 
-BatchNorm follows PyTorch's conventions and keeps one set of batch statistics a view. GroupNorm and
-LayerNorm normalise every image by itself: they have no running statistics, and are the same in
+BatchNorm follows PyTorch's conventions and has batch statistics for each view. GroupNorm and
+LayerNorm normalise every image by itself: they have no running statistics, and work the same way in
 training and in evaluation mode.
 """
 
@@ -16,18 +16,18 @@ import jax.numpy as jnp
 class BatchNorm(nn.Module):
     """Normalises each channel over the batch and the pixels, every view by itself.
 
-    The rows of a batch stand images first, views second ([B x V, ...]), so that a batch sharded
-    over devices by image stays where it is. A view is normalised by its own mean and biased
-    variance, as if the views went through the network one after another; the running statistics
-    take one update a view, in the views' order, with the unbiased variance.
+    The rows of a batch are ordered by image, then by view ([B x V, ...]), so that no row of a batch
+    sharded by image moves to another device. Each view is normalised by its own mean and biased
+    variance, as if the views passed the network one after another. The running statistics are
+    updated once for each view, in the views' order, with the unbiased variance.
 
-    Under `jit` on global arrays the statistics span all devices and hosts, or so many neighbouring
-    images as a group has: each group is then normalised by itself, and the running statistics take
-    the mean over the groups. Where a group's images lie on one device, nothing is sent for it.
+    Under `jit` on global arrays the statistics span all devices and hosts. With group_images they
+    span a group of neighbouring images: each group is normalised by itself, and the running
+    statistics take the mean over the groups. A group on a single device needs no communication.
 
     Attributes:
       num_views: views an image, V, in training mode.
-      group_images: images that are normalised together, a divisor of B; 0 for all B.
+      group_images: images that are normalised together, a divisor of B; 0 = all B.
       use_scale: whether the channels have a learned scale and bias.
       scale_init: initialiser of the scale.
       momentum: weight of the new statistics in the running ones (PyTorch's convention).
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises x, [B x V, ..., C]; in training mode the running statistics are updated."""
+        """Normalises x, [B x V, ..., C]; training mode updates the running statistics."""
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
@@ -63,11 +63,11 @@ class BatchNorm(nn.Module):
             shape = (1,) * (x.ndim - 1) + (channels,)
             return (x * multiplier.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
 
-        if self.is_initializing():  # of no more images than it takes to know the shapes
+        if self.is_initializing():  # there may be too few images for statistics
             return x.astype(self.dtype)
         views = x.reshape(-1, self.num_views, *x.shape[1:])  # [B, V, ..., C]
         group_images = self.group_images or len(views)
-        # A view of a group is a view of its own: [G, groups x V, ..., C].
+        # Each view of each group is normalised by itself: [G, groups x V, ..., C].
         views = views.reshape(-1, group_images, *views.shape[1:]).swapaxes(0, 1)
         y, mean, var = self.normalize(views.reshape(group_images, -1, *x.shape[1:]), scale, bias)
 
@@ -84,11 +84,11 @@ class BatchNorm(nn.Module):
         return normalize_views(x, scale, bias, self.epsilon)
 
     def _over_groups(self, statistic: jax.Array) -> jax.Array:
-        """[groups x V, C] to its mean over the groups, [V, C]."""
+        """Maps [groups x V, C] to its mean over the groups, [V, C]."""
         return jnp.mean(statistic.reshape(-1, self.num_views, statistic.shape[-1]), axis=0)
 
     def _updated(self, running: jax.Array, batch: jax.Array) -> jax.Array:
-        """The running statistic [C] after one update a view with batch [V, C], in order."""
+        """Returns the running statistic [C] after one update for each view of batch [V, C]."""
         for view in batch:
             running = (1 - self.momentum) * running + self.momentum * view
         return jax.lax.stop_gradient(running)
@@ -158,7 +158,7 @@ normalize_views.defvjp(_normalized, _gradient_of_normalized)
 
 
 def _like_views(statistic: jax.Array, x: jax.Array) -> jax.Array:
-    """[V, C] or [1, C] to [1, V, 1..., C], as x [B, V, ..., C] has its axes."""
+    """Reshapes [V, C] or [1, C] to [1, V, 1..., C], to broadcast with x [B, V, ..., C]."""
     return statistic.reshape(1, -1, *(1,) * (x.ndim - 3), statistic.shape[-1])
 
 
@@ -166,7 +166,7 @@ class GroupNorm(nn.Module):
     """Normalises every image by itself, over its pixels and the channels of each group.
 
     Attributes:
-      num_groups: groups of adjacent channels; divides the channels.
+      num_groups: groups of adjacent channels; divides their number.
       use_scale: whether the channels have a learned scale and bias.
       scale_init: initialiser of the scale.
       epsilon: added to the variance.

@@ -76,21 +76,22 @@ class ResNet(nn.Module):
 
     Attributes:
       block: BasicBlock or Bottleneck.
-      stage_sizes: blocks a stage; every stage after the first halves the map and doubles the width.
+      stage_sizes: blocks of each stage; every stage after the first halves the map and doubles the
+        width.
       width: channels of the first stage (64 in the paper).
-      stem: "imagenet" (7x7 stride 2, then 3x3 max pooling stride 2) or "small" (one 3x3).
+      stem: "imagenet" (7x7 with stride 2, then 3x3 max pooling with stride 2) or "small" (one 3x3).
       stem_stride: stride of the "small" stem's convolution, 1 or more.
       zero_init_residual: whether the last norm's scale of each residual branch starts at zero.
       norm: makes a BatchNorm, which carries the number of views, or a GroupNorm, whose groups
         divide the width.
       weight_standardization: whether every kernel is standardised before it convolves.
-      recompute: whether the backward pass computes each block's activations anew from its input,
-        which alone is kept.
+      recompute: whether each block keeps only its input, and the backward pass computes its
+        activations again: a third more work, less memory.
       dtype: of the activations; parameters and statistics are float32.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385); zero-initialised last BatchNorm scale of each
     residual branch: Goyal et al. (arXiv 1706.02677), section 5.1; GroupNorm with standardised
-    weights: Qiao et al. (arXiv 1903.10520).
+    weights: Qiao et al. (arXiv 1903.10520); recompute: Chen et al. (arXiv 1604.06174).
     """
 
     block: type[nn.Module]

@@ -1,4 +1,4 @@
-"""The two branches: backbone -> projector -> predictor, and the target's backbone -> projector."""
+"""The two branches: backbone -> projector -> predictor; the target has no predictor."""
 
 from functools import partial
 
@@ -18,13 +18,13 @@ BACKBONES = (*RESNETS, *VITS)
 class Siamese(nn.Module):
     """One branch of a Siamese network.
 
-    The online branch has a predictor, or none; the target branch runs the same module without
-    one. Rows stand images first, views second: [B x V, ...].
+    The target branch is the same module without a predictor; the online branch may have none
+    either. Rows are ordered by image, then by view: [B x V, ...].
 
     Attributes:
       backbone: maps images to embeddings h.
       projector: maps embeddings to projections z.
-      predictor: maps projections to predictions p; None returns the projections.
+      predictor: maps projections to predictions p; None predicts the projections.
     """
 
     backbone: nn.Module
@@ -35,8 +35,8 @@ class Siamese(nn.Module):
         """Runs images [N, H, W, C] through the branch.
 
         Args:
-          images: normalised views, N = B x V, images first.
-          train: True normalises by batch statistics and updates the running ones.
+          images: normalised views, N = B x V, ordered by image, then by view.
+          train: whether to normalise by batch statistics and update the running ones.
 
         Returns:
           (h, z, p): embeddings [N, F], projections [N, D], predictions [N, D].
@@ -45,13 +45,13 @@ class Siamese(nn.Module):
         return h, *self.heads(h, train=train)
 
     def heads(self, h: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Projections and predictions, [N, D] each, of embeddings [N, F]."""
+        """Maps embeddings [N, F] to projections and predictions, [N, D] each."""
         z = self.projector(h, train=train)
         p = z if self.predictor is None else self.predictor(z, train=train)
         return z, p
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """Embeddings [N, F] of images [N, H, W, C], in evaluation mode."""
+        """Maps images [N, H, W, C] to embeddings [N, F], in evaluation mode."""
         return self.backbone(images, train=False)
 
 
@@ -61,7 +61,7 @@ def build_siamese(
     """Builds the online and the target branch from `config.model`.
 
     Args:
-      model: the config group; its keys name the sizes.
+      model: the config group.
       predictor: "mlp" or "none".
       num_views: views an image in training mode, V.
 
@@ -103,7 +103,7 @@ def init_variables(branch: Siamese, seed: int, image_shape: tuple[int, int, int]
 
 
 def output_width(model: ml_collections.ConfigDict) -> int:
-    """Width of what both branches end in: the projection's, or the number of prototypes."""
+    """Returns the width of both branches' outputs: the projection's or the number of prototypes."""
     return model.num_prototypes or model.projector_width
 
 
@@ -145,7 +145,7 @@ def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> R
 
 
 def frozen_params(model: ml_collections.ConfigDict) -> tuple[tuple[str, ...], ...]:
-    """Where in the parameters lie those that no step may move: paths into the tree."""
+    """Returns the paths of the parameters that no step may change."""
     is_frozen = model.backbone in VITS and model.freeze_patches
     return (("backbone", "patch_embed"),) if is_frozen else ()
 

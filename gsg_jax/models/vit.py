@@ -14,29 +14,30 @@ xavier_uniform = nn.initializers.xavier_uniform()
 class ViT(nn.Module):
     """A vision transformer without its classifier.
 
-    Patches are projected to tokens, positions are added, and pre-norm blocks follow, each of
-    attention and a perceptron. An image may be of any size that the patch size divides.
+    Patches are projected to tokens, positions are added, and pre-norm blocks of attention and a
+    perceptron follow. Images may have any size that is a multiple of the patch size.
 
     Attributes:
       width: of a token, D; a multiple of 4, and of num_heads.
       num_heads: attention heads a block.
       depth: blocks.
       patch_size: side of a patch, pixels.
-      pooling: "class_token" embeds an image by a token of its own; "mean", which has no such
-        token, by the mean of the patches' tokens.
+      pooling: what embeds an image: "class_token", an extra token, or "mean", the mean of the
+        patches' tokens without an extra one.
       positions: "fixed", sines and cosines of row and column, or "learned", a table for the square
-        grid of the first images, resized for any other.
-      freeze_patches: whether the gradient stops at the projected patches. The optimizer has to
-        leave them out too: see gsg_jax.models.siamese.frozen_params.
+        grid of the first images, which is resized for other grids.
+      freeze_patches: whether the gradient stops at the projected patches. The optimizer must leave
+        them out too: see gsg_jax.models.siamese.frozen_params.
       drop_path: share of the samples that skip a branch of the last block in training mode, in
         [0, 1); rises linearly from 0 at the first block. Reads the "drop_path" stream of keys.
-      recompute: whether the backward pass computes each block's activations anew from its input,
-        which alone is kept.
+      recompute: whether each block keeps only its input, and the backward pass computes its
+        activations again: a third more work, less memory.
       dtype: of the activations; parameters, norms' statistics and softmax are float32 or wider.
 
     Source: Dosovitskiy et al., ICLR 2021 (arXiv 2010.11929). Frozen patches, fixed positions and
     initial weights: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057). Stochastic depth: Huang et al.,
-    ECCV 2016 (arXiv 1603.09382). No class token with mean pooling: Beyer et al. (arXiv 2205.01580).
+    ECCV 2016 (arXiv 1603.09382). Mean pooling without a class token: Beyer et al. (arXiv
+    2205.01580). Recompute: Chen et al. (arXiv 1604.06174).
     """
 
     width: int
@@ -55,8 +56,8 @@ class ViT(nn.Module):
         """Maps images [N, H, W, C] to embeddings [N, D], float32 or wider.
 
         Raises:
-          ValueError: at trace time, where the patch size does not divide H and W, or learned
-            positions are initialised by images that are not square.
+          ValueError: at trace time, if the patch size does not divide H and W, or learned
+            positions are initialised with images that are not square.
         """
         patches, grid = split_patches(images, self.patch_size)  # [N, T, P P C], (rows, columns)
         x = _linear(self.width, self.dtype, "patch_embed")(patches)  # [N, T, D]
@@ -83,17 +84,17 @@ class ViT(nn.Module):
         return x[:, 0] if has_class_token else jnp.mean(x, axis=1)
 
     def _positions(self, grid: tuple[int, int], has_class_token: bool) -> jax.Array:
-        """Positions of all tokens, [1, T or 1 + T, D]; the class token's comes first."""
+        """Returns the positions of all tokens, [1, T or 1 + T, D], the class token's first."""
         num_extra = int(has_class_token)
         if self.positions == "fixed":
             fixed = sine_cosine_positions(grid, self.width)
             return jnp.pad(fixed, ((num_extra, 0), (0, 0)))[None]
         if self.has_variable("params", "positions"):
-            table = self.get_variable("params", "positions")  # of the grid it was made for
+            table = self.get_variable("params", "positions")  # for the grid of initialisation
         else:
             if grid[0] != grid[1]:
                 raise ValueError(
-                    f"learned positions begin as a square grid, the images make {grid[0]} x "
+                    f"learned positions start as a square grid, but the images have {grid[0]} x "
                     f"{grid[1]} patches: initialise with square images"
                 )
             shape = (1, num_extra + grid[0] * grid[1], self.width)
@@ -102,7 +103,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each behind a LayerNorm and beside a shortcut.
+    """Attention, then a perceptron, each after a LayerNorm and with a shortcut.
 
     Attributes:
       num_heads: attention heads; divides the width.
@@ -128,7 +129,7 @@ class Block(nn.Module):
         return x + self._dropped(y, train)
 
     def _dropped(self, branch: jax.Array, train: bool) -> jax.Array:
-        """Stochastic depth: zero for some samples, the rest made up for, so that the mean stays."""
+        """Zeroes the branch of some samples and scales the others to keep the mean."""
         if not train or not self.drop_path or self.is_initializing():
             return branch
         kept = 1 - self.drop_path
@@ -137,7 +138,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention of every token to every token, by several heads.
+    """Scaled dot-product attention of every token to every token, with several heads.
 
     Attributes:
       num_heads: heads; divides the width.
@@ -173,11 +174,11 @@ def split_patches(images: jax.Array, patch_size: int) -> tuple[jax.Array, tuple[
       patch_size: P, which divides H and W.
 
     Returns:
-      (patches, grid): patches [N, T, P P C], each with its pixels row by row and its channels
-      last; grid (H / P, W / P), with T patches in all.
+      (patches, grid): patches [N, T, P P C], pixels row by row, channels last; grid is
+      (H / P, W / P), and T the product of the two.
 
     Raises:
-      ValueError: where P does not divide H and W.
+      ValueError: if P does not divide H and W.
     """
     n, height, width, channels = images.shape
     if height % patch_size or width % patch_size:
@@ -192,17 +193,17 @@ def split_patches(images: jax.Array, patch_size: int) -> tuple[jax.Array, tuple[
 
 
 def sine_cosine_positions(grid: tuple[int, int], width: int) -> jax.Array:
-    """Fixed positions: sines and cosines of a patch's row, then of its column.
+    """Returns fixed positions: sines and cosines of a patch's row, then of its column.
 
     Args:
       grid: rows and columns of patches.
       width: D, a multiple of 4.
 
     Returns:
-      float32 [rows x columns, D], row by row, in [-1, 1]: D / 4 sines of the row over rising
-      wavelengths, D / 4 cosines, and the same of the column.
+      float32 [rows x columns, D], row by row, in [-1, 1]: D / 4 sines of the row with rising
+      wavelengths, D / 4 cosines, and the same for the column.
 
-    Source: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057), section 5; the one-dimensional one:
+    Source: Chen, Xie & He, ICCV 2021 (arXiv 2104.02057), section 5; in one dimension:
     Vaswani et al., NeurIPS 2017 (arXiv 1706.03762), section 3.5.
     """
     num_waves = width // 4
@@ -220,13 +221,13 @@ def resize_positions(table: jax.Array, grid: tuple[int, int], num_extra: int) ->
     """Resizes learned positions to another grid of patches.
 
     Args:
-      table: [1, num_extra + S x S, D], of a square grid.
-      grid: rows and columns wanted.
+      table: [1, num_extra + S x S, D], for a square grid.
+      grid: rows and columns of the result.
       num_extra: tokens before the patches', which keep their positions.
 
     Returns:
-      [1, num_extra + rows x columns, D]: the table itself where the grid is its own, else bicubic,
-      with antialiasing where it shrinks.
+      [1, num_extra + rows x columns, D]: the table itself if it has this grid already, otherwise
+      bicubic, with antialiasing if it shrinks.
     """
     side = round((table.shape[1] - num_extra) ** 0.5)
     if grid == (side, side):
@@ -238,7 +239,7 @@ def resize_positions(table: jax.Array, grid: tuple[int, int], num_extra: int) ->
 
 
 def _each_third_xavier(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
-    """Queries', keys' and values' weights drawn as the three matrices that they are."""
+    """Draws the weights of queries, keys and values as three matrices."""
     limit = (6 / (shape[0] + shape[1] // 3)) ** 0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
@@ -256,7 +257,7 @@ def _layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 
 
-# Width, heads and depth. "vit_micro" is our own: for small images, on a CPU.
+# Width, heads and depth. "vit_micro" is our own, for small images on a CPU.
 VITS = {
     "vit_micro": (96, 3, 4),
     "vit_tiny": (192, 3, 12),
