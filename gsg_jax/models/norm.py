@@ -99,13 +99,19 @@ def sum_of_views(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=(0, *range(2, x.ndim - 1)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def sum_over_views(sums: jax.Array) -> jax.Array:
+    """Adds the sums [V, C] of all views, or of all views of all groups, to [C]."""
+    return jnp.sum(sums, axis=0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize_views(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     epsilon: float,
     sum_of_views: Callable[[jax.Array], jax.Array] = sum_of_views,
+    sum_over_views: Callable[[jax.Array], jax.Array] = sum_over_views,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises every view by its own statistics.
 
@@ -121,6 +127,7 @@ def normalize_views(
       bias: [C].
       epsilon: added to the variance.
       sum_of_views: maps [B, V, ..., C] to its sums over images and pixels, [V, C].
+      sum_over_views: maps these to their sum, [C].
 
     Returns:
       (y, mean, var): y like x, float32 or wider; mean and biased variance [V, C], which carry no
@@ -128,10 +135,11 @@ def normalize_views(
 
     Source: Ioffe & Szegedy, ICML 2015 (arXiv 1502.03167), section 3.
     """
-    return _normalized(x, scale, bias, epsilon, sum_of_views)[0]
+    return _normalized(x, scale, bias, epsilon, sum_of_views, sum_over_views)[0]
 
 
-def _normalized(x, scale, bias, epsilon, sum_of_views):
+def _normalized(x, scale, bias, epsilon, sum_of_views, sum_over_views):
+    del sum_over_views
     count = x.size // (x.shape[1] * x.shape[-1])
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = sum_of_views(wide) / count  # [V, C]
@@ -142,7 +150,7 @@ def _normalized(x, scale, bias, epsilon, sum_of_views):
     return (y, mean, var), (x, scale, mean, reciprocal)
 
 
-def _gradient_of_normalized(epsilon, sum_of_views, residuals, gradients):
+def _gradient_of_normalized(epsilon, sum_of_views, sum_over_views, residuals, gradients):
     del epsilon
     dy, *_ = gradients
     x, scale, mean, reciprocal = residuals
@@ -151,7 +159,7 @@ def _gradient_of_normalized(epsilon, sum_of_views, residuals, gradients):
     dy_sum, dy_x_sum = sum_of_views(dy), sum_of_views(dy * x_hat)  # [V, C] each
     rest = dy - _like_views(dy_sum / count, x) - x_hat * _like_views(dy_x_sum / count, x)
     dx = rest * _like_views(reciprocal * scale[None], x)
-    return dx.astype(x.dtype), jnp.sum(dy_x_sum, axis=0), jnp.sum(dy_sum, axis=0)
+    return dx.astype(x.dtype), sum_over_views(dy_x_sum), sum_over_views(dy_sum)
 
 
 normalize_views.defvjp(_normalized, _gradient_of_normalized)

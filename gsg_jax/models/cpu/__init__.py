@@ -61,7 +61,8 @@ def _own_path(next_fun, arguments, options, context):
         case Conv(), "convolve":
             return convolve(*arguments)
         case BatchNorm(epsilon=epsilon), "normalize":
-            return normalize_views(*arguments, epsilon, sum_in_stages)
+            # One view after another: XLA would merge a sum of sums into a pass over all pixels.
+            return normalize_views(*arguments, epsilon, sum_in_stages, sum)
         case Relu(), "__call__":
             return stored_relu(*arguments)
     return next_fun(*arguments, **options)

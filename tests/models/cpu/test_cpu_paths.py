@@ -113,7 +113,7 @@ def test_sums_in_stages_normalise_and_differentiate_as_plain_sums(pixels):
             return jnp.sum(y * weights), (y, mean, var)
 
         gradient = functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
-        found = gradient(lambda *args: loss(*args, sum_in_stages))(x, scale, bias)
+        found = gradient(lambda *args: loss(*args, sum_in_stages, sum))(x, scale, bias)
         chex.assert_trees_all_close(found, gradient(loss)(x, scale, bias), rtol=1e-10, atol=1e-10)
 
 
