@@ -62,6 +62,7 @@ def measure(folder: pathlib.Path, way: str, flags: list[str]) -> tuple[float, fl
       flags: of the run.
     """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(folder / "user")  # the user's cache has earlier runs
     workdirs = (folder / "run", folder / "run")
     if way == "environment":
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
