@@ -114,10 +114,15 @@ SHAPES = {
 }
 
 
-def tensors(name: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """A checkpoint of SHAPES, every number random: variances positive, counters not zero."""
-    rng = np.random.default_rng(seed)
-    return {key: _random(rng, key, shape) for key, shape in SHAPES[name].items()}
+def tensors(name: str) -> dict[str, np.ndarray]:
+    """A checkpoint of SHAPES, every number random."""
+    return drawn(SHAPES[name])
+
+
+def drawn(shapes: Shapes) -> dict[str, np.ndarray]:
+    """Random tensors: variances are positive, counters are not zero."""
+    rng = np.random.default_rng(0)
+    return {name: _random(rng, name, shape) for name, shape in shapes.items()}
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

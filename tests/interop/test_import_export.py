@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from gsg_jax.run.checkpoint import read_variables
-from tests.interop.checkpoints import PROJECTION, WIDTH, tensors
+from tests.interop.checkpoints import PROJECTION, WIDTH, drawn, linear, resnet, tensors
 from tests.runs import call, config, figures, on_images, write_images
 
 
@@ -101,7 +101,7 @@ def test_detectron2_gets_a_pickle_of_its_own(classifier):
 
 @pytest.mark.extended
 def test_an_imported_run_is_evaluated_and_trained_like_any_other(tmp_path):
-    given = tensors("torchvision")
+    given = drawn(resnet((1,)) | linear("fc", WIDTH, 10))
     to_run(saved(tmp_path, given), tmp_path)
     run, images = tmp_path / "run", on_images(write_images(tmp_path / "images"))
     flags = [f"--config.pretrained={run}", "--config.eval.knn_k=(5,)", "--config.data.crop=device"]
@@ -109,7 +109,7 @@ def test_an_imported_run_is_evaluated_and_trained_like_any_other(tmp_path):
     assert status == 0, err
     assert (figures(out)["step"], figures(out)["method"]) == (0, "simsiam_gsg")
     model = json.loads((run / "config.json").read_text())["model"]
-    same = [f"--config.model.{key}={model[key]}" for key in ("backbone", "width")]
+    same = [f"--config.model.{key}={model[key]}" for key in ("backbone", "width", "num_stages")]
     schedule = ["--config.run.num_steps=2", "--config.optim.learning_rate=0.01"]
     small = ["--config.views.size=12", "--config.data.batch_size=8", "--config.eval.knn_k=5"]
     flags = [f"--workdir={run}", *same, *images, *schedule, *small]
