@@ -1,6 +1,7 @@
 """Every config builds for every recipe, has the contract's keys, and none that nobody reads."""
 
 import dataclasses
+import json
 import pathlib
 import re
 
@@ -11,7 +12,7 @@ from gsg_jax import jobs
 from gsg_jax.config import evaluations
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.keys import KEYS, OPTIONS
-from gsg_jax.config.load import flat, load_config, resolve
+from gsg_jax.config.load import as_json, flat, load_config, resolve
 from gsg_jax.config.recipes import RECIPES
 from gsg_jax.console import UserError
 from gsg_jax.data.open import open_source
@@ -73,32 +74,20 @@ def test_without_a_recipe_the_images_are_the_embedded_ones(name):
     assert load(name).data.name == "embedded" and load(name).recipe == "default"
 
 
-def test_the_imagenet_recipe_is_the_papers():
-    config = load("simsiam_gsg", "imagenet")
-    assert (config.data.batch_size, config.run.num_epochs, config.views.size) == (512, 100, 224)
-    assert (config.model.backbone, config.model.width, config.model.stem) == (
-        "resnet50",
-        64,
-        "imagenet",
-    )
-    optim = config.optim
-    assert (optim.learning_rate, optim.momentum, optim.weight_decay) == (0.05, 0.9, 1e-4)
-    assert optim.cosine_per == "epoch" and optim.constant_predictor_lr
-    assert (config.method.num_views, config.method.pairing) == (4, "permutation")
-    assert (config.eval.knn_k, config.eval.knn_temperature) == (200, 0.2)
+# values.json: simsiam's values of the recipe imagenet, what simsiam changes in other recipes, and
+# what each other method changes in simsiam's; every value of the evaluations.
+VALUES = json.loads((ROOT / "tests/config/values.json").read_text())
 
 
-def test_the_imagenet_vit_recipe_is_moco_v3s():
-    config = load("byol", "imagenet_vit")
-    model, optim = config.model, config.optim
-    assert (model.backbone, model.patch_size, model.positions) == ("vit_small", 16, "fixed")
-    assert model.freeze_patches and model.head_norm == "batch"
-    assert (model.projector_hidden_width, model.projector_width) == (4096, 256)
-    assert model.predictor_hidden_width == 4096
-    assert (optim.name, optim.learning_rate, optim.momentum) == ("adamw", 1.5e-4, 0.9)
-    assert (optim.weight_decay, optim.warmup_epochs, optim.cosine_per) == (0.1, 40, "step")
-    assert (config.data.batch_size, config.run.num_epochs, config.views.size) == (4096, 300, 224)
-    assert config.views.crop_area == (0.08, 1.0)  # BYOL's pair of views, which MoCo v3 took over
+@pytest.mark.parametrize("name", sorted({key.partition(":")[0] for key in VALUES}))
+def test_a_config_has_the_published_values(name):
+    for key in (key for key in VALUES if key.partition(":")[0] == name):
+        recipe = key.partition(":")[2]
+        wanted = VALUES[key]
+        if name in METHODS:
+            simsiam = VALUES["simsiam:imagenet"] | VALUES[f"simsiam:{recipe}"]
+            wanted = simsiam | wanted
+        assert flat(json.loads(as_json(load(name, recipe)))) == wanted, key
 
 
 SOURCES = "".join(
