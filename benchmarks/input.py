@@ -1,18 +1,18 @@
-"""Times the host's input path beside the bare decoder's and PyTorch's, and the wait for images.
+"""Times the host's input path, the bare decoder, PyTorch's input path, and the wait for images.
 
     python benchmarks/input.py [--images=256] [--size=224] [--views=2,4] [--rounds=5] [--dir=DIR]
 
-Without --dir the images are JPEGs of 500 x 375 pixels, made for the run of smooth shapes and noise.
-A line is one JSON object. First, by the views an image, the whole path (read, decode, crop, resize,
-stack to uint8 batches [B, V, S, S, 3]): images a second, by core and by CPU second; those of the
-bare decoder in one thread, and the share of it that the whole path reaches; and those of PyTorch's
-path (torch_input.py: the same files, crops and sizes, and as many worker processes as ours has
-threads). All take chunks in turns, each while the others rest; figures are medians. Then the share
-of a run's time in which the device, its step done, waits for the next images to reach it: the loop
-asks for them only then. A CPU waits little, but shares its cores with the decoder.
+Without --dir the images are JPEGs of 500 x 375 pixels, made for the run from smooth shapes and
+noise. Each line is one JSON object. The first lines, one per number of views, hold the images per
+second of the whole path (read, decode, crop, resize, stack to uint8 batches [B, V, S, S, 3]), also
+per core and per CPU second; those of the bare decoder in one thread, and the share of it that the
+whole path reaches; and those of PyTorch's path (torch_input.py: the same files, crops and sizes,
+and as many worker processes as ours has threads). They run in turns, one at a time; figures are
+medians. The next line holds the share of a run's time in which the device has done its step and
+waits for the next images. A CPU waits little, but shares its cores with the decoder.
 
-The last line holds, by the number of views, our images a second over PyTorch's. PyTorch and
-torchvision come with `pip install -e '.[bench]'`. Compare the lines of one run.
+The last line holds our images per second over PyTorch's, by number of views. PyTorch and
+torchvision come with `pip install -e '.[bench]'`. Compare only lines of the same run.
 """
 
 import argparse
@@ -44,23 +44,25 @@ from gsg_jax.train.state import init_state
 
 AREA = (0.2, 1.0)
 THREADS = len(os.sched_getaffinity(0))
-AHEAD = 2 * THREADS  # batches made ahead by both sides: two a worker, as PyTorch does unasked
+AHEAD = 2 * THREADS  # batches made ahead by both sides: two per worker, PyTorch's default
 
 
 def main() -> None:
     """Prints the lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=256, help="JPEGs to make")
-    parser.add_argument("--dir", default="", help="a folder of images instead")
+    parser.add_argument("--dir", default="", help="a folder of images to use instead")
     parser.add_argument("--size", type=int, default=224, help="pixels of a view")
-    parser.add_argument("--views", default="2,4", help="views an image, comma-separated")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch")
+    parser.add_argument("--views", default="2,4", help="views per image, comma-separated")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
     parser.add_argument("--rounds", type=int, default=5, help="timed chunks of each side")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of the device")
-    parser.add_argument("--method", default="simsiam", help="whose step the images wait for")
-    parser.add_argument("--recipe", default="imagenet", help="of that step's network")
     parser.add_argument(
-        "--step-batch", type=int, default=0, help="images a step; 0 = --batch, on a CPU 8 at most"
+        "--method", default="simsiam", help="method of the step that waits for images"
+    )
+    parser.add_argument("--recipe", default="imagenet", help="recipe of that step")
+    parser.add_argument(
+        "--step-batch", type=int, default=0, help="images per step; 0 = --batch, at most 8 on a CPU"
     )
     arguments = parser.parse_args()
     if missing := [n for n in ("torch", "torchvision") if not importlib.util.find_spec(n)]:
@@ -97,7 +99,7 @@ def make_jpegs(folder: str, count: int) -> str:
 
 
 def decoder_seconds(source: FolderSource) -> float:
-    """CPU seconds an image that Pillow takes to decode, in this thread."""
+    """Returns the CPU seconds per image that Pillow takes to decode, in this thread."""
     contents = [pathlib.Path(path).read_bytes() for path in source.paths[:128]]
     start = time.process_time()
     for content in contents:
@@ -106,7 +108,7 @@ def decoder_seconds(source: FolderSource) -> float:
 
 
 def compare(source: FolderSource, num_views: int, arguments: argparse.Namespace) -> dict:
-    """Rates of our training loader and of PyTorch's, by chunks in turns."""
+    """Returns the rates of our training loader and of PyTorch's, measured in turns."""
     loader = TrainLoader(
         source,
         batch_size=arguments.batch,
@@ -139,13 +141,13 @@ def compare(source: FolderSource, num_views: int, arguments: argparse.Namespace)
 
 
 def time_chunk(loader: TrainLoader, number: int, timed: int) -> tuple[float, float]:
-    """Wall and CPU seconds of some batches; as many are under way before as after them."""
+    """Returns wall and CPU seconds of some batches, with as many under way before as after."""
     batches = loader.iterate(number * (AHEAD + timed))
     exhaust(itertools.islice(batches, AHEAD))
     wall, cpu = time.perf_counter(), time.process_time()
     exhaust(itertools.islice(batches, timed))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    # Those under way are finished here, so that PyTorch's turn is its own.
+    # Finish those under way, so that PyTorch has the cores to itself in its turn.
     exhaust(itertools.islice(batches, AHEAD))
     batches.close()
     return wall, cpu
@@ -160,7 +162,7 @@ def exhaust(batches) -> None:
 def start_torch(
     source: FolderSource, num_views: int, timed: int, arguments: argparse.Namespace
 ) -> subprocess.Popen:
-    """PyTorch's side, which waits to be told."""
+    """Starts PyTorch's side, which waits for lines on its standard input."""
     settings = {
         "paths": [str(path) for path in source.paths],
         "num_views": num_views,
@@ -182,7 +184,7 @@ def start_torch(
 
 
 def answer(process: subprocess.Popen) -> str:
-    """The next line of PyTorch's side; ends the program where that has ended."""
+    """Returns the next line of PyTorch's side; exits if that has ended."""
     line = process.stdout.readline()
     if not line:
         sys.exit(f"error: torch_input.py ended with {process.wait()}; its reason is above")
@@ -190,7 +192,7 @@ def answer(process: subprocess.Popen) -> str:
 
 
 def share_of_waiting(source: FolderSource, arguments: argparse.Namespace) -> dict:
-    """Share of the time in which the device has done its step and the next images are not there."""
+    """Returns the share of the time in which the device waits for the next images."""
     root = pathlib.Path(__file__).parent.parent
     config = load_config(f"{root}/configs/{arguments.method}.py:{arguments.recipe}")
     most = 8 if jax.default_backend() == "cpu" else arguments.batch
@@ -205,7 +207,7 @@ def share_of_waiting(source: FolderSource, arguments: argparse.Namespace) -> dic
     state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
     step, batches = jit_step(experiment, mesh), build_loader(config, source).iterate(0)
     waited, begun = [], []
-    # The first steps compile, and find batches that were made meanwhile.
+    # The first steps compile, and find batches that were made in the meantime.
     for _ in range(2 + config.data.prefetch + arguments.steps):
         begun.append(time.perf_counter())
         images = meshes.global_batch(mesh, next(batches)["image"])

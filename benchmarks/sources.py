@@ -1,12 +1,12 @@
-"""Pretrains with all and with selected sources by several seeds: k-NN and time, one table.
+"""Compares runs with all and with selected sources over several seeds: k-NN and time, one table.
 
     python benchmarks/sources.py [--recipe=default] [--seeds=0,1,2] [--methods=byol_gsg]
         [--pairing=halves] [--workdir=runs/sources]
 
-Each run lies in WORKDIR/RECIPE-PAIRING/METHOD-SOURCES-SEED; one that is there already goes on, or
-is read. The last line is one JSON object: the difference of the means, in points, and the ratio of
-the steps' rates in these runs, selected over all. Runs that something else disturbed say little
-about time: versus_torch.py times both in turns.
+Each run has the workdir WORKDIR/RECIPE-PAIRING/METHOD-SOURCES-SEED; a run that exists is resumed,
+or read if it is complete. The last line is one JSON object: the difference of the means in points,
+selected minus all, and the ratio of the runs' rates, selected over all. These rates say little if
+other programs ran at the same time: versus_torch.py times both in turns.
 """
 
 import argparse
@@ -21,13 +21,13 @@ VIEWS = {"halves": 2, "permutation": 4}
 
 
 def main() -> None:
-    """Runs what is missing, then prints the table and the line."""
+    """Runs what is missing, then prints the table and the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="default", help="recipe of the configs")
     parser.add_argument("--seeds", default="0,1,2", help="seeds, comma-separated")
     parser.add_argument("--methods", default="byol_gsg", help="simsiam_gsg, byol_gsg or both")
-    parser.add_argument("--pairing", default="halves", choices=VIEWS, help="who is with whom")
-    parser.add_argument("--workdir", default="runs/sources", help="where the runs go")
+    parser.add_argument("--pairing", default="halves", choices=VIEWS, help="how images are paired")
+    parser.add_argument("--workdir", default="runs/sources", help="folder of the runs")
     arguments = parser.parse_args()
     runs = pathlib.Path(arguments.workdir) / f"{arguments.recipe}-{arguments.pairing}"
     print("| method | sources | k-NN top-1 | images/s |\n|---|---|---|---|")

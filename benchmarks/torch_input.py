@@ -1,8 +1,8 @@
-"""PyTorch's input path on image files, as a program that input.py tells what to do.
+"""PyTorch's input path on image files, a program driven by input.py.
 
-A data set of files and a DataLoader of worker processes: each image is decoded once by Pillow, and
+A DataLoader of worker processes reads a data set of files: Pillow decodes each image once, and
 torchvision's RandomResizedCrop cuts its views. The first line of standard input is a JSON object of
-settings; every further one asks for a chunk of batches, answered by its seconds.
+settings. Each further line asks for a chunk of batches; the answer is its seconds.
 """
 
 import collections
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 try:
     from torchvision.transforms import InterpolationMode, RandomResizedCrop
 except RuntimeError:
-    # Compiled operators of another build than torch's do not load. No crop needs them, but the
+    # Compiled operators that were not built for this torch do not load. Crops need none, but the
     # import asks for these by name.
     for name in ("nms", "qnms"):
         schema = "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor"
@@ -32,14 +32,14 @@ class Views(Dataset):
 
     def __init__(self, paths, num_views, size, area, aspect):
         self.paths, self.num_views = paths, num_views
-        # Pillow's own resizing, which smooths where it shrinks.
+        # On PIL images this is Pillow's resizing, which smooths when it shrinks.
         self.crop = RandomResizedCrop(size, area, aspect, InterpolationMode.BILINEAR)
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
-        """The views of one image."""
+        """Returns the views of one image."""
         with Image.open(self.paths[index]) as image:
             pixels = image.convert("RGB")
         views = [np.asarray(self.crop(pixels)) for _ in range(self.num_views)]
@@ -52,7 +52,7 @@ def main() -> None:
     names = ("paths", "num_views", "size", "area", "aspect")
     data = Views(*(settings[name] for name in names))
     skipped, timed = settings["skipped"], settings["timed"]
-    # The workers live on from chunk to chunk, and between two of them have nothing to do.
+    # The workers persist from chunk to chunk and are idle in between.
     num_batches = skipped + timed + settings["ahead"]
     loader = DataLoader(
         data,
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def time_chunk(batches, skipped: int, timed: int) -> float:
-    """Seconds of some batches, from among more: as many are under way before as after them."""
+    """Returns the seconds of some batches, with as many under way before as after."""
     exhaust(itertools.islice(batches, skipped))
     start = time.perf_counter()
     exhaust(itertools.islice(batches, timed))

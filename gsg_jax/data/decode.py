@@ -1,4 +1,4 @@
-"""Encoded images to pixels, with Pillow."""
+"""Decodes images with Pillow."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-# What Pillow raises on files that are broken, cut short, or too large to be honest.
+# Errors of Pillow on files that are broken, cut short, or claim to be absurdly large.
 DECODE_ERRORS = (
     OSError,  # cut short, unreadable, UnidentifiedImageError
     SyntaxError,  # broken PNG chunks
@@ -19,10 +19,10 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-# A name is no proof of a format, and some of Pillow's readers start other programs (EPS).
+# Limited, since a file name proves no format and some of Pillow's readers start programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ORIENTATION_TAG = 0x0112
-# ImageOps.exif_transpose writes the EXIF back as well, and fails where that is malformed.
+# Not ImageOps.exif_transpose: it also writes the EXIF back, and fails if that is malformed.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,15 +41,15 @@ def decode(
 
     Args:
       encoded: the file's content, or its path.
-      channels: 3 for RGB, 1 for grayscale; any kind of image becomes that. What is transparent
-        becomes white, 16 bits become 8.
-      exif: whether to turn the image the way its camera says.
+      channels: 3 for RGB, 1 for grayscale; any kind of image is converted. Transparent pixels
+        become white, 16 bits become 8.
+      exif: whether to apply the orientation in the EXIF data.
 
     Returns:
       uint8 [H, W, channels] in [0, 255].
 
     Raises:
-      One of DECODE_ERRORS: where it cannot be decoded.
+      One of DECODE_ERRORS: if it cannot be decoded.
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with Image.open(file, formats=_FORMATS) as image:
@@ -61,7 +61,7 @@ def decode(
 
 
 def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Reads the size of an image file from its header, turned the way its camera says.
+    """Returns the shape of an image file after its EXIF orientation, from its header alone.
 
     Args:
       path: the image file.
@@ -70,11 +70,11 @@ def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
       (H, W, 3).
 
     Raises:
-      One of DECODE_ERRORS: where the header cannot be read.
+      One of DECODE_ERRORS: if the header cannot be read.
     """
     with Image.open(path, formats=_FORMATS) as image:
         width, height = image.size
-        # getexif() would decode a whole PNG to look for what its header lacks.
+        # Asked first, since getexif() decodes a whole PNG if the header has no EXIF data.
         if "exif" in image.info and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
             width, height = height, width
     return height, width, 3
@@ -86,7 +86,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         values = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
-        # Dropping alpha would show the arbitrary colours under it.
+        # Without this, the arbitrary colours under transparent pixels would show.
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)

@@ -1,4 +1,4 @@
-"""The user's own images in folders."""
+"""Images in the user's own folders."""
 
 import dataclasses
 import functools
@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 
 from gsg_jax.console import UserError, say
-from gsg_jax.data import source as base
 from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
+from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-# Above this many files, opening reads headers only and nothing is held in memory.
+# With more files than this, opening reads headers only and holds nothing in memory.
 FULL_CHECK_LIMIT = 20_000
 _NAMED_FILES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Image files that are decoded when they are read.
+    """Image files, decoded each time they are read.
 
     Attributes:
       name: of the data set.
       paths: the image files.
       labels: int32 [N], or None.
-      class_names: one a label, or empty.
-      image_shape: (H, W, 3) that all images have, or None.
+      class_names: one per label, or empty.
+      image_shape: (H, W, 3) of every image, or None.
       channels: 3 for RGB, 1 for grayscale.
     """
 
@@ -44,7 +44,7 @@ class FolderSource:
         return len(self.paths)
 
     def __getstate__(self) -> dict[str, Any]:
-        # For a worker process: a million Path objects would take it 11 s and 400 MiB.
+        # For worker processes: unpickling a million Path objects takes 11 s and 400 MiB.
         return vars(self) | {"paths": tuple(map(str, self.paths)), "labels": None}
 
     def image(self, i: int) -> np.ndarray:
@@ -54,10 +54,10 @@ class FolderSource:
           i: position in [0, N).
 
         Returns:
-          uint8 [H, W, channels], turned the way its camera says.
+          uint8 [H, W, channels], in the orientation of its EXIF data.
 
         Raises:
-          UserError: where the file cannot be decoded; nothing takes its place.
+          UserError: if the file cannot be decoded; it is not replaced by another.
         """
         try:
             return decode(self.paths[i], channels=self.channels, exif=True)
@@ -67,17 +67,17 @@ class FolderSource:
             ) from error
 
 
-def open_folder(directory: str, split: str, memory_limit_mb: float) -> base.Source | None:
+def open_folder(directory: str, split: str, memory_limit_mb: float) -> Source | None:
     """Opens a folder of images.
 
-    The folder holds class folders (a label is the position of the class among the sorted ones that
-    hold images; images may lie in folders below) or images (without labels); or it holds train/ and
-    test/ or val/, each of one of these forms. With both test/ and val/, the first that has class
-    folders is used. A folder whose only sub-folder is train/ is its training set.
+    The folder holds class folders or, without labels, images; or it holds train/ and test/ or val/,
+    each in one of these forms. A label is the position of the class among the sorted class folders
+    that hold images, which may lie in folders further down. If there are both test/ and val/, the
+    first that has class folders is used. If train/ is the only sub-folder, it is the training set.
 
-    Files are checked at opening: up to 20,000 by decoding them, more by their headers alone. What
-    fails is skipped with one warning. Up to 20,000 images of one size are held in memory if they
-    fit. Files are never changed.
+    Files are checked when the folder is opened: up to 20,000 by decoding them, more by their
+    headers alone. Broken files are skipped with one warning. Up to 20,000 images of one size are
+    held in memory if they fit. Files are never changed.
 
     Args:
       directory: the folder.
@@ -85,10 +85,10 @@ def open_folder(directory: str, split: str, memory_limit_mb: float) -> base.Sour
       memory_limit_mb: limit of the decoded images in units of 2**20 bytes.
 
     Returns:
-      The source, or None for "test" where the folder has no test set.
+      The source, or None for "test" if the folder has no test set.
 
     Raises:
-      UserError: where the folder is missing, unreadable, of neither form, or without usable images.
+      UserError: if the folder is missing, unreadable, in neither form, or without usable images.
     """
     if not directory:
         raise UserError("data.name 'folder' needs a folder: pass --config.data.dir=PATH")
@@ -112,28 +112,28 @@ def open_folder(directory: str, split: str, memory_limit_mb: float) -> base.Sour
 
 
 def training_folder(directory: str) -> Path:
-    """The folder of a run's training images: `directory` itself, or train/ in it.
+    """Returns the folder of a run's training images: `directory` itself, or train/ in it.
 
     Args:
-      directory: as of open_folder.
+      directory: as in open_folder.
 
     Raises:
-      UserError: where it cannot be listed.
+      UserError: if it cannot be listed.
     """
     return _split_roots(Path(directory).expanduser())[0]
 
 
 def images_below(root: Path) -> list[Path]:
-    """All images in and below a folder, however they are filed, in a fixed order.
+    """Returns all images in and below a folder, in a fixed order.
 
     Args:
-      root: the folder; its own sub-folders may be links, those further down are not followed.
+      root: the folder. Links to folders are followed directly in it, but not further down.
 
     Returns:
-      The files with an image's extension, hidden ones left out; not one of them was opened.
+      The files with an image's extension, without hidden ones; none was opened.
 
     Raises:
-      UserError: where a folder cannot be listed.
+      UserError: if a folder cannot be listed.
     """
     folders, images = _list(root)
     return [
@@ -149,7 +149,7 @@ def _split_roots(root: Path) -> tuple[Path, Path | None]:
         return root, None
     candidates = [root / name for name in ("test", "val") if name in folders]
     if not candidates:
-        # One class named "train" among no others is a training set without a test set.
+        # train/ alone is a training set without a test set, not a class named "train".
         return (root / "train", None) if folders == ["train"] else (root, None)
     labelled = [path for path in candidates if _class_names(path)]
     return root / "train", (labelled or candidates)[0]
@@ -172,7 +172,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
 def _is_dir(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: as an image it is broken, and told as that
+    except OSError:  # a link to itself; if named as an image, it is reported as broken
         return False
 
 
@@ -181,13 +181,13 @@ def _images_below(root: Path) -> Iterator[Path]:
     folders, images = _list(root)
     yield from (root / name for name in images)
     for name in folders:
-        # A linked class folder is the user's wish; a link further down may be a circle.
+        # Links further down are not followed: they may form a cycle.
         if not (root / name).is_symlink():
             yield from _images_below(root / name)
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    """Returns the sorted sub-folders that hold images, empty where the images lie in the root."""
+    """Returns the sorted sub-folders that hold images; none if the images lie in the root."""
     folders, images = _list(root)
     names = tuple(name for name in folders if any(_images_below(root / name)))
     if names and images:
@@ -201,7 +201,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 def _shared_class_names(
     root: Path, train_root: Path, present: tuple[str, ...], known: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Returns the training set's classes for the test set, so that labels mean the same in both."""
+    """Returns the classes of the test set: the training set's, so that labels mean the same."""
     if not known or not present:
         return present
     if not set(present) <= set(known):
@@ -215,11 +215,11 @@ def _check(
     found: list[tuple[Path, int]],
     class_names: tuple[str, ...],
     memory_limit_mb: float,
-) -> base.Source:
-    """Returns the usable images, in memory where they may be."""
+) -> Source:
+    """Returns the usable images, in memory if they fit."""
     paths = [path for path, _ in found]
     if len(paths) > FULL_CHECK_LIMIT:
-        with ThreadPoolExecutor(base.num_decode_threads()) as pool:
+        with ThreadPoolExecutor(num_decode_threads()) as pool:
             shapes = list(pool.map(functools.partial(_attempt, header_shape), paths))
         images = None
     else:
@@ -231,18 +231,18 @@ def _check(
         labels = np.array([label for _, label in found], np.int32)[usable]
     kept = tuple(path for path, good in zip(paths, usable, strict=True) if good)
     if images is not None:
-        # The copy is spared where every file is good.
+        # No copy if every file is good.
         images = images if usable.all() else images[usable]
-        return base.ArraySource("folder", images, labels, class_names, kept)
+        return ArraySource("folder", images, labels, class_names, kept)
     different = set(shapes) - {None}
     shape = different.pop() if len(different) == 1 else None
     return FolderSource("folder", kept, labels, class_names, shape)
 
 
 def _attempt(read: Callable[[Path], Any], path: Path) -> Any:
-    """Returns what a reader returns, None where the file is broken, or is none."""
+    """Returns what `read` returns; None if the file is broken or is not a regular file."""
     try:
-        return read(path) if path.is_file() else None  # to open a pipe would wait for ever
+        return read(path) if path.is_file() else None  # opening a pipe would block
     except DECODE_ERRORS:
         return None
 
@@ -253,16 +253,16 @@ def _decode_check(
     """Decodes every file once.
 
     Returns:
-      (shapes, images): each image's shape, None where it is broken; and the images, [N, H, W, 3]
-      with rows of broken files undefined, None where sizes differ or the limit is passed.
+      (shapes, images): each image's shape, None if it is broken; and the images, [N, H, W, 3] with
+      undefined rows for broken files, None if sizes differ or the limit is exceeded.
     """
     read = functools.partial(_attempt, functools.partial(decode, exif=True))
-    num_threads = base.num_decode_threads()
+    num_threads = num_decode_threads()
     shapes: list[tuple[int, int, int] | None] = []
     images = None
     common = None
     with ThreadPoolExecutor(num_threads) as pool:
-        # Few at a time: photographs are large, and a result waits in memory to be looked at.
+        # Few at a time, since decoded photographs wait in memory.
         for start in range(0, len(paths), 4 * num_threads):
             chunk = paths[start : start + 4 * num_threads]
             for i, pixels in enumerate(pool.map(read, chunk), start):
@@ -271,7 +271,7 @@ def _decode_check(
                     continue
                 if common is None:
                     common = pixels.shape
-                    if base.fits(len(paths), common, memory_limit_mb):
+                    if fits(len(paths), common, memory_limit_mb):
                         images = np.empty((len(paths), *common), np.uint8)
                 if pixels.shape != common:
                     images = None
@@ -281,7 +281,7 @@ def _decode_check(
 
 
 def _report(root: Path, broken: list[Path], num_files: int) -> None:
-    """Names what cannot be used in one warning, and fails where nothing is left."""
+    """Names the broken files in one warning; raises UserError if no usable file is left."""
     if len(broken) == num_files:
         raise UserError(
             f"{root} holds no usable image ({num_files} tried): "

@@ -33,20 +33,20 @@ FASHION_MNIST_CLASSES = (
 def open_source(data: ConfigDict, split: str) -> Source | None:
     """Opens the training or test set that a config names.
 
-    Images of one shape that fit in data.memory_limit_mb are decoded once, here; others each time
-    they are read.
+    Images of one shape that fit into data.memory_limit_mb are decoded once, here; others are
+    decoded each time they are read.
 
     Args:
       data: config group with name ("embedded", "folder" or a TFDS name), dir, train_split and
-        test_split (TFDS splits; test_split '' for none) and memory_limit_mb (units of 2**20 bytes).
+        test_split (TFDS splits; test_split '' for no test set) and memory_limit_mb (2**20 bytes).
       split: "train" or "test".
 
     Returns:
-      The source, or None for "test" where there is no test set.
+      The source, or None for "test" if there is no test set.
 
     Raises:
-      UserError: where it cannot be opened; the message says what to do.
-      ValueError: where split is neither.
+      UserError: if it cannot be opened; the message says what to do.
+      ValueError: if split is neither.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}: it must be 'train' or 'test'")
@@ -63,7 +63,7 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
 
 
 def _check_split_names(data: ConfigDict) -> None:
-    """Raises UserError where splits are asked for that only a TFDS set could have."""
+    """Raises UserError if the config names splits that only a TFDS set could have."""
     known = {"train_split": ("train",), "test_split": ("test", "val", "validation", "")}
     for key, names in known.items():
         if data[key] not in names:

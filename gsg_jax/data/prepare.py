@@ -4,8 +4,9 @@
     python -m gsg_jax.data.prepare NAME --data_dir=DIR --idx_dir=DIR    # MNIST-style IDX files
     python -m gsg_jax.data.prepare fashion_mnist --idx_dir=DIR --embedded
 
-All of them write ArrayRecord, the format that is read at random without TensorFlow. Official sets
-need TensorFlow to be prepared (`pip install 'gsg_jax[prepare]'`), not to be read.
+The first two write ArrayRecord, which can be read in any order without TensorFlow; the last writes
+the package's own .npz. Preparing official sets needs TensorFlow (`pip install 'gsg_jax[prepare]'`);
+reading them does not.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
       uint8 array of the shape its header states, [N, H, W] for images and [N] for labels.
 
     Raises:
-      UserError: where the file is missing, not gzip, not IDX of bytes, or cut short.
+      UserError: if the file is missing, not gzip, not IDX of bytes, or cut short.
     """
     try:
         with gzip.open(path) as file:
@@ -63,7 +64,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     shape = tuple(np.frombuffer(content, ">u4", num_dims, 4).tolist())
     if len(content) - start != int(np.prod(shape)):
         raise UserError(
-            f"{path} holds {len(content) - start} bytes where its header says {shape}: "
+            f"{path} holds {len(content) - start} bytes but its header says {shape}: "
             "fetch the file again"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
@@ -80,7 +81,7 @@ def read_idx_split(idx_dir: str | os.PathLike[str], split: str) -> tuple[np.ndar
       (images, labels): uint8 [N, H, W] and uint8 [N] in [0, 10).
 
     Raises:
-      UserError: where a file is missing or broken, or images and labels do not belong together.
+      UserError: if a file is missing or broken, or images and labels do not belong together.
     """
     stem = Path(idx_dir) / _IDX_PREFIXES[split]
     images = read_idx(f"{stem}-images-idx3-ubyte.gz")
@@ -99,18 +100,18 @@ def read_idx_split(idx_dir: str | os.PathLike[str], split: str) -> tuple[np.ndar
 
 
 def class_balanced_subset(labels: np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
-    """Draws the same number of examples of every class, in the order of the set.
+    """Draws the same number of examples of every class.
 
     Args:
       labels: [N] class numbers in [0, 10).
-      per_class: examples to draw of each class.
+      per_class: examples to draw from each class.
       seed: of the draw.
 
     Returns:
-      int64 [10 * per_class], sorted positions.
+      Sorted positions, int64 [10 * per_class].
 
     Raises:
-      UserError: where a class has fewer than per_class examples.
+      UserError: if a class has fewer than per_class examples.
     """
     rng = np.random.default_rng(seed)
     chosen = []
@@ -134,11 +135,11 @@ def write_embedded(
 ) -> Path:
     """Writes the class-balanced subset that ships inside the package.
 
-    The same IDX files give the same arrays, and, with the same zlib, the same bytes.
+    The same IDX files give the same arrays and, with the same zlib, the same bytes.
 
     Args:
       idx_dir: folder of IDX files.
-      path: the .npz file to write; appears only when complete.
+      path: the .npz file to write; it appears only when complete.
       train_per_class: images of each class from the train file.
       test_per_class: images of each class from the t10k file.
 
@@ -146,7 +147,7 @@ def write_embedded(
       The path written.
 
     Raises:
-      UserError: where the IDX files are missing, broken or too few.
+      UserError: if the IDX files are missing, broken or hold too few images.
     """
     arrays = {}
     for split, per_class in (("train", train_per_class), ("test", test_per_class)):
@@ -158,7 +159,7 @@ def write_embedded(
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
-        # np.savez_compressed has no say in the level; 9 is the smallest every zlib can read.
+        # np.savez_compressed cannot set the level; 9 gives the smallest file.
         with os.fdopen(handle, "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
                 for name, array in arrays.items():
@@ -177,7 +178,7 @@ def prepare_idx(
     """Writes MNIST-style IDX files as a TFDS data set in ArrayRecord, without TensorFlow.
 
     Args:
-      name: of the data set, as data.name will say it; fashion_mnist gets its class names.
+      name: of the data set, to be used as data.name; fashion_mnist gets its class names.
       data_dir: TFDS folder to write to; the set appears there only when complete.
       idx_dir: folder of IDX files.
 
@@ -185,7 +186,7 @@ def prepare_idx(
       The folder of the prepared set, data_dir/name/1.0.0.
 
     Raises:
-      UserError: where the name cannot be one, or the IDX files are missing or broken.
+      UserError: if the name is not valid, or the IDX files are missing or broken.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name!r} is no data set name: use a-z, 0-9 and _, a letter first")
@@ -200,8 +201,8 @@ def _idx_builder(
     data_dir: str | os.PathLike[str],
     splits: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> Any:
-    """Returns a TFDS builder of these splits; TFDS is imported here since that takes seconds."""
-    import tensorflow_datasets as tfds
+    """Returns a TFDS builder of these splits."""
+    import tensorflow_datasets as tfds  # here, since it takes seconds
 
     class IdxBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -241,17 +242,17 @@ def prepare_official(
     """Downloads an official TFDS data set and writes it as ArrayRecord; needs TensorFlow.
 
     Args:
-      name: TFDS name, with a config (`name/config`) where the set has several.
+      name: TFDS name, with a config (`name/config`) if the set has several.
       data_dir: TFDS folder to write to; the set appears there only when complete.
-      manual_dir: folder of the archives that some sets, such as imagenet2012, ask to be fetched by
-        hand; TFDS's default, data_dir/downloads/manual, where None.
+      manual_dir: folder of the archives that must be fetched by hand for some sets, such as
+        imagenet2012; None for TFDS's default, data_dir/downloads/manual.
 
     Returns:
       The folder of the prepared set.
 
     Raises:
-      UserError: where TensorFlow is missing, the name is unknown, archives that TFDS cannot fetch
-        itself are not there, or the set is there in another format.
+      UserError: if TensorFlow is missing, the name is unknown, archives that must be fetched by
+        hand are missing, or the set is already prepared in another format.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -289,10 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-      arguments: those after the program's name; sys.argv where None.
+      arguments: those after the program's name; None for sys.argv.
 
     Returns:
-      Exit status: 0 done, 1 failed with one line on standard error (2, wrong usage, exits at once).
+      Exit status: 0, or 1 after one line on standard error. Wrong usage exits with 2 at once.
     """
     parser = argparse.ArgumentParser(
         prog="python -m gsg_jax.data.prepare", description="Prepare a data set as ArrayRecord."

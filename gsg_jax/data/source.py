@@ -1,4 +1,4 @@
-"""What every source of images offers, and the one that is held in memory."""
+"""The interface of every source of images, a source held in memory, and a subset of a source."""
 
 import dataclasses
 import os
@@ -13,11 +13,11 @@ class Source(Protocol):
 
     Attributes:
       name: of the data set, for people.
-      labels: int32 [N] in [0, len(class_names)), -1 where unknown; None where the set has none.
-        Reading it may cost a pass over the records; class_names is free.
-      class_names: one a label; empty where there are no labels.
-      image_shape: (H, W, C) that all images have; None where they differ or it is not known.
-      paths: the images' files; empty where an image is no file of its own.
+      labels: int32 [N] in [0, len(class_names)), -1 if unknown; None if the set has none. Reading
+        it may cost a pass over the records; class_names is free.
+      class_names: one per label; empty if there are no labels.
+      image_shape: (H, W, C) of every image; None if they differ or it is not known.
+      paths: the images' files; empty if images are not files of their own.
     """
 
     @property
@@ -32,7 +32,7 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name a label."""
+        """One name per label, or none."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class Source(Protocol):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The images' files, or nothing."""
+        """The images' files, or none."""
         ...
 
     def __len__(self) -> int: ...
@@ -60,7 +60,7 @@ class ArraySource:
       name: of the data set.
       images: uint8 [N, H, W, C].
       labels: int32 [N], or None.
-      class_names: one a label, or empty.
+      class_names: one per label, or empty.
       paths: the images' files, or empty.
     """
 
@@ -84,20 +84,20 @@ class ArraySource:
 
 
 def num_decode_threads() -> int:
-    """Returns how many threads decode at opening: one a core, at most 32."""
+    """Returns how many threads decode when a source is opened: one per core, at most 32."""
     return min(32, os.cpu_count() or 1)
 
 
 def fits(num_images: int, shape: tuple[int, int, int], memory_limit_mb: float) -> bool:
-    """Tells whether images may be held in memory.
+    """Returns whether images may be held in memory.
 
     Args:
       num_images: how many.
-      shape: (H, W, C) of each, one byte a value.
+      shape: (H, W, C) of each image, one byte per value.
       memory_limit_mb: limit in units of 2**20 bytes.
 
     Returns:
-      True where all of them together take no more than the limit.
+      True if all of them together take no more than the limit.
     """
     return num_images * int(np.prod(shape)) <= memory_limit_mb * 2**20
 
@@ -132,12 +132,12 @@ class Subset:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Files of the chosen images, or nothing."""
+        """Files of the chosen images, or none."""
         return tuple(self.source.paths[i] for i in self.indices) if self.source.paths else ()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def image(self, index: int) -> np.ndarray:
-        """Image number `index` of the part."""
+        """Returns image number `index` of the subset."""
         return self.source.image(int(self.indices[index]))

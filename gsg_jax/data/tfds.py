@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 
 from gsg_jax.console import UserError
-from gsg_jax.data import source as base
 from gsg_jax.data.decode import DECODE_ERRORS, decode
+from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads
 
-# One read of many records is 20 times cheaper a record than many reads of one.
+# Records per read: one read of many costs a twentieth per record of many reads of one.
 _CHUNK = 256
 
 
 class RecordSource:
-    """Images of a TFDS split that are decoded when they are read.
+    """Images of a TFDS split, decoded each time they are read.
 
     Args:
       name: of the data set.
-      records: TFDS data source whose elements hold "image" (encoded, or uint8 [H, W, C]) and, with
-        class names, what `label_of` reads.
-      image_shape: (H, W, C) that all images have, or None.
-      class_names: one a label; empty for a set without labels.
+      records: TFDS data source whose elements hold "image" (encoded, or uint8 [H, W, C]) and, if
+        there are class names, what `label_of` reads.
+      image_shape: (H, W, C) of every image, or None.
+      class_names: one per label; empty for a set without labels.
       channels: 3 for RGB, 1 for grayscale.
-      label_of: a record's label, or its row of labels (`multi_label_row`).
+      label_of: returns a record's label, or its row of labels (`multi_label_row`).
     """
 
     paths = ()  # many images share a file
@@ -54,7 +54,7 @@ class RecordSource:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Of a copy in another process, which reads its labels anew.
+        # A copy in another process reads its labels again.
         return {k: v for k, v in vars(self).items() if k not in ("_lock", "_labels")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -64,9 +64,9 @@ class RecordSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Labels, int32 [N], or [N, C] where an image has several.
+        """Labels, int32 [N], or [N, C] if an image has several.
 
-        Records whose image was not read yet are read for their label.
+        Records whose image has not been read yet are read for their label.
         """
         if not self.class_names:
             return None
@@ -91,7 +91,7 @@ class RecordSource:
           uint8 [H, W, C].
 
         Raises:
-          UserError: where the image cannot be read or decoded.
+          UserError: if the image cannot be read or decoded.
         """
         return self._decode(int(i), self._read([int(i)])[0])
 
@@ -102,7 +102,7 @@ class RecordSource:
           uint8 [N, H, W, C].
 
         Raises:
-          UserError: where an image cannot be read or decoded.
+          UserError: if an image cannot be read or decoded.
         """
         images = np.empty((len(self), *self.image_shape), np.uint8)
 
@@ -111,28 +111,28 @@ class RecordSource:
             for i, record in zip(chunk, self._read(chunk), strict=True):
                 images[i] = self._decode(i, record)
 
-        with ThreadPoolExecutor(base.num_decode_threads()) as pool:
-            # list() waits for all of them and raises the first error.
+        with ThreadPoolExecutor(num_decode_threads()) as pool:
+            # list() waits for all and raises the first error.
             list(pool.map(fill, range(0, len(self), _CHUNK)))
         return images
 
     def _read(self, positions: list[int]) -> list[dict[str, Any]]:
         try:
             if len(positions) == 1:
-                # Reading several starts threads.
+                # __getitems__ starts threads.
                 records = [self._records[positions[0]]]
             else:
                 records = self._records.__getitems__(positions)
         except RuntimeError as error:
             raise _damaged(self.name, str(error)) from error
-        # ArrayRecord reads on without a word where a file ends between two of its blocks.
+        # ArrayRecord gives no error if a file ends between two of its blocks.
         if any(record["image"] is None for record in records):
             raise _damaged(self.name, f"a record of {positions[0]} to {positions[-1]} is empty")
         return records
 
     def _decode(self, i: int, record: dict[str, Any]) -> np.ndarray:
         if self.class_names:
-            # It is at hand, and spares a pass over all records for the labels alone.
+            # Kept now, since this may spare a pass over all records for the labels.
             self._labels[i] = self._label_of(record)
         if isinstance(record["image"], np.ndarray):
             return record["image"]
@@ -146,24 +146,24 @@ class RecordSource:
 
 def open_tfds(
     name: str, data_dir: str, split: str, memory_limit_mb: float, *, multi_label: bool = False
-) -> base.Source:
+) -> Source:
     """Opens one split of a TFDS data set that was prepared as ArrayRecord.
 
     Args:
-      name: TFDS name, with a config (`name/config`) or version (`name:1.0.0`) if wanted.
-      data_dir: TFDS folder; '' for TFDS's default (TFDS_DATA_DIR, or ~/tensorflow_datasets).
-      split: TFDS split, sub-splits such as "train[:10%]" included.
+      name: TFDS name, optionally with a config (`name/config`) or version (`name:1.0.0`).
+      data_dir: TFDS folder; '' for TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      split: TFDS split; may be a sub-split such as "train[:10%]".
       memory_limit_mb: images of one shape are held in memory up to this, in units of 2**20 bytes.
-      multi_label: True takes "labels", of which an image has several, such as those of voc, for
-        the labels: [N, C] of 1 (shown), 0 (not shown), -1 (difficult to tell: not counted).
+      multi_label: whether the labels are the feature "labels", of which an image has several, as
+        in voc: [N, C] of 1 (shown), 0 (not shown), -1 (difficult to tell, not counted).
 
     Returns:
-      The source; one channel where the set's images have one, else three.
+      The source, with one channel if the set's images have one, else three.
 
     Raises:
-      UserError: where the set is not there, is not in ArrayRecord, or has no such split or images.
+      UserError: if the set is missing, is not in ArrayRecord, or has no such split or images.
     """
-    # Imported here since it takes half a second that other sources need not pay.
+    # Imported here, since other sources need not pay its half a second.
     import tensorflow_datasets as tfds
 
     builder = _builder(name, data_dir)
@@ -179,7 +179,7 @@ def open_tfds(
         label_of = {"label_of": partial(multi_label_row, len(class_names))}
     elif isinstance(features.get("label"), tfds.features.ClassLabel):
         class_names = tuple(features["label"].names)
-    # TFDS's own decoder warns without OpenCV, and keeps alpha; ours also meets folders' files.
+    # TFDS's own decoder warns without OpenCV and keeps alpha; ours treats files as in folders.
     encoded = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
     records = _records(builder, name, split, skip_decoding=encoded)
     channels = 1 if feature.shape[-1] == 1 else 3
@@ -188,13 +188,13 @@ def open_tfds(
     source = RecordSource(
         name, records, image_shape=shape, class_names=class_names, channels=channels, **label_of
     )
-    if shape is None or not base.fits(len(source), shape, memory_limit_mb):
+    if shape is None or not fits(len(source), shape, memory_limit_mb):
         return source
-    return base.ArraySource(name, source.decode_all(), source.labels, class_names)
+    return ArraySource(name, source.decode_all(), source.labels, class_names)
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
-    """Tells whether a TFDS data set lies on this machine, prepared.
+    """Returns whether a TFDS data set is prepared on this machine.
 
     Args:
       name: as in open_tfds.
@@ -211,13 +211,13 @@ def is_prepared(name: str, data_dir: str) -> bool:
 
 
 def prepared_names(data_dir: str) -> list[str]:
-    """Names of the TFDS sets that lie on this machine, prepared.
+    """Returns the names of the TFDS sets that are prepared on this machine.
 
     Args:
       data_dir: as in open_tfds.
 
     Returns:
-      name or name/config each, in order.
+      name or name/config of each, sorted.
     """
     from tensorflow_datasets.core.utils import file_utils
 
@@ -225,11 +225,11 @@ def prepared_names(data_dir: str) -> list[str]:
 
 
 def multi_label_row(num_classes: int, record: dict[str, Any]) -> np.ndarray:
-    """Labels of a record of several, int32 [C]: 1, 0, or -1 for a class that is difficult to tell.
+    """Returns a record's labels, int32 [C]: 1, 0, or -1 for a class that is difficult to tell.
 
     Args:
       num_classes: C.
-      record: holds "labels", and "labels_no_difficult" where some are difficult; class numbers.
+      record: holds the class numbers "labels" and, if some are difficult, "labels_no_difficult".
     """
     row = np.zeros(num_classes, np.int32)
     sure = record.get("labels_no_difficult")
@@ -248,7 +248,7 @@ def _names_of_labels(name: str, features: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _records(builder: Any, name: str, split: str, *, skip_decoding: list[str]) -> Any:
-    """Returns the split's records, with these features as they are stored."""
+    """Returns the split's records, leaving the features in skip_decoding encoded."""
     import tensorflow_datasets as tfds
 
     file_format = tfds.core.FileFormat.ARRAY_RECORD
@@ -275,7 +275,7 @@ def _records(builder: Any, name: str, split: str, *, skip_decoding: list[str]) -
 
 
 def _damaged(name: str, reason: str) -> UserError:
-    """Returns what to tell of files that are cut short, changed or gone."""
+    """Returns the error for files that are cut short, changed or missing."""
     reason = reason.splitlines()[0]
     return UserError(f"cannot read {name!r} ({reason}): remove it and prepare the data set again")
 
@@ -302,12 +302,12 @@ def _builder(name: str, data_dir: str) -> Any:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot open the data set {name!r} ({reason}): write it as name, name/config or "
-            "name:1.0.0, and give data.dir where it lies in several folders"
+            "name:1.0.0, and give data.dir if it lies in several folders"
         ) from error
 
 
 def _expanded(data_dir: str) -> str | None:
-    """A folder without ~; None for TFDS's default."""
+    """Expands ~; returns None for TFDS's default folder."""
     return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
 
 
@@ -316,7 +316,6 @@ def _prepared_names(data_dirs: list[str]) -> list[str]:
     names = set()
     for data_dir in data_dirs:
         for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json"):
-            # An unfinished set lies in a folder whose name is no version.
             found = (p.relative_to(data_dir).parts[:-2] for p in Path(data_dir).glob(pattern))
             names.update("/".join(parts) for parts in found)
     return sorted(names)

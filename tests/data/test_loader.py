@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader, eval_batches
 from gsg_jax.data.open import ArraySource
 from gsg_jax.data.reader import CROP_STREAM
+from tests.runs import ROOT
 
 
 def numbered(num_images, shape=(3, 2, 1)):
@@ -84,7 +84,7 @@ def test_the_seed_sets_the_order_and_neighbouring_seeds_share_no_epoch():
     assert len({tuple(epoch) for stream in streams[1:] for epoch in stream}) == 9
 
 
-@pytest.mark.parametrize("first_step", [0, 1, 3, 4, 9, 1000])
+@pytest.mark.parametrize("first_step", [0, 3, 4, 1000])
 def test_a_stream_taken_up_at_a_step_goes_on_as_the_whole_one(first_step):
     train = TrainLoader(numbered(23), batch_size=5, seed=3)
     whole = numbers(take(train.iterate(0), first_step + 6 if first_step < 100 else 1006))
@@ -111,7 +111,7 @@ def test_hosts_share_the_batch_of_one_host_in_order(num_hosts, crop):
         np.testing.assert_array_equal(np.concatenate(parts), batch)
 
 
-@pytest.mark.parametrize(("num_threads", "prefetch"), [(1, 0), (1, 1), (5, 2), (2, 7)])
+@pytest.mark.parametrize(("num_threads", "prefetch"), [(1, 0), (5, 2)])
 def test_the_stream_depends_neither_on_threads_nor_on_prefetch_nor_on_the_start(
     num_threads, prefetch
 ):
@@ -271,7 +271,7 @@ def test_evaluation_yields_each_image_once_in_order_and_pads_with_zeros(num_imag
     assert len(batches) == -(-num_images // batch_size)
 
 
-@pytest.mark.parametrize(("height", "width"), [(50, 91), (91, 50), (33, 33), (7, 400), (600, 300)])
+@pytest.mark.parametrize(("height", "width"), [(50, 91), (91, 50), (7, 400)])
 def test_evaluation_resizes_the_short_side_and_cuts_the_centre(height, width):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     short = 37  # 32 * 256 / 224
@@ -291,43 +291,39 @@ def test_evaluation_of_differing_shapes_needs_a_size():
     assert [batch["image"].shape for batch in batches] == [(2, 16, 16, 3)] * 2
 
 
-@pytest.mark.parametrize("keep", ["local", "global"])
-def test_a_script_that_stops_in_the_middle_exits_at_once(keep):
-    script = """
-import sys, time
+SCRIPT = """
+import atexit, time
 import numpy as np
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader, eval_batches
+
 class Slow:
-    name, labels, class_names, image_shape = "slow", None, (), None
+    name, labels, class_names, image_shape, num_read = "slow", None, (), None, 0
     def __len__(self):
         return 500
     def image(self, i):
+        Slow.num_read += 1
         time.sleep(0.01)
         return np.zeros((9, 9, 3), np.uint8)
-def run():
-    stream = TrainLoader(Slow(), batch_size=50, seed=0, crops=CropRecipe(2, 4),
-                         prefetch=50).iterate(0)
-    for _ in range(3):
-        next(stream)
-    scores = eval_batches(Slow(), batch_size=50, size=4)
-    next(scores)
-    return stream, scores
-kept = run()
-if sys.argv[1] == "local":
-    del kept
-print("done", time.time(), flush=True)
+
+stream = TrainLoader(
+    Slow(), batch_size=50, seed=0, crops=CropRecipe(2, 4), prefetch=50
+).iterate(0)
+next(stream)
+scores = eval_batches(Slow(), batch_size=50, size=4)
+next(scores)
+atexit.register(lambda: print(Slow.num_read))  # runs after the threads have ended
 """
-    root = Path(loader.__file__).parents[2]
+
+
+@pytest.mark.extended
+def test_a_script_that_stops_in_the_middle_does_not_work_off_its_queue():
     output = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, keep],
-        cwd=root, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    end = time.time()
-    assert output.returncode == 0, output.stderr
-    assert output.stderr == ""
-    # 50 batches of 50 images, 10 ms each, on two threads: 12 s if the queue were worked off.
-    assert end - float(output.stdout.split()[-1]) < 2
+    assert output.returncode == 0 and output.stderr == ""
+    assert int(output.stdout) < 1250  # 50 batches of 50 images are queued
 
 
 def test_labels_come_with_the_images_they_belong_to():

@@ -61,10 +61,11 @@ def test_fashion_mnist_gets_its_class_names(tmp_path, idx_dir):
     assert source.class_names[9] == "Ankle boot"
 
 
+@pytest.mark.extended
 def test_preparing_and_reading_leave_tensorflow_alone(tmp_path, idx_dir):
     script = (
         "import sys\n"
-        "from gsg_jax.data import prepare, sources\n"
+        "from gsg_jax.data import open, prepare\n"
         "assert 'tensorflow_datasets' not in sys.modules, 'imported too early'\n"
         f"prepare.prepare_idx('tiny', {str(tmp_path)!r}, {str(idx_dir)!r})\n"
         "assert 'tensorflow' not in sys.modules\n"
