@@ -505,7 +505,7 @@ def test_local_views_are_smaller_crops_that_count_on_from_the_global_ones():
 
 def cutmix_often(views, keys, probability):
     """(mixed, partner, share) of cutmix by each of the keys."""
-    mix = partial(augment.cutmix, views, num_views=2, probability=probability)
+    mix = partial(augment.cutmix, jnp.asarray(views), num_views=2, probability=probability)
     return [np.asarray(x) for x in jax.jit(jax.vmap(mix))(keys)]
 
 
