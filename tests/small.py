@@ -24,6 +24,10 @@ def small_config(method: str, **method_overrides) -> ConfigDict:
         }
     )
     config.views.size = 12
+    # They cost compile time, and have tests of their own.
+    config.views.update(
+        {"blur_probability": (0.0,), "solarize_probability": (0.0,), "jitter_probability": 0.0}
+    )
     config.data.batch_size = 16
     config.optim.learning_rate = 2.0
     if "loss_scale" in config.method:

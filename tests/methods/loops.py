@@ -1,4 +1,6 @@
-"""What the tests of the methods share: fresh outputs, and gradients of a loss in float64."""
+"""What the tests of the methods share: fresh rows, and compiled gradients of a loss in float64."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +21,35 @@ def outputs_of(p, z):
     return Outputs(h=p, z=p, p=p, z_target=z)
 
 
-def loss_and_gradient(loss, p, z=None, memory=None, **options):
-    """(value, gradient, memory, metrics) in float64; without z the branches share their weights."""
-    with jax.enable_x64(True):
+@functools.partial(jax.jit, static_argnames=("loss", "options"))
+def _value_and_gradient(loss, options, p, z, memory, key, others):
+    def value(p):
+        outputs = outputs_of(p, p if z is None else z)._replace(**others)
+        value, *rest = loss(outputs, memory, key, **dict(options))
+        return value, rest
 
-        def value(p):
-            targets = p if z is None else jnp.asarray(z, jnp.float64)
-            before = jax.tree.map(jnp.asarray, memory or {})
-            value, *rest = loss(outputs_of(p, targets), before, jax.random.key(0), **options)
-            return value, rest
+    return jax.value_and_grad(value, has_aux=True)(p)
 
-        p = jnp.asarray(p, jnp.float64)
-        (value, (memory, metrics)), gradient = jax.value_and_grad(value, has_aux=True)(p)
-        return np.asarray(value), np.asarray(gradient), jax.device_get((memory, metrics))
+
+def loss_and_gradient(
+    loss, p, z=None, memory=None, *, key=0, dtype=np.float64, others=(), **options
+):
+    """(value, gradient, memory, metrics); without z the branches share their weights.
+
+    `others` are further fields of Outputs.
+    """
+    with jax.enable_x64(dtype == np.float64):
+        cast = functools.partial(jnp.asarray, dtype=dtype)
+        (value, rest), gradient = _value_and_gradient(
+            loss,
+            tuple(options.items()),
+            cast(p),
+            None if z is None else cast(z),
+            jax.tree.map(jnp.asarray, memory or {}),
+            jax.random.key(key),
+            dict(others),
+        )
+        return np.asarray(value), np.asarray(gradient), jax.device_get(rest)
 
 
 def unit(x):

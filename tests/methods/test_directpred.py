@@ -7,7 +7,7 @@ import numpy as np
 from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.correlation import init_correlation, update_correlation
 from gsg_jax.methods.directpred import closed_form_predictor, directpred_loss, init_predictor
-from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
+from tests.methods.loops import fresh, loss_and_gradient, unit
 
 OPTIONS = {"correlation_decay": 0.9, "eigenvalue_floor": 0.3, "predictor_every_steps": 2}
 
@@ -51,8 +51,9 @@ def test_the_predictor_follows_every_so_many_steps():
     memory = init_predictor(jax.random.key(0), width=5, **OPTIONS)
     predictors = []
     for step in range(4):
-        p, z = (jnp.asarray(x, jnp.float32) for x in fresh(step))
-        _, memory, _ = directpred_loss(outputs_of(p, z), memory, jax.random.key(0), **OPTIONS)
+        _, _, (memory, _) = loss_and_gradient(
+            directpred_loss, *fresh(step), memory, dtype=np.float32, **OPTIONS
+        )
         predictors.append(np.asarray(memory["predictor"]))
     np.testing.assert_array_equal(predictors[0], predictors[1])
     np.testing.assert_array_equal(predictors[2], predictors[3])

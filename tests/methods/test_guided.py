@@ -1,5 +1,6 @@
 """Guided stop-gradient equals the reference implementation's figures and a plain loop."""
 
+import functools
 import pathlib
 
 import jax
@@ -8,26 +9,17 @@ import numpy as np
 import pytest
 
 from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss, source_views
-from gsg_jax.methods.method import CutMix, Outputs
+from gsg_jax.methods.method import CutMix
+from tests.methods.loops import loss_and_gradient
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 VECTORS = ["gsg_random", "gsg_near_collapse", "gsg_ties", "gsg_zeros"]
 
 
-def as_outputs(p, z):
-    return Outputs(h=z, z=z, p=p, z_target=z)
-
-
-def key_and_inverse(batch_size):
-    """The vectors' second pair is permuted already: the drawn permutation is undone beforehand."""
-    key = jax.random.key(3)
-    return key, np.argsort(np.asarray(jax.random.permutation(key, batch_size)))
-
-
-def stacked(vectors, names, dtype, undo):
-    first, second = names[:2], names[2:]
-    rows = [vectors[n] for n in first] + [vectors[n][undo] for n in second]
-    return jnp.asarray(np.stack(rows), dtype)
+def stacked(vectors, prefix, undo):
+    """Rows of the four views; the second pair's are put where the drawn permutation takes them."""
+    views = [vectors[f"{prefix}{pair}"] for pair in PAIRS]
+    return np.stack([*views[:2], views[2][undo], views[3][undo]])
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -35,17 +27,10 @@ def stacked(vectors, names, dtype, undo):
 def test_loss_gradient_and_choice_equal_the_reference_vectors(name, precision):
     vectors = np.load(REFERENCE / f"{name}.npz")
     dtype, tolerance = (np.float32, 1e-5) if precision == "f32" else (np.float64, 1e-10)
-    with jax.enable_x64(precision == "f64"):
-        key, undo = key_and_inverse(16)
-        p = stacked(vectors, ["p11", "p12", "p21", "p22"], dtype, undo)
-        z = stacked(vectors, ["z11", "z12", "z21", "z22"], dtype, undo)
-
-        def loss_of(p):
-            loss, _, metrics = guided_loss(as_outputs(p, z), {}, key)
-            return loss, metrics
-
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(p)
-        loss, grads = np.asarray(loss), np.asarray(grads)
+    with jax.enable_x64(precision == "f64"):  # a permutation's draw depends on it
+        undo = np.argsort(np.asarray(jax.random.permutation(jax.random.key(3), 16)))
+    p, z = stacked(vectors, "p", undo), stacked(vectors, "z", undo)
+    loss, grads, (_, metrics) = loss_and_gradient(guided_loss, p, z, key=3, dtype=dtype)
     permuted = np.argsort(undo)
     grads = [grads[0], grads[1], grads[2][permuted], grads[3][permuted]]
 
@@ -97,13 +82,8 @@ def test_every_pairing_equals_a_plain_loop(pairing, num_views, batch_size):
     rng = np.random.default_rng(batch_size)
     p = rng.normal(size=(num_views, batch_size, 5)).astype(np.float32)
     z = rng.normal(size=(num_views, batch_size, 5)).astype(np.float32)
-    key = jax.random.key(11)
-    image, reference = drawn_pairs(jnp.asarray(z), key, pairing)
-
-    def loss_of(p):
-        return guided_loss(as_outputs(p, jnp.asarray(z)), {}, key, pairing=pairing)[0]
-
-    loss, grads = jax.value_and_grad(loss_of)(jnp.asarray(p))
+    image, reference = drawn_pairs(jnp.asarray(z), jax.random.key(11), pairing)
+    loss, grads, _ = loss_and_gradient(guided_loss, p, z, key=11, dtype=np.float32, pairing=pairing)
     expected, sources = plain_loss(p, z, image, reference)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     touched = {tuple(map(int, index)) for index in np.argwhere(np.abs(grads).sum(axis=-1) > 0)}
@@ -113,8 +93,7 @@ def test_every_pairing_equals_a_plain_loop(pairing, num_views, batch_size):
 @pytest.mark.parametrize(
     ("pairing", "num_global", "batch_size"), [("permutation", 4, 11), ("roll", 2, 6)]
 )
-@pytest.mark.parametrize("num_local", [0, 3])
-@pytest.mark.parametrize("share", [None, 0.4])
+@pytest.mark.parametrize(("num_local", "share"), [(3, None), (0, 0.4), (3, 0.4)])
 def test_local_views_and_patches_follow_the_sources_target(
     pairing, num_global, batch_size, num_local, share
 ):
@@ -122,10 +101,11 @@ def test_local_views_and_patches_follow_the_sources_target(
     p = rng.normal(size=(num_global + num_local, batch_size, 5))
     z = rng.normal(size=(num_global, batch_size, 5))
     partner, key = rng.permutation(batch_size), jax.random.key(11)
+    mix = None if share is None else CutMix(partner, share)
+    loss, _, (_, metrics) = loss_and_gradient(
+        guided_loss, p, z, key=11, others={"mix": mix}, pairing=pairing
+    )
     with jax.enable_x64(True):
-        mix = None if share is None else CutMix(jnp.asarray(partner), jnp.asarray(share))
-        outputs = as_outputs(jnp.asarray(p), jnp.asarray(z))._replace(mix=mix)
-        loss, _, metrics = guided_loss(outputs, {}, key, pairing=pairing)
         image, reference = drawn_pairs(jnp.asarray(z), key, pairing)
 
     def pull(view, target, n):
@@ -148,32 +128,6 @@ def test_local_views_and_patches_follow_the_sources_target(
             losses.append(np.mean([pull(view, first + 1 - source, n) for view in views]))
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-10)
     np.testing.assert_allclose(metrics["attraction"], np.mean(losses), rtol=1e-10)
-
-
-@pytest.mark.parametrize(("pairing", "num_views"), [("permutation", 4), ("halves", 2)])
-def test_exactly_one_view_of_each_pair_of_views_gets_gradient(pairing, num_views):
-    rng = np.random.default_rng(5)
-    p = jnp.asarray(rng.normal(size=(num_views, 12, 6)), jnp.float32)
-    z = jnp.asarray(rng.normal(size=(num_views, 12, 6)), jnp.float32)
-    grads = jax.grad(
-        lambda p: guided_loss(as_outputs(p, z), {}, jax.random.key(0), pairing=pairing)[0]
-    )(p)
-    touched = np.abs(np.asarray(grads)).sum(axis=-1) > 0  # [V, B]
-    for pair in range(0, num_views, 2):
-        np.testing.assert_array_equal(touched[pair : pair + 2].sum(axis=0), np.ones(12))
-
-
-def test_the_gradient_into_the_target_is_exactly_zero_unless_asked_for():
-    rng = np.random.default_rng(6)
-    p = jnp.asarray(rng.normal(size=(4, 8, 6)), jnp.float32)
-    z = jnp.asarray(rng.normal(size=(4, 8, 6)), jnp.float32)
-
-    def loss_of(z, stop_gradient):
-        outputs = Outputs(h=z, z=z, p=p, z_target=z)
-        return guided_loss(outputs, {}, jax.random.key(0), stop_gradient=stop_gradient)[0]
-
-    assert not np.asarray(jax.grad(loss_of)(z, True)).any()
-    assert np.asarray(jax.grad(loss_of)(z, False)).any()
 
 
 def test_the_nearest_image_is_found_far_from_the_origin_and_is_never_itself():
@@ -215,30 +169,22 @@ def test_a_pairing_that_does_not_fit_says_what_would(pairing, num_views, batch_s
         check_pairing(pairing, num_views=num_views, batch_size=batch_size)
 
 
-def test_shapes_that_differ_raise():
-    with pytest.raises(AssertionError):
-        guided_loss(as_outputs(jnp.ones((4, 6, 3)), jnp.ones((4, 6, 5))), {}, jax.random.key(0))
-
-
 @pytest.mark.parametrize(("pairing", "num_views"), [("permutation", 4), ("halves", 2)])
 def test_source_views_are_those_that_get_gradient_and_give_the_same_loss(pairing, num_views):
     rng = np.random.default_rng(9)
-    p = jnp.asarray(rng.normal(size=(num_views, 10, 6)), jnp.float32)
-    z = jnp.asarray(rng.normal(size=(num_views, 10, 6)), jnp.float32)
-    key = jax.random.key(2)
-
-    def loss_of(p):
-        return guided_loss(as_outputs(p, z), {}, key, pairing=pairing)[0]
-
-    loss, grads = jax.value_and_grad(loss_of)(p)
-    touched = np.abs(np.asarray(grads)).sum(axis=-1) > 0  # [V, B]
-    sources = np.asarray(source_views(z, key, pairing=pairing))  # [S, B]
+    p, z = np.float32(rng.normal(size=(2, num_views, 10, 6)))
+    of = functools.partial(
+        loss_and_gradient, guided_loss, z=z, key=2, dtype=np.float32, pairing=pairing
+    )
+    loss, grads, _ = of(p)
+    touched = np.abs(grads).sum(axis=-1) > 0  # [V, B]
+    for pair in range(0, num_views, 2):  # exactly one view of each pair of views gets gradient
+        np.testing.assert_array_equal(touched[pair : pair + 2].sum(axis=0), np.ones(10))
+    sources = np.asarray(source_views(jnp.asarray(z), jax.random.key(2), pairing=pairing))  # [S, B]
     expected = [np.flatnonzero(touched[:, image]) for image in range(10)]
     np.testing.assert_array_equal(sources.T, expected)
 
-    selected = p[sources, np.arange(10)]
-    outputs = as_outputs(selected, z)._replace(sources=jnp.asarray(sources))
-    of_selected, _, metrics = guided_loss(outputs, {}, key, pairing=pairing)
+    of_selected, _, (_, metrics) = of(p[sources, np.arange(10)], others={"sources": sources})
     np.testing.assert_allclose(of_selected, loss, rtol=1e-6)
     np.testing.assert_allclose(sum(metrics[f"closest_{pair}"] for pair in PAIRS), 1, rtol=1e-6)
 

@@ -8,9 +8,9 @@ from gsg_jax.methods.method import CutMix
 from gsg_jax.methods.positives import positives
 
 
-@pytest.mark.parametrize("num_global", [2, 3, 4])
-@pytest.mark.parametrize("num_local", [0, 1, 5])
-@pytest.mark.parametrize("share", [None, 0.0, 0.35, 1.0])
+@pytest.mark.parametrize(
+    ("num_global", "num_local", "share"), [(2, 0, None), (4, 0, 0.35), (2, 5, 1.0), (3, 1, 0.0)]
+)
 def test_positives_by_a_loop(num_global, num_local, share):
     rng = np.random.default_rng(num_global + num_local)
     t = rng.normal(size=(num_global, 6, 3)).astype(np.float32)

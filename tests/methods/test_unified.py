@@ -75,8 +75,7 @@ def _close(ours, theirs, tolerance):
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=atol)
 
 
-@pytest.mark.parametrize("collapse", [1.0, 1e-2])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "collapse"), [(0, 1.0), (1, 1e-2)])
 class TestAutodiffOfTheLossIsTheForm:
     """Float64, relative 1e-9, on random and on nearly collapsed inputs."""
 
@@ -399,16 +398,3 @@ def test_a_balance_and_a_scale_of_zero_are_the_forms_own():
         "vicreg",
     }
     assert scales["barlow_twins"] == 0.01 and scales["vicreg"] == 0.005
-
-
-def test_no_gradient_enters_the_targets():
-    p, z = (jnp.asarray(x, jnp.float32) for x in fresh(8))
-    memory = init_correlation(jax.random.key(0), width=5)
-
-    def value(z):
-        settings = SETTINGS | {"correlation_decay": 0.9}
-        return surrogate_loss(
-            outputs_of(p, z), memory, jax.random.key(0), form="unigrad", **settings
-        )[0]
-
-    assert not np.asarray(jax.grad(value)(z)).any()

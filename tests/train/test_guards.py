@@ -1,4 +1,4 @@
-"""What a run watches itself for is told at the right step, once, with something to try."""
+"""A bad step, a collapse or a signal is noticed at the right step, once, with advice."""
 
 import math
 import signal
@@ -46,7 +46,7 @@ def watch(past=(), method="simsiam", **overrides):
     return CollapseWatch(config, list(past))
 
 
-def test_a_fall_of_the_rank_is_told_once_and_a_second_fall_again():
+def test_a_fall_of_the_rank_is_warned_of_once_and_a_second_fall_again():
     collapse = watch()
     told = [collapse.warning(figures(rank)) for rank in (8, 10, 4.9, 3, 2, 6, 11, 5.6, 5.4)]
     assert [n for n, text in enumerate(told) if text] == [2, 8]
@@ -54,7 +54,7 @@ def test_a_fall_of_the_rank_is_told_once_and_a_second_fall_again():
     assert "5.4 (was 11.0)" in told[8]
 
 
-def test_a_fall_of_the_deviation_is_told():
+def test_a_fall_of_the_deviation_is_warned_of():
     collapse = watch()
     assert collapse.warning(figures(10, 0.51)) is None
     text = collapse.warning(figures(10, 0.49))

@@ -1,4 +1,4 @@
-"""The loop: each choice trains, what goes wrong is told, and what was good is kept."""
+"""The loop trains with each choice, reports what goes wrong, and keeps what was good."""
 
 import json
 import shutil
@@ -43,7 +43,11 @@ def poison(monkeypatch, bad_step, name="loss"):
 
 @pytest.mark.parametrize(
     ("bad_step", "kept"),
-    [(3, "there is no checkpoint yet"), (5, "step 4 is kept"), (8, "step 5 is kept")],
+    [
+        (5, "step 4 is kept"),
+        pytest.param(3, "there is no checkpoint yet", marks=pytest.mark.extended),
+        pytest.param(8, "step 5 is kept", marks=pytest.mark.extended),
+    ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_good_checkpoint(
     images, tmp_path, monkeypatch, bad_step, kept
@@ -64,13 +68,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_
             assert saved == [step for step in (4, 5) if step < bad_step]
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_too(images, tmp_path, monkeypatch):
-    poison(monkeypatch, 2, "grad_norm")
-    status, _, err = call(*tiny("simsiam", images, tmp_path))
-    assert status == 1 and "the gradient norm is nan at step 2" in err
-
-
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_learning_rate_far_too_high_ends_in_one_line(images, tmp_path):
     flags = tiny("simsiam", images, tmp_path, "--config.optim.learning_rate=10000")
     flags += ["--config.optim.weight_decay=1000", "--config.optim.warmup_epochs=0"]
@@ -79,49 +77,51 @@ def test_a_learning_rate_far_too_high_ends_in_one_line(images, tmp_path):
     assert "learning_rate (now 10000)" in err.splitlines()[-1] and " at step " in err
 
 
-def test_a_run_without_labels_or_monitor_needs_neither(tmp_path):
+SHORT = ("--config.run.num_steps=2",)
+
+
+def test_a_run_without_labels_has_no_monitor(tmp_path):
     folder = write_images(tmp_path / "images")
     flat_folder = tmp_path / "flat"
     flat_folder.mkdir()
     for n, path in enumerate(sorted((folder / "train").rglob("*.png"))):
         path.rename(flat_folder / f"{n}.png")
-    for name, where, flags in (
-        ("flat", flat_folder, []),
-        ("never", folder / "test", ["--config.eval.knn_every_epochs=0"]),
-    ):
-        flags += ["--config.run.num_steps=2", "--config.data.batch_size=8"]
-        status, out, _ = call(*tiny("simsiam", where, tmp_path / name, *flags))
-        assert status == 0 and not [key for key in figures(out) if key.startswith("knn")]
-        assert not (tmp_path / name / "baselines.json").exists()
+    status, out, _ = call(*tiny("simsiam", flat_folder, tmp_path / "run", *SHORT))
+    assert status == 0 and not [key for key in figures(out) if key.startswith("knn")]
+    assert not (tmp_path / "run" / "baselines.json").exists()
 
 
+@pytest.mark.extended
 def test_a_test_set_without_labels_leaves_the_figure_to_the_training_images(tmp_path):
     folder = write_images(tmp_path / "images")
     for n, path in enumerate(sorted((folder / "test").rglob("*.png"))):
         path.rename(folder / "test" / f"{n}.png")
     for name in ("even", "uneven"):
         (folder / "test" / name).rmdir()
-    status, out, _ = call(*tiny("simsiam", folder, tmp_path / "run", "--config.run.num_steps=2"))
+    status, out, _ = call(*tiny("simsiam", folder, tmp_path / "run", *SHORT))
     assert status == 0 and 0 <= figures(out)["knn_top1"] <= 1
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("key", ["blur_probability", "solarize_probability"])
 def test_a_probability_may_be_a_whole_number(images, tmp_path, key):
-    flags = ["--config.run.num_steps=1", f"--config.views.{key}=(1,0)"]
+    flags = (*SHORT, f"--config.views.{key}=(1,0)")
     assert call(*tiny("simsiam", images, tmp_path, *flags))[0] == 0
 
 
-def test_a_broken_image_is_named_on_standard_error_and_the_run_goes_on(tmp_path):
+def test_broken_images_and_more_neighbours_than_images_are_warned_of(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "train" / "even" / "torn.png").write_bytes(b"no image")
-    status, _, err = call(*tiny("simsiam", folder, tmp_path / "run", "--config.run.num_steps=1"))
+    flags = (*SHORT, "--config.eval.knn_k=42")
+    status, _, err = call(*tiny("simsiam", folder, tmp_path / "run", *flags))
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert status == 0 and len(warnings) == 1
-    assert "1 of 41 images" in warnings[0] and "torn.png" in warnings[0]
+    assert status == 0 and len(warnings) == 2
+    assert any("1 of 41 images" in line and "torn.png" in line for line in warnings)
+    assert any(line.startswith("warning: eval.knn_k is 42, 4") for line in warnings)
 
 
-def test_missing_baselines_are_told_when_their_time_is_past(images, tmp_path):
-    flags = tiny("simsiam", images, tmp_path, "--config.run.num_steps=2")
+def test_missing_baselines_are_an_error_after_the_first_step(images, tmp_path):
+    flags = tiny("simsiam", images, tmp_path, *SHORT)
     assert call(*flags)[0] == 0
     (tmp_path / "baselines.json").unlink()
     before = hashes(tmp_path)
@@ -142,16 +142,8 @@ def test_the_newest_checkpoints_and_the_best_by_k_nn_are_kept(images, tmp_path, 
     assert figures(out)["knn_top1"] == 0.2 and figures(out)["knn_top1_untrained"] == 0.1
 
 
-def test_more_neighbours_than_images_are_named_in_a_warning(images, tmp_path):
-    flags = ["--config.eval.knn_k=41", "--config.run.num_steps=1"]
-    status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
-    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert status == 0
-    assert warnings == ["warning: eval.knn_k is 41, 40 images can vote: all do"]
-
-
 def test_a_stop_before_the_first_step_leaves_nothing_to_resume_and_no_harm(images, tmp_path):
-    flags = tiny("simsiam", images, tmp_path)
+    flags = tiny("simsiam", images, tmp_path, *SHORT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "stop_signals", _stopped_at_once)
         status, out, err = call(*flags)
@@ -168,7 +160,8 @@ class _stopped_at_once:  # noqa: N801
         pass
 
 
-def test_a_collapse_is_told_once_with_what_to_try(images, tmp_path):
+@pytest.mark.extended
+def test_a_collapse_is_warned_of_once_with_what_to_try(images, tmp_path):
     flags = ["--config.method.stop_gradient=false", "--config.method.predictor=none"]
     flags += ["--config.eval.min_projection_std=1", "--config.run.log_every_steps=1"]
     status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
@@ -180,19 +173,18 @@ def test_a_collapse_is_told_once_with_what_to_try(images, tmp_path):
 
 
 def choices():
-    """Of each method: every target branch it is defined for, and the other predictor once."""
-    for name, row in sorted(METHODS.items()):
+    """Every target branch that a method is defined for, and the other predictor once."""
+    for name in ("simsiam_gsg", "moco_v2", "directpred", "unigrad"):
+        row = METHODS[name]
         for target in TARGETS:
             if target != "ema_positive" or target in row.extras:
                 yield name, target, row.predictor
         yield name, row.target, next(kind for kind in PREDICTORS if kind != row.predictor)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("name", "target", "predictor"), list(choices()))
-def test_every_target_and_predictor_trains_with_every_method(
-    images, tmp_path, name, target, predictor
-):
+def test_targets_and_predictors_train(images, tmp_path, name, target, predictor):
     flags = [f"--config.method.target={target}", f"--config.method.predictor={predictor}"]
     flags += ["--config.run.num_steps=4", "--config.run.log_every_steps=1"]
     status, out, _ = call(*tiny(name, images, tmp_path, *flags))
@@ -214,9 +206,9 @@ def test_a_queue_larger_than_the_data_is_refused_before_anything_is_written(imag
     assert status == 1 and "at most 40, and --config.data.batch_size to at most 20" in err
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
-    ("pairing", "num_views"), [("permutation", 4), ("roll", 2), ("halves", 2), ("nearest", 2)]
+    ("pairing", "num_views"), [("permutation", 4), ("halves", 2), ("nearest", 2)]
 )
 def test_every_pairing_trains(images, tmp_path, pairing, num_views):
     flags = [f"--config.method.pairing={pairing}", f"--config.method.num_views={num_views}"]
@@ -230,7 +222,7 @@ def test_every_pairing_trains(images, tmp_path, pairing, num_views):
 VIT = ("--config.model.backbone=vit_micro", "--config.optim.name=adamw")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_network_without_batchnorm_trains_is_resumed_to_the_bit_and_scored(images, tmp_path):
     # The views are 12 pixels, the whole images that k-NN embeds 14: 2 divides both.
     flags = tiny(
@@ -276,9 +268,9 @@ def test_images_that_cannot_be_cut_into_patches_are_refused_before_anything_is_w
     assert "--config.views.size=12: must be a multiple of model.patch_size, 5" in err
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("flag", ["--config.data.crop=host", "--config.eval.knn_every_epochs=0"])
-def test_the_mends_of_images_that_cannot_be_cut_into_patches_mend_it(images, tmp_path, flag):
+def test_the_advice_for_images_that_cannot_be_cut_into_patches_works(images, tmp_path, flag):
     flags = (*VIT, "--config.model.patch_size=4", "--config.run.num_steps=2", flag)
     status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
     assert status == 0, err

@@ -1,29 +1,30 @@
-"""A run that was stopped, and started again, ends as if nothing had happened.
+"""A run that was killed or stopped, and started again, ends as if nothing had happened.
 
-Kills are in tests/faults/.
+More kills are in tests/faults/.
 """
 
 import contextlib
-import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from gsg_jax.train import loop as train
 from tests.runs import (
     LONG,
+    ROOT,
     assert_same,
     call,
     figures,
-    finish,
     last_step,
-    start,
     tiny,
     wait_until,
     write_images,
 )
 
-pytestmark = pytest.mark.slow
+SHORTER = ("--config.run.num_steps=150",)
 
 
 @pytest.fixture(scope="module")
@@ -34,65 +35,88 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(images, tmp_path_factory):
-    """A run that nobody interrupted: what makes its flags, its workdir and last line."""
+    """An uninterrupted run: what makes its flags, its workdir and last line."""
 
-    def flags(workdir, *more):
-        return tiny("byol_gsg", images, workdir, *LONG, *more)
+    def flags(workdir):
+        return tiny("byol_gsg", images, workdir, *LONG, *SHORTER)
 
     workdir = tmp_path_factory.mktemp("whole")
-    return flags, workdir, finish(*flags(workdir))[0]
+    status, out, err = call(*flags(workdir))
+    assert status == 0, err
+    return flags, workdir, figures(out)
 
 
+def start_like_this_process(*flags):
+    """Starts the command line on as many devices as this process has, so that figures compare."""
+    command = [sys.executable, "-m", "gsg_jax.main", *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def interrupt(flags, workdir, goal, number):
+    """Sends a signal after a step: exit status, standard output and standard error."""
+    process = start_like_this_process(*flags(workdir))
+    wait_until(lambda: last_step(workdir) >= goal, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    return process.returncode, out, err
+
+
+def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
+    flags, *reference = whole
+    status, out, _ = interrupt(flags, tmp_path, 30, signal.SIGKILL)
+    assert (status, out) == (-signal.SIGKILL, "") and last_step(tmp_path) < 150
+    status, out, err = call(*flags(tmp_path))
+    assert status == 0 and "resuming from the checkpoint of step " in err, err
+    assert_same(tmp_path, figures(out), *reference)
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_stop_requested_saves_and_says_so_and_goes_on_as_if_nothing_were(
-    whole, tmp_path, number
-):
+def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_to_the_bit(whole, tmp_path, number):
     flags, *reference = whole
     stopped = []
-    for goal in (15, 90):
-        run = start(*flags(tmp_path))
-        wait_until(lambda g=goal: last_step(tmp_path) >= g, run)
-        run.send_signal(number)
-        out, err = run.communicate(timeout=100)
-        assert run.returncode == 0 and "Traceback" not in err
+    for goal in (15, 60):
+        status, out, err = interrupt(flags, tmp_path, goal, number)
+        assert status == 0 and "Traceback" not in err
         last = figures(out)
         stopped.append(last["step"])
-        assert last["num_steps"] == 400 and "pretrained" not in err
+        assert last["num_steps"] == 150 and "pretrained" not in err
         assert f"stopped at step {last['step']} and saved: the same command resumes the run" in err
         assert (tmp_path / "checkpoints" / str(last["step"])).is_dir()
-    assert 0 < stopped[0] < stopped[1] < 400
-    last, err = finish(*flags(tmp_path))
+    assert 0 < stopped[0] < stopped[1] < 150
+    status, out, err = call(*flags(tmp_path))
     assert f"resuming from the checkpoint of step {stopped[1]} " in err
-    assert_same(tmp_path, last, *reference)
+    assert_same(tmp_path, figures(out), *reference)
 
 
+@pytest.mark.extended
 def test_a_run_killed_before_its_first_step_begins_again(whole, tmp_path):
     flags, *reference = whole
     for name in ("config.json", "baselines.json"):
-        run = start(*flags(tmp_path))
-        wait_until(lambda n=name: (tmp_path / n).exists(), run)
-        run.kill()
-        run.communicate()
-    last, _ = finish(*flags(tmp_path))
-    assert_same(tmp_path, last, *reference)
+        process = start_like_this_process(*flags(tmp_path))
+        wait_until(lambda n=name: (tmp_path / n).exists(), process)
+        process.kill()
+        process.communicate()
+    status, out, err = call(*flags(tmp_path))
+    assert status == 0, err
+    assert_same(tmp_path, figures(out), *reference)
 
 
-@pytest.mark.parametrize("name", ["simsiam", "byol", "simsiam_gsg"])
-def test_each_method_goes_on_bit_for_bit(images, tmp_path, name, monkeypatch):
-    """In this process, on eight devices, stopped after every third step."""
+@pytest.mark.extended
+def test_a_method_with_memory_stopped_after_every_third_step_resumes_to_the_bit(
+    images, tmp_path, monkeypatch
+):
     short = ["--config.run.num_steps=11", "--config.optim.warmup_epochs=2"]
-    status, out, _ = call(*tiny(name, images, tmp_path / "whole", *short))
+    status, out, _ = call(*tiny("moco_v2", images, tmp_path / "whole", *short))
     assert status == 0
     monkeypatch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(every_third()))
     steps = []
     for _ in range(4):
-        status, again, _ = call(*tiny(name, images, tmp_path / "parts", *short))
+        status, again, _ = call(*tiny("moco_v2", images, tmp_path / "parts", *short))
         steps.append(figures(again)["step"])
     assert steps == [3, 6, 9, 11]
-    assert figures(again)["state_digest"] == figures(out)["state_digest"]
-    metrics = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "parts")]
-    assert metrics[0] == metrics[1]
-    assert [json.loads(x)["step"] for x in metrics[0].splitlines()][-1] == 11
+    assert_same(tmp_path / "parts", figures(again), tmp_path / "whole", figures(out))
 
 
 def every_third():

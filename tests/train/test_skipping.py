@@ -1,9 +1,11 @@
-"""Bad steps are skipped, counted and told, and too many of them stop the run."""
+"""Bad steps are skipped, counted and reported, and too many of them stop the run."""
 
 import dataclasses
+import functools
 import json
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,12 @@ import pytest
 
 from gsg_jax.console import UserError
 from gsg_jax.train import loop as train
-from gsg_jax.train.build import build_experiment
 from gsg_jax.train.guards import LossGuard, check_finite
 from gsg_jax.train.state import TrainState, finite_groups, init_state, skipped_steps
 from gsg_jax.train.step import train_step
 from tests.runs import call, figures, tiny, write_images
 from tests.small import images as some_images
-from tests.small import small_config
+from tests.train.steps import experiment_of, run
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def poisoned(experiment, bad_steps, factor=np.nan):
-    """An experiment whose loss, and so every gradient, is NaN (or larger) at some steps."""
+def poisoned(experiment, bad_steps):
+    """An experiment whose loss, and so every gradient, is NaN at some steps."""
     keys = [
         jax.random.split(jax.random.fold_in(jax.random.key(experiment.seed), step - 1))[1]
         for step in bad_steps
@@ -37,64 +38,33 @@ def poisoned(experiment, bad_steps, factor=np.nan):
     def loss(outputs, memory, key):
         value, memory, metrics = experiment.loss(outputs, memory, key)
         is_bad = jnp.any(jnp.all(jax.random.key_data(key)[None, :] == bad, axis=1))
-        scale = jnp.where(is_bad, factor, 1.0)
+        scale = jnp.where(is_bad, np.nan, 1.0)
         memory = jax.tree.map(lambda x: x * scale.astype(x.dtype), memory)
         return value * scale, memory, metrics
 
     return dataclasses.replace(experiment, loss=loss)
 
 
-def experiment_of(method, bad_steps, factor=np.nan, **optim):
-    config = small_config(method)
-    config.optim.update(optim)
-    return poisoned(build_experiment(config, num_steps=20, steps_per_epoch=5), bad_steps, factor)
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
-@pytest.mark.parametrize("method", ["moco_v2"])  # it has an EMA target and a memory
-def test_a_step_without_a_finite_loss_changes_nothing_but_the_step(method):
-    experiment = experiment_of(method, [2], max_skipped_steps=3)
-    step = jax.jit(train_step, static_argnums=0)
-    states, logs = [init_state(experiment, 1)], []
-    for _ in range(3):
-        state, log = step(experiment, states[-1], some_images())
-        states.append(state)
-        logs.append(log)
+def test_a_step_without_a_finite_loss_changes_nothing_but_the_step():
+    # moco_v2 has an EMA target and a memory.
+    experiment = poisoned(experiment_of("moco_v2", optim={"max_skipped_steps": 3}), [2])
+    states, logs = run(experiment, 3)
     assert [int(log["skipped_steps"]) for log in logs] == [0, 1, 1]
     assert [bool(np.isfinite(log["loss"])) for log in logs] == [True, False, True]
     assert not np.isfinite(logs[1]["grad_norm"])
     assert [int(state.step) for state in states] == [0, 1, 2, 3]
-    assert_same(states[1].replace(step=0), states[2].replace(step=0))
+    chex.assert_trees_all_equal(states[1].replace(step=0), states[2].replace(step=0))
     with pytest.raises(AssertionError):
-        assert_same(states[2].replace(step=0), states[3].replace(step=0))
+        chex.assert_trees_all_equal(states[2].replace(step=0), states[3].replace(step=0))
     assert all(finite_groups(states[3]).values())
     assert int(skipped_steps(states[3])) == 1
-
-
-def test_a_gradient_above_the_limit_is_skipped_and_one_below_it_is_not():
-    for limit, expected in ((1e3, [0, 1, 1]), (1e9, [0, 0, 0])):
-        experiment = experiment_of(
-            "simsiam", [2], 1e6, max_skipped_steps=1, grad_norm_limit=limit, learning_rate=1e-9
-        )
-        step = jax.jit(train_step, static_argnums=0)
-        state, counts = init_state(experiment, 1), []
-        for _ in expected:
-            state, log = step(experiment, state, some_images())
-            counts.append(int(log["skipped_steps"]))
-            assert np.isfinite(log["grad_norm"])
-        assert counts == expected
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("constant_predictor_lr", [False, True])
 def test_every_optimizer_counts_the_steps_that_were_not_skipped(optimizer, constant_predictor_lr):
-    config = small_config("simsiam")
-    config.optim.update({"name": optimizer, "constant_predictor_lr": constant_predictor_lr})
-    experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+    optim = {"name": optimizer, "constant_predictor_lr": constant_predictor_lr}
+    experiment = experiment_of("simsiam", optim=optim)
     params = {name: {"kernel": jnp.ones((2, 2))} for name in ("backbone", "predictor")}
     opt_state = experiment.optimizer.init(params)
     _, opt_state = jax.jit(experiment.optimizer.update)(params, opt_state, params)
@@ -103,24 +73,22 @@ def test_every_optimizer_counts_the_steps_that_were_not_skipped(optimizer, const
     assert int(skipped_steps(state)) == 2
 
 
-@pytest.mark.parametrize("method", ["simsiam"])
-def test_where_nothing_is_skipped_the_program_is_as_if_there_were_no_limit(method):
+def test_without_skipping_the_program_is_as_if_there_were_no_limit():
     def lowered(**optim):
-        config = small_config(method)
-        config.optim.update(optim)
-        experiment = build_experiment(config, num_steps=20, steps_per_epoch=5)
+        experiment = experiment_of("simsiam", optim=optim)
         state = jax.eval_shape(lambda: init_state(experiment, 1))
-        images = jax.ShapeDtypeStruct(some_images().shape, np.uint8)
-        return jax.jit(lambda s, x: train_step(experiment, s, x)).lower(state, images).as_text()
+        return (
+            jax.jit(functools.partial(train_step, experiment)).lower(state, some_images()).as_text()
+        )
 
     plain = lowered()
     assert "is_finite" not in plain and lowered(grad_norm_limit=2.0) == plain
     assert "is_finite" in lowered(max_skipped_steps=1)
 
 
-def test_the_guard_counts_over_the_whole_run_tells_each_and_stops_beyond_the_limit():
+def test_the_guard_counts_over_the_whole_run_reports_each_skip_and_stops_beyond_the_limit():
     told = []
-    guard = LossGuard(lambda: "mend", told.append, max_skipped_steps=3, skipped_before=1)
+    guard = LossGuard(lambda: "advice", told.append, max_skipped_steps=3, skipped_before=1)
 
     def push(step, loss, skipped):
         guard.push(step, {"loss": loss, "grad_norm": 1.0, "skipped_steps": skipped})
@@ -138,24 +106,26 @@ def test_the_guard_counts_over_the_whole_run_tells_each_and_stops_beyond_the_lim
         guard.check_all()
     assert str(error.value) == (
         "the loss is inf at step 9, and 3 steps were skipped before it "
-        "(optim.max_skipped_steps is 3): mend"
+        "(optim.max_skipped_steps is 3): advice"
     )
 
 
 def test_a_limit_without_skips_stops_at_the_first_gradient_above_it():
-    guard = LossGuard(lambda: "mend", grad_norm_limit=0.1)
+    guard = LossGuard(lambda: "advice", grad_norm_limit=0.1)
     guard.push(1, {"loss": 0.0, "grad_norm": np.float32(0.1)})
     guard.push(2, {"loss": 0.0, "grad_norm": np.float32(0.11)})
-    with pytest.raises(UserError, match="gradient norm is 0.11, above .*limit=0.1 at step 2: mend"):
+    with pytest.raises(UserError, match="norm is 0.11, above .*limit=0.1 at step 2: advice"):
         guard.check_all()
 
 
 def test_a_state_that_is_not_finite_is_never_saved(images, tmp_path, monkeypatch):
-    state = init_state(experiment_of("byol", [1]), 1)
-    check_finite(state, lambda: "mend")
-    stats = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state.target_batch_stats)
-    with pytest.raises(UserError, match="target_batch_stats is not finite after step 0: mend"):
-        check_finite(state.replace(target_batch_stats=stats), lambda: "mend")
+    bad = {"bn1": {"mean": jnp.array([0.0, jnp.inf])}}
+    good = {"bn1": {"mean": jnp.array([0.0, 1.0])}}
+    fields = dict.fromkeys([f.name for f in dataclasses.fields(TrainState)], good)
+    state = TrainState(**fields | {"step": jnp.int32(0)})
+    check_finite(state, lambda: "advice")
+    with pytest.raises(UserError, match="target_batch_stats is not finite after step 0: advice"):
+        check_finite(state.replace(target_batch_stats=bad), lambda: "advice")
 
     jit_step = train.jit_step
 
@@ -193,12 +163,13 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_skips_bad_steps_and_a_stopped_one_ends_as_one_that_was_not(
+def test_a_run_skips_bad_steps_stops_beyond_the_limit_and_resumes_as_if_it_had_not(
     images, tmp_path, monkeypatch
 ):
     poison_runs(monkeypatch, [2, 4, 7])
-    allowed = (*SKIPPING, "--config.optim.max_skipped_steps=3")
-    status, out, err = call(*tiny("byol_gsg", images, tmp_path / "whole", *allowed))
+    allowed = "--config.optim.max_skipped_steps={}".format
+    flags = tiny("byol_gsg", images, tmp_path / "whole", *SKIPPING)
+    status, out, err = call(*flags, allowed(3))
     assert status == 0, err
     whole, logged = figures(out), lines(tmp_path / "whole")
     assert [int(line["skipped_steps"]) for line in logged] == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
@@ -208,18 +179,39 @@ def test_a_run_skips_bad_steps_and_a_stopped_one_ends_as_one_that_was_not(
     assert [line.split(",")[0] for line in warnings] == [
         f"warning: step {step} is skipped" for step in (2, 4, 7)
     ]
-    # Stopped between two logged steps of the same run, and at the first bad one.
-    for stops in ([3], [2, 5], [7]):
-        workdir = tmp_path / "-".join(map(str, stops))
-        for stop in stops:
-            with monkeypatch.context() as patch:
-                stop_after(patch, stop)
-                status, out, _ = call(*tiny("byol_gsg", images, workdir, *allowed))
-                assert status == 0 and figures(out)["step"] == stop
-        status, out, err = call(*tiny("byol_gsg", images, workdir, *allowed))
-        assert status == 0, err
-        assert figures(out)["state_digest"] == whole["state_digest"]
-        assert lines(workdir) == logged
+
+    flags = tiny("byol_gsg", images, tmp_path / "parts", *SKIPPING)
+    status, out, err = call(*flags, allowed(2))
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith(
+        "error: the loss is nan at step 7, and 2 steps were skipped before it "
+        f"(optim.max_skipped_steps is 2): step 6 is kept in {tmp_path}"
+    )
+    assert "higher --config.optim.max_skipped_steps (now 2)" in err.splitlines()[-1]
+    status, out, err = call(*flags, allowed(3))
+    assert status == 0 and "resuming from the checkpoint of step 6" in err, err
+    assert figures(out)["state_digest"] == whole["state_digest"]
+    assert lines(tmp_path / "parts") == logged
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("stops", [[3], [2, 5], [7]])
+def test_a_run_with_skipped_steps_stopped_anywhere_ends_as_one_that_was_not(
+    images, tmp_path, monkeypatch, stops
+):
+    poison_runs(monkeypatch, [2, 4, 7])
+    allowed = (*SKIPPING, "--config.optim.max_skipped_steps=3")
+    wanted = call(*tiny("byol_gsg", images, tmp_path / "whole", *allowed))[1]
+    workdir = tmp_path / "parts"
+    for stop in stops:
+        with monkeypatch.context() as patch:
+            stop_after(patch, stop)
+            status, out, _ = call(*tiny("byol_gsg", images, workdir, *allowed))
+            assert status == 0 and figures(out)["step"] == stop
+    status, out, err = call(*tiny("byol_gsg", images, workdir, *allowed))
+    assert status == 0, err
+    assert figures(out)["state_digest"] == figures(wanted)["state_digest"]
+    assert lines(workdir) == lines(tmp_path / "whole")
 
 
 def stop_after(patch, step):
@@ -232,33 +224,3 @@ def stop_after(patch, step):
             signal.raise_signal(signal.SIGTERM)
 
     patch.setattr(train.RunDisplay, "advance", noticed)
-
-
-def test_one_bad_step_too_many_stops_the_run_where_it_does_when_resumed_and_more_patience_mends_it(
-    images, tmp_path, monkeypatch
-):
-    poison_runs(monkeypatch, [2, 4, 7])
-    flags = tiny("simsiam", images, tmp_path, "--config.run.log_every_steps=3")
-    allowed = "--config.optim.max_skipped_steps={}".format
-    said = []
-    for _ in range(2):  # and again when it is resumed
-        status, out, err = call(*flags, allowed(2))
-        assert (status, out) == (1, "")
-        said.append(err.splitlines()[-1])
-        assert said[-1].startswith(
-            "error: the loss is nan at step 7, and 2 steps were skipped before it "
-            f"(optim.max_skipped_steps is 2): step 5 is kept in {tmp_path}; "
-        )
-        assert "higher --config.optim.max_skipped_steps (now 2)" in said[-1]
-    assert said[0] == said[1]
-    status, out, err = call(*flags, allowed(3))
-    assert status == 0 and "resuming from the checkpoint of step 5" in err, err
-    assert figures(out)["step"] == 10
-
-    whole = tmp_path / "whole"
-    status, out_whole, _ = call(
-        *tiny("simsiam", images, whole, "--config.run.log_every_steps=3"), allowed(3)
-    )
-    assert status == 0
-    assert figures(out_whole)["state_digest"] == figures(out)["state_digest"]
-    assert (whole / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
