@@ -14,10 +14,10 @@ from gsg_jax.console import UserError
 
 
 def give_fake_devices_threads() -> None:
-    """Lets fake CPU devices wait for one another; to be called before JAX knows its devices.
+    """Gives fake CPU devices enough threads; to be called before JAX knows its devices.
 
-    XLA runs sums over the devices that do not need each other at once, each in a thread a device,
-    and aborts where its pool, of as many threads as devices, is too small for two of them.
+    XLA runs independent sums over the devices at the same time, each with one thread per device.
+    Its pool has as many threads as devices, and it aborts if two sums need more.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if fakes := re.search(r"xla_force_host_platform_device_count=(\d+)", flags):
@@ -25,20 +25,20 @@ def give_fake_devices_threads() -> None:
 
 
 def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
-    """A mesh of all devices of all hosts, with the axes "data" and "fsdp".
+    """Returns a mesh of all devices of all hosts, with the axes "data" and "fsdp".
 
-    The batch is split over all devices, and the train state over the `fsdp` neighbours that hold
+    The batch is split over all devices. The train state is split over `fsdp` neighbours, which hold
     one copy of it together.
 
     Args:
-      batch_size: images a step over all devices.
-      fsdp: devices that share a copy of the state; 1 gives every device a whole one.
+      batch_size: images per step over all devices.
+      fsdp: devices that share a copy of the state; 1 gives each device a copy of its own.
 
     Returns:
       The mesh, [devices / fsdp, fsdp].
 
     Raises:
-      UserError: where the batch does not divide evenly over the devices, or these not by `fsdp`.
+      UserError: if the devices do not divide the batch, or `fsdp` does not divide the devices.
     """
     count = jax.device_count()
     if fsdp < 1 or count % fsdp:
@@ -57,7 +57,7 @@ def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
 
 
 def all_devices() -> Mesh:
-    """A mesh of all devices of all hosts, each of which holds the state whole."""
+    """Returns a mesh of all devices of all hosts, each with a copy of the state."""
     return _mesh(jax.devices(), 1)
 
 
@@ -67,27 +67,28 @@ def is_cpu(mesh: Mesh) -> bool:
 
 
 def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
-    # A host's devices stand together, as its share of the batch does.
+    # The devices of a host are neighbours, because its share of the batch is one block.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(by_host).reshape(-1, fsdp), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def sharded(mesh: Mesh, state: Any) -> Any:
-    """The shardings of a train state: of each array one axis is split over "fsdp".
+    """Returns the shardings of a train state: one axis of each matrix is split over "fsdp".
 
     Args:
       mesh: of make_mesh.
       state: arrays or shapes.
 
     Returns:
-      A tree of shardings like `state`. A matrix or kernel is split by the longest of its axes that
-      "fsdp" divides, and whole where there is none. Vectors are whole: they are a thousandth of the
-      state, and XLA would compute BatchNorm's statistics as the running ones lie, and gather them.
+      A tree of shardings like `state`. A matrix or kernel is split along the longest axis that
+      "fsdp" divides; if there is none, it stays whole. Vectors stay whole: they are a thousandth of
+      the state, and if BatchNorm's running statistics were split, XLA would compute the batch's
+      statistics in parts and gather them.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -103,33 +104,33 @@ def sharded(mesh: Mesh, state: Any) -> Any:
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first axis is split over the devices."""
+    """Returns the sharding of a batch: its first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def global_batch(mesh: Mesh, images: Any) -> Any:
-    """Makes one global array of the shares that the hosts hold.
+    """Returns one global array made of the hosts' shares.
 
     Args:
       mesh: of make_mesh.
-      images: this host's share of the batch, [B / hosts, ...], or a tuple of such.
+      images: this host's share of the batch, [B / hosts, ...], or a tuple of shares.
 
     Returns:
-      The global batch [B, ...], sharded over the devices by image; a tuple of a tuple.
+      The global batch [B, ...], sharded over the devices by image, or a tuple of batches.
     """
     place = partial(jax.make_array_from_process_local_data, by_image(mesh))
     return jax.tree.map(place, images)
 
 
 def whole(mesh: Mesh, tree: Any) -> Any:
-    """Gives every device the whole of each array; nothing moves where it has that already."""
+    """Returns a tree whose arrays every device holds whole; free if they are whole already."""
     if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
         return tree
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """This host's rows of an array that is sharded by image, [N / hosts, ...]."""
+    """Returns this host's rows of an array sharded by image, [N / hosts, ...]."""
     if x.is_fully_addressable:
         return np.asarray(x)
     shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start)
@@ -137,13 +138,13 @@ def local_rows(x: jax.Array) -> np.ndarray:
 
 
 def wait_for_hosts(what: str) -> None:
-    """Waits until every host has come as far; `what` names the place."""
+    """Waits until every host gets here; `what` names the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def of_all_hosts(rows: np.ndarray) -> np.ndarray:
-    """Joins the rows that the hosts hold, in their order: [n, ...] to [n x hosts, ...]."""
+    """Returns the rows of all hosts, in the hosts' order: [n, ...] to [n x hosts, ...]."""
     if jax.process_count() == 1:
         return rows
     return multihost_utils.process_allgather(rows, tiled=True)
