@@ -1,4 +1,4 @@
-"""Embeddings on the disk: written batch by batch, taken up again where they were left."""
+"""Embeddings on disk: written batch by batch, resumed where an earlier call stopped."""
 
 import hashlib
 import json
@@ -23,12 +23,12 @@ READ_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZi
 
 
 class LabelledFeatures(NamedTuple):
-    """Embeddings of a split, and whose they are.
+    """Embeddings of a split, with the labels and names of their images.
 
     Attributes:
       h: embeddings, float32 [N, F].
       label: int32 [N], -1 where unknown.
-      id: [N], an image's path where it is a file, else its place in the split.
+      id: [N], an image's path if it is a file, else its index in the split.
     """
 
     h: np.ndarray
@@ -45,35 +45,34 @@ def write_features(
     batch_size: int,
     size: int | None,
 ) -> LabelledFeatures:
-    """Embeds every image of a source into a file, or goes on where an earlier call was stopped.
+    """Embeds every image of a source into a file, or resumes where an earlier call stopped.
 
-    While it works the rows lie in PATH.partial, and how many there are in a .json beside it. With
-    several hosts the folder is one that all of them see; the first writes.
+    Rows go to PATH.partial and their number to a .json beside it. Several hosts share the folder;
+    the first one writes.
 
     Args:
-      path: the .npz file: h, label and id.
+      path: the .npz file.
       embed: of backbone_embed.
       source: the images.
-      about: what the embeddings depend on; a file about something else is left alone.
+      about: what the embeddings depend on; a file about something else is kept.
       batch_size: images at a time.
       size: side of the centre crop, pixels; None takes images as they are.
 
     Returns:
-      What the file holds.
+      The contents of the file.
 
     Raises:
-      UserError: where the file, or its beginning, is about something else.
+      UserError: if the file, or its beginning, is about something else.
     """
     record_path, rows_path = path.with_suffix(".json"), path.with_suffix(".partial")
-    about = about | {"num_images": len(source), "images_digest": _images_digest(source)}
-    about = json.loads(json.dumps(about))
+    about = _as_json(about | {"num_images": len(source), "images_digest": _images_digest(source)})
     num_done = _rows_done(record_path, rows_path, path, about)
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
         return read_features(path)
     meshes.wait_for_hosts("the embeddings are looked for")
     if num_done:
-        say(f"{path}: goes on behind {num_done:,} of {len(source):,} embeddings")
+        say(f"{path}: resumes after {num_done:,} of {len(source):,} embeddings")
 
     path.parent.mkdir(parents=True, exist_ok=True)
     is_writer, rows, saved = hosts.is_writer(), None, time.monotonic()
@@ -100,7 +99,7 @@ def write_features(
 
 
 def read_features(path: pathlib.Path) -> LabelledFeatures:
-    """Reads a file of embeddings, of write_features or of any other program.
+    """Reads a file of embeddings, written by write_features or by another program.
 
     Args:
       path: an .npz file with h [N, F] and label [N]; id may be missing.
@@ -109,7 +108,7 @@ def read_features(path: pathlib.Path) -> LabelledFeatures:
       Its arrays; h as float32, label as int32.
 
     Raises:
-      UserError: where there is no such file, it is damaged, or its arrays do not fit together.
+      UserError: if there is no such file, it is damaged, or its arrays do not fit together.
     """
     if not path.is_file():
         raise UserError(f"there is no {path}: make it with --config=configs/features.py")
@@ -142,16 +141,21 @@ def labels_of(source: Source) -> np.ndarray:
 
 
 def ids_of(source: Source) -> np.ndarray:
-    """What tells an image from the others: its path, or its place in the source, [N]."""
+    """Names of the images: their paths, or their indices in the source, [N]."""
     return (
         np.array([str(path) for path in source.paths]) if source.paths else np.arange(len(source))
     )
 
 
+def _as_json(about: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is read back: with lists instead of tuples."""
+    return json.loads(json.dumps(about))
+
+
 def _rows_done(
     record_path: pathlib.Path, rows_path: pathlib.Path, path: pathlib.Path, about: dict[str, Any]
 ) -> int:
-    """How many rows an earlier call has left."""
+    """How many rows an earlier call has finished."""
     if not record_path.exists():
         if path.exists():
             raise UserError(f"{path} is not of this program: give another --workdir, or remove it")
@@ -171,7 +175,7 @@ def _rows_done(
 
 
 def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
-    """Whether the rows of an earlier call are all there, written or not."""
+    """Whether the file of an earlier call has its full size."""
     try:
         rows = np.load(rows_path, mmap_mode="r")  # a shorter file than its header says is refused
     except READ_ERRORS:
@@ -186,7 +190,7 @@ def _open_rows(path: pathlib.Path, num_rows: int, like: np.ndarray, num_done: in
 
 
 def _images_digest(source: Source) -> str:
-    """Hex digits that tell these images from others, by their labels and paths."""
+    """Hex digits of the labels and paths of the images."""
     digest = hashlib.sha256(labels_of(source).tobytes())
     digest.update("\0".join(map(str, source.paths)).encode())
     return digest.hexdigest()

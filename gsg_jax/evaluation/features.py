@@ -19,7 +19,7 @@ from gsg_jax.models.vit import ViT
 # Maps a host's uint8 images [n, H, W, C] to their embeddings, float32 [n, F].
 Embed = Callable[[np.ndarray], np.ndarray]
 
-# Of the mean: float32 has seven digits.
+# Relative to the mean: float32 keeps only seven digits.
 CONSTANT_STD = 1e-6
 
 
@@ -70,14 +70,14 @@ def backbone_embed(
     views: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh,
 ) -> Embed:
-    """Makes the function that embeds images by a backbone with frozen statistics.
+    """Returns a function that embeds images by a backbone with frozen statistics.
 
     Args:
       backbone: the module.
       params: of the backbone alone, replicated over the mesh.
-      batch_stats: running statistics of the backbone alone; {} where it has no BatchNorm.
+      batch_stats: running statistics of the backbone alone; {} without BatchNorm.
       views: the config group; its mean and std normalise the images.
-      mesh: the devices that share each batch; it is filled up to a multiple of them.
+      mesh: the devices that share each batch; it is padded to a multiple of them.
 
     Returns:
       A function for embed_source.
@@ -116,14 +116,14 @@ def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
 
     Args:
       train: embeddings, [N, F].
-      *others: embeddings of other sets, each [M, F]; moved and scaled as train is.
+      *others: embeddings of other sets, each [M, F]; centred and scaled as train is.
 
     Returns:
-      train and the others, float32. A channel that is constant over train, but for rounding, is
-      only moved.
+      train and the others, float32. A channel that is constant over train, up to rounding, is only
+      centred.
     """
     mean = np.mean(train, axis=0, dtype=np.float64)
-    # By the squares, in float64: np.std would make a copy of the set that is twice as large.
+    # From the squares, in float64: np.std would copy the set at twice its size.
     squares = np.einsum("nf,nf->f", train, train, dtype=np.float64) / len(train)
     std = np.sqrt(np.maximum(squares - mean**2, 0))
     scale = np.where(std > CONSTANT_STD * np.abs(mean), std, 1)

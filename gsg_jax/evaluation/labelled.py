@@ -1,4 +1,4 @@
-"""What the jobs that judge embeddings begin with: those of the training and of the test split."""
+"""Labelled embeddings of the training and the test split: the input of the evaluation jobs."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ class Labelled(NamedTuple):
     """Embeddings with their labels.
 
     Attributes:
-      train: of the training split; each class has some.
-      test: of the test split, or None where there is none.
+      train: of the training split, with images of every class.
+      test: of the test split, or None.
       class_names: one a label.
-      about: the first figures of the job's last line: who made the embeddings.
+      about: the first figures of the job's last line: which encoder made the embeddings.
     """
 
     train: LabelledFeatures
@@ -32,7 +32,7 @@ class Labelled(NamedTuple):
 
 
 def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) -> Labelled:
-    """Reads the embeddings that a config names, or makes them.
+    """Reads the embeddings that a config names, or computes them.
 
     Args:
       config: reads `features`, or else `pretrained`, `encoder`, `data` and eval.batch_size.
@@ -42,7 +42,7 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
       The embeddings of both splits.
 
     Raises:
-      UserError: where there are none, no labels, no test split, or no image of a class.
+      UserError: if there are none, no labels, no test split, or no image of a class.
     """
     if config.features:
         labelled = _from_files(pathlib.Path(config.features).expanduser(), needs_test)
@@ -50,8 +50,8 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
         return labelled
     run = read_run(config)
     train = open_train(run)
-    is_left_aside = config.eval.get("leave_one_out", False)
-    test = None if is_left_aside else open_test(run, needs_test)
+    is_unused = config.eval.get("leave_one_out", False)
+    test = None if is_unused else open_test(run, needs_test)
     check_bank(config, len(train), has_test=test is not None)
     encoder = open_encoder(config, run, train)
     say(f"{encoder.kind} {run.method.name}, step {encoder.step}: {config.pretrained}")
@@ -64,16 +64,16 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
 
 
 def open_train(run: ml_collections.ConfigDict) -> Source:
-    """Opens the images of the training split whose label is known.
+    """Opens the images of the training split that have a label.
 
     Args:
       run: of read_run.
 
     Returns:
-      The images, some of each class.
+      The images, with some of each class.
 
     Raises:
-      UserError: where there are no labels, or no image of a class.
+      UserError: if there are no labels, or no image of a class.
     """
     source = open_split(run, "train")
     if not source.class_names:
@@ -87,7 +87,7 @@ def open_train(run: ml_collections.ConfigDict) -> Source:
 
 
 def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: bool) -> None:
-    """Raises UserError where more neighbours are asked for than there are images to vote."""
+    """Raises UserError if more neighbours are asked for than there are images to vote."""
     ks = config.eval.get("knn_k", (0,))
     leave_one_out = not has_test or config.eval.get("leave_one_out", False)
     num_voters = num_images - leave_one_out
@@ -99,17 +99,17 @@ def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: 
 
 
 def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None:
-    """Opens the images of the test split whose label is known.
+    """Opens the images of the test split that have a label.
 
     Args:
       run: of read_run.
       needs_test: whether a missing one is an error.
 
     Returns:
-      The images; None where there are none.
+      The images, or None.
 
     Raises:
-      UserError: where it is needed.
+      UserError: if they are needed and missing.
     """
     test = open_split(run, "test") if needs_test else open_source(run.data, "test")
     if test is not None and test.class_names and len(known_test := known_images(test)):
@@ -122,14 +122,14 @@ def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None
 
 
 def embed_labelled(encoder: Encoder, source: Source, batch_size: int) -> LabelledFeatures:
-    """Embeds a source in memory; raises UserError where an embedding is not finite."""
+    """Embeds a source in memory; raises UserError if an embedding is not finite."""
     h = embed_source(encoder.embed, source, batch_size=batch_size, size=encoder.crop_size)
     check_finite(h, source.name)
     return LabelledFeatures(h, labels_of(source), ids_of(source))
 
 
 def check_finite(h: np.ndarray, whose: str) -> None:
-    """Raises UserError where an embedding holds NaN or infinity."""
+    """Raises UserError if an embedding holds NaN or infinity."""
     blocks = (h[start : start + 4096] for start in range(0, len(h), 4096))
     if num_bad := sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in blocks):
         raise UserError(
@@ -156,7 +156,7 @@ def _from_files(folder: pathlib.Path, needs_test: bool) -> Labelled:
 
 
 def _with_labels(path: pathlib.Path) -> LabelledFeatures:
-    """The rows of a file whose label is known."""
+    """The rows of a file that have a label."""
     features = read_features(path)
     is_known = features.label >= 0
     if not is_known.any():
@@ -168,6 +168,6 @@ def _with_labels(path: pathlib.Path) -> LabelledFeatures:
 
 
 def known_images(source: Source) -> Source:
-    """The images of a source whose label is known."""
+    """The images of a source that have a label."""
     is_known = source.labels >= 0
     return source if is_known.all() else Subset(source, np.flatnonzero(is_known))

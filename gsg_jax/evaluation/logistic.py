@@ -15,18 +15,18 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Fit(NamedTuple):
-    """A linear classifier, and how near its optimum it is."""
+    """A linear classifier and how close it is to its optimum."""
 
     kernel: jax.Array  # [F, C]
     bias: jax.Array  # [C]
-    num_steps: int  # max_steps where the tolerance was not reached
+    num_steps: int  # max_steps if the tolerance was not reached
     gradient_norm: float
 
 
 class Sweep(NamedTuple):
     """What a sweep of regularisations found."""
 
-    l2: float  # of the best figure; of equals the strongest
+    l2: float  # of the best figure; the strongest among equals
     fit: Fit  # at that l2
     figures: np.ndarray  # [L], of the validation set, in the order of l2s
     num_steps: np.ndarray  # [L]
@@ -102,15 +102,15 @@ def fit(
     scikit-learn's LogisticRegression(C=c) has the same optimum at l2 = 1 / (c N).
 
     Args:
-      features: [N, F], of channels of like scale: see `standardize`. They lie on the device whole,
-        as float32.
+      features: [N, F], of channels of like scale: see `standardize`. All of them lie on the
+        device, as float32.
       labels: as the loss takes them.
       num_classes: C.
       l2: strength of the regularisation, above 0.
       loss: softmax_loss or binary_loss.
       start: where to begin; None begins at zero.
       max_steps: of L-BFGS.
-      tolerance: stops where the gradient's norm is at most this, the kernel's gradient divided
+      tolerance: stops when the gradient's norm is at most this, the kernel's gradient divided
         by sqrt(1 + l2).
 
     Returns:
@@ -136,8 +136,8 @@ def fit(
 
 @partial(jax.jit, static_argnames="loss")
 def _minimise(weights, features, labels, l2, max_steps, tolerance, *, loss):
-    # Where l2 is far above 1 the objective bends so much more along the kernel than along the bias
-    # that L-BFGS crawls: it is given the kernel in units in which both bend alike.
+    # If l2 is far above 1, the objective curves so much more along the kernel than along the bias
+    # that L-BFGS crawls. It gets the kernel in units in which both curve alike.
     unit = 1 / jnp.sqrt(1 + l2)
 
     def scaled_objective(weights):
@@ -146,7 +146,7 @@ def _minimise(weights, features, labels, l2, max_steps, tolerance, *, loss):
     solver = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(scaled_objective)
 
-    def goes_on(carry):
+    def is_unfinished(carry):
         _, _, _, gradient, num_steps = carry
         return (optax.tree.norm(gradient) > tolerance) & (num_steps < max_steps)
 
@@ -156,14 +156,14 @@ def _minimise(weights, features, labels, l2, max_steps, tolerance, *, loss):
             gradient, state, weights, value=value, grad=gradient, value_fn=scaled_objective
         )
         weights = optax.apply_updates(weights, updates)
-        # The line search has already been there, and left both in its state.
+        # The line search has computed both already and left them in its state.
         value, gradient = value_and_gradient(weights, state=state)
         return weights, state, value, gradient, num_steps + 1
 
     weights = weights[0] / unit, weights[1]
     state = solver.init(weights)
     carry = weights, state, *value_and_gradient(weights, state=state), 0
-    weights, _, _, gradient, num_steps = jax.lax.while_loop(goes_on, step, carry)
+    weights, _, _, gradient, num_steps = jax.lax.while_loop(is_unfinished, step, carry)
     return (weights[0] * unit, weights[1]), num_steps, optax.tree.norm(gradient)
 
 
@@ -182,7 +182,7 @@ def sweep(
 ) -> Sweep:
     """Fits at every l2 and takes the one that is best on the validation set.
 
-    The strongest comes first, and each begins where the one before ended.
+    The strongest comes first; each starts from the solution before.
 
     Args:
       features: [N, F], of channels of like scale.

@@ -1,4 +1,4 @@
-"""The monitor: figures of quality while pretraining goes on."""
+"""The monitor: figures of quality during pretraining."""
 
 import ml_collections
 import numpy as np
@@ -15,8 +15,8 @@ from gsg_jax.evaluation.scores import top_k_accuracy
 class KnnMonitor:
     """Scores an embedding function by k-NN: training images vote on the test images.
 
-    Without a test set that has labels every training image is classified by the others. Of a
-    larger training set than eval.max_bank, evenly spaced images make the bank.
+    Without a labelled test set, every training image is classified by the others. If the training
+    set is larger than eval.max_bank, the bank has evenly spaced images of it.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source, test: Source | None):
@@ -34,7 +34,7 @@ class KnnMonitor:
             say(f"warning: eval.knn_k is {k}, {self._voters} images can vote: all do")
 
     def top1(self, embed: Embed) -> float:
-        """Top-1 accuracy in [0, 1] of embeddings by k-NN; where fewer than k can vote, all do."""
+        """Top-1 accuracy in [0, 1] of embeddings by k-NN; if fewer than k can vote, all do."""
         return self.figures(embed)["knn_top1"]
 
     def top1_of_pixels(self) -> float:
@@ -49,7 +49,7 @@ class KnnMonitor:
           probe: kernel [F, C] and bias [C] of an online probe.
 
         Returns:
-          knn_top1, and online_linear_test_top1 where there are a probe and test images.
+          knn_top1, and online_linear_test_top1 if there are a probe and test images.
         """
         batch_size = self._eval.batch_size
         bank = embed_source(embed, self._bank, batch_size=batch_size, size=self._size)

@@ -22,13 +22,13 @@ class Probes(NamedTuple):
 
 
 class ChosenProbe(NamedTuple):
-    """The linear classifier of a grid that the held-out images chose."""
+    """The linear classifier of a grid that is best on the held-out images."""
 
     kernel: jax.Array  # [F, C]
     bias: jax.Array  # [C]
     learning_rate: float
     weight_decay: float
-    held_out_figures: np.ndarray  # [learning rates, weight decays]; NaN where one diverged
+    held_out_figures: np.ndarray  # [learning rates, weight decays]; NaN if one diverged
 
 
 def train_probes(
@@ -45,18 +45,18 @@ def train_probes(
 ) -> Probes:
     """Trains P linear classifiers on the same batches, by SGD with Nesterov momentum from zero.
 
-    Probe p minimises what `logistic.fit` does with l2 = weight_decays[p]. The learning rates fall
-    by a cosine to zero.
+    Probe p minimises the objective of `logistic.fit` with l2 = weight_decays[p]. The learning
+    rates fall to zero by a cosine.
 
     Args:
-      features: [N, F], of channels of like scale: see `standardize`. They lie on one device whole,
-        as float32: ImageNet's 1.28 million of 2,048 channels take 10.5 GB of it.
+      features: [N, F], of channels of like scale: see `standardize`. All of them lie on one
+        device, as float32: ImageNet's 1.28 million of 2,048 channels take 10.5 GB of it.
       labels: int [N], from 0 to C - 1.
       num_classes: C.
       learning_rates: of each probe, per 256 images, [P].
       weight_decays: of each probe, [P], at least 0.
-      num_epochs: each in an order of its own.
-      batch_size: one above N is taken for N. The images that fill no batch sit the epoch out.
+      num_epochs: each in another order.
+      batch_size: at most N is used. Images that fill no batch are left out of the epoch.
       momentum: in [0, 1).
       key: PRNG key of the orders.
 
@@ -99,7 +99,7 @@ def _train_epoch(
     order = jax.random.permutation(key, len(features))
     num_steps = len(learning_rates)
     batches = order[: num_steps * batch_size].reshape(num_steps, batch_size)
-    # The images are not mapped over: XLA makes one product of all P probes' kernels.
+    # Not mapped over the images: XLA makes one product of the kernels of all P probes.
     gradients = jax.vmap(jax.grad(objective, argnums=(0, 1)), in_axes=(0, 0, None, None, 0))
 
     def step(carry, batch_and_rates):
@@ -118,7 +118,7 @@ def _train_epoch(
 
 
 def select_probe(figures: np.ndarray, learning_rates: Sequence[float]) -> int:
-    """Index of the best figure; of equals the one of the smallest learning rate.
+    """Index of the best figure; among equals that of the smallest learning rate.
 
     Args:
       figures: [P], higher is better; NaN never wins.
@@ -128,7 +128,7 @@ def select_probe(figures: np.ndarray, learning_rates: Sequence[float]) -> int:
       From 0 to P - 1.
 
     Raises:
-      ValueError: where every figure is NaN.
+      ValueError: if every figure is NaN.
     """
     if np.isnan(figures).all():
         raise ValueError(
@@ -155,15 +155,14 @@ def fit_probe(
     """Chooses learning rate and weight decay on held-out training images, then trains on all.
 
     Args:
-      features: of the training images, [N, F], of channels of like scale. They lie on one device
-        whole, as float32.
+      features: [N, F], as in train_probes.
       labels: int [N], from 0 to C - 1.
       num_classes: C.
       learning_rates: to choose from, per 256 images.
       weight_decays: to choose from, with each learning rate; at least 0.
-      num_epochs: of the grid's training, and of the chosen one's.
-      batch_size: as in train_probes.
-      momentum: in [0, 1).
+      num_epochs: of the grid's training and of the last one's.
+      batch_size: images a step.
+      momentum: of SGD.
       held_out: share of each class that chooses, in (0, 1): see `split_held_out`.
       metric: maps scores [M, C] and labels [M] to a figure, higher is better.
       seed: of the split and of the orders.
@@ -172,8 +171,7 @@ def fit_probe(
       The chosen probe, and the figures it was chosen by.
 
     Raises:
-      ValueError: where no class has two images, where every probe diverged, or where the chosen
-        one did on all of the images.
+      ValueError: if no class has two images, or every probe or the chosen one diverged.
     """
     fitted, chooses = split_held_out(labels, held_out, seed)
     if not len(chooses):
@@ -191,21 +189,15 @@ def fit_probe(
         features[fitted], labels[fitted], learning_rates=grid[:, 0], weight_decays=grid[:, 1]
     )
     figures = _figures(probes, features[chooses], labels[chooses], metric)
-    best = select_probe(figures, grid[:, 0])
-    learning_rate, weight_decay = grid[best].tolist()
+    learning_rate, weight_decay = grid[select_probe(figures, grid[:, 0])].tolist()
     chosen = train(features, labels, learning_rates=[learning_rate], weight_decays=[weight_decay])
     if not _is_finite(chosen)[0]:
         raise ValueError(
             f"the probe of learning rate {learning_rate:g} diverged on all {len(labels)} images: "
             "take smaller ones, or standardize the features"
         )
-    return ChosenProbe(
-        chosen.kernel[0],
-        chosen.bias[0],
-        learning_rate,
-        weight_decay,
-        figures.reshape(len(learning_rates), len(weight_decays)),
-    )
+    figures = figures.reshape(len(learning_rates), len(weight_decays))
+    return ChosenProbe(chosen.kernel[0], chosen.bias[0], learning_rate, weight_decay, figures)
 
 
 def _figures(probes, features, labels, metric):
@@ -219,5 +211,5 @@ def _figures(probes, features, labels, metric):
 
 
 def _is_finite(probes):
-    """[P]: what has once overflowed stays so, whatever the cosine ends at."""
+    """Whether each probe is finite, [P]: one that has overflowed stays so."""
     return np.isfinite(probes.kernel).all(axis=(1, 2)) & np.isfinite(probes.bias).all(axis=1)

@@ -1,4 +1,4 @@
-"""Figures of a classifier, and how far they would move with other test images."""
+"""Figures of a classifier and how much they would vary with other test images."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Which images have their class among the k highest scores.
 
     Args:
-      scores: [N, C]. Of equal scores the lowest class is first, as with argmax; a NaN is above
-        every number, so what has diverged hits nothing.
+      scores: [N, C]. Of equal scores the lowest class comes first, as in argmax. A NaN ranks above
+        every number, so diverged scores hit nothing.
       labels: int [N], from 0 to C - 1.
-      k: at least 1; a k above C is taken for C.
+      k: at least 1; at most C is used.
 
     Returns:
       bool [N].
@@ -85,7 +85,7 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
       A share in [0, 1].
 
     Raises:
-      ValueError: where no label is 1.
+      ValueError: if no label is 1.
 
     Source: Everingham et al., IJCV 2010, section 4.2.
     Differs from the reference: images of equal scores are retrieved together, so that the order
@@ -101,7 +101,7 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
     num_retrieved = 1 + np.flatnonzero(is_last_of_equals)
     num_found = np.cumsum(labels[order] == 1)[is_last_of_equals]
     precision_from = np.maximum.accumulate((num_found / num_retrieved)[::-1])[::-1]
-    # In whole numbers: 0.1 + 0.2 is not 0.3.
+    # In integers: 0.1 + 0.2 is not 0.3.
     levels = np.arange(RECALL_LEVELS) * num_positives
     first = np.searchsorted(num_found * (RECALL_LEVELS - 1), levels)
     return float(np.mean(precision_from[first]))
@@ -118,7 +118,7 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
       A share in [0, 1].
 
     Raises:
-      ValueError: where no label at all is 1.
+      ValueError: if no label at all is 1.
 
     Source: Everingham et al., IJCV 2010, section 4.2.
     """
@@ -137,14 +137,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a metric over the test images.
 
-    A resample costs what the metric costs, so give it as little as it needs: top-k accuracy is
+    Every resample computes the metric, so give it as little as it needs: top-k accuracy is
     `bootstrap_interval(np.mean, hits(scores, labels, k))`, mean per class is
     `bootstrap_interval(recall_per_class, hits(scores, labels, 1), labels)`, and mean average
     precision needs all, `bootstrap_interval(mean_average_precision, scores, labels)`.
 
     Args:
-      metric: maps the examples, or as many drawn of them with replacement, to a figure.
-      *examples: its arguments, each [N, ...]; row n of all of them is of image n.
+      metric: maps the examples, or as many drawn from them with replacement, to a figure.
+      *examples: its arguments, each [N, ...]; row n of each belongs to image n.
       confidence: share of the resamples within the interval, in (0, 1).
       num_resamples: at least 1.
       seed: of the draws.

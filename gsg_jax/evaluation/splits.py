@@ -1,4 +1,4 @@
-"""Parts of a labelled set that keep every class: one to choose by, and small ones to learn from."""
+"""Subsets of a labelled set that keep every class: held-out images and small training sets."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from gsg_jax.console import UserError
 
 
 def split_held_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits images by class into those to fit on and those to choose by.
+    """Splits images by class into those to fit on and those held out to choose by.
 
     Args:
       labels: int [N].
       share: of each class that is held out, in (0, 1); rounded, but at least one image is held
-        out and at least one is fitted on. Of a class with one image none is held out.
+        out and at least one is fitted on. A class with one image keeps it for fitting.
       seed: of the choice.
 
     Returns:
       (fit_indices, held_out_indices), int, each sorted; together 0 to N - 1.
 
     Raises:
-      ValueError: where share is not in (0, 1).
+      ValueError: if share is not in (0, 1).
     """
     if not 0 < share < 1:
         raise ValueError(f"share is {share}: hold out more than 0 and less than 1")
@@ -34,21 +34,21 @@ def split_held_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndar
 
 
 def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A part of a set with as many images of every class.
+    """A subset with equally many images of every class.
 
-    The parts of one seed lie within each other: the 1 % are among the 10 %.
+    The subsets of one seed are nested: the 1 % are among the 10 %.
 
     Args:
       labels: int [N], of C different values.
       share: of the set, in (0, 1]. Each class gives round(share N / C) images, at least one, and
-        all that it has where it has fewer.
+        all that it has if it has fewer.
       seed: of the choice.
 
     Returns:
       Indices, int, sorted.
 
     Raises:
-      ValueError: where share is not in (0, 1].
+      ValueError: if share is not in (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}: take more than 0 and at most 1")
@@ -58,7 +58,7 @@ def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Checks that no class is without an image.
+    """Checks that every class has an image.
 
     Args:
       labels: int [N], from 0 to C - 1.
@@ -78,6 +78,6 @@ def check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
 
 
 def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
-    """The indices of each class that occurs, in an order that depends on nothing but the seed."""
+    """The indices of each class that occurs, in an order that depends only on the seed."""
     rng = np.random.default_rng(seed)
     return [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]

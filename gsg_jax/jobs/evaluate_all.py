@@ -1,4 +1,4 @@
-"""The job that runs every evaluation of one checkpoint, and writes one file and one table of it."""
+"""The job that runs every evaluation of one checkpoint and writes one file and one table."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.workdir import claim_for_evaluation
 
 PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
-# Figures that are no shares of images.
+# Figures that are not shares of images.
 NOT_SHARES = ("_learning_rate", "_weight_decay", "_l2", "_num_labels")
 
 
@@ -33,7 +33,7 @@ def run_every_evaluation(
 ) -> dict[str, Any]:
     """Runs every evaluation of one checkpoint, one after another.
 
-    What one of them has found is kept as soon as it is there: a stopped job goes on behind it.
+    Figures are saved after each evaluation: a stopped job resumes after the last one saved.
 
     Args:
       config: of configs/evaluate_all.py.
@@ -43,7 +43,7 @@ def run_every_evaluation(
       The job's last line: the figures of all.
 
     Raises:
-      UserError: for whatever an evaluation lacks; those before it are kept.
+      UserError: for anything that an evaluation lacks; earlier ones are kept.
     """
     check_evaluation(config)
     parts = config.parts
@@ -52,14 +52,14 @@ def run_every_evaluation(
     check_sets(config)
     if config.encoder == "pixels" and {"finetune", "transfer"} & set(parts):
         raise UsageError(
-            f"--config.encoder=pixels: cannot be had with all of --config.parts={parts}, it has no "
+            f"--config.encoder=pixels: does not go with --config.parts={parts}, since it has no "
             "weights; leave finetune and transfer out"
         )
     return Evaluation(config, workdir).run()
 
 
 class Evaluation:
-    """All evaluations of one checkpoint, and the file that they are kept in."""
+    """All evaluations of one checkpoint and the file that keeps them."""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
         """Opens images and checkpoint.
@@ -69,7 +69,7 @@ class Evaluation:
           workdir: of evaluation.json.
 
         Raises:
-          UserError: where there is no run, checkpoint, label or test split.
+          UserError: if there is no run, checkpoint, label or test split.
         """
         self.config, self.workdir = config, workdir
         self.path = workdir / "evaluation.json"
@@ -87,9 +87,9 @@ class Evaluation:
             self.labelled_parts[share] = part
 
     def run(self) -> dict[str, Any]:
-        """Runs what is not yet in the file; returns all figures."""
+        """Runs what the file does not have yet; returns all figures."""
         settings = json.loads(as_json(self.config)) | {"digest": self.encoder.digest}
-        for key in ("pretrained", "parts"):  # the digest says what is judged, the file which parts
+        for key in ("pretrained", "parts"):  # the digest identifies the encoder, the file its parts
             settings.pop(key)
         found = self._found(settings)
         meshes.wait_for_hosts("the figures are looked at")
@@ -115,7 +115,7 @@ class Evaluation:
 
     @property
     def labelled(self) -> Labelled:
-        """Embeddings of both splits, made once."""
+        """Embeddings of both splits, computed once."""
         if self._labelled is None:
             self._labelled = Labelled(
                 self._features("train", self.train),
@@ -145,7 +145,7 @@ class Evaluation:
         return figures
 
     def _found(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """What an earlier call with the same settings has left."""
+        """The figures of an earlier call with the same settings."""
         if not self.path.exists():
             return {}
         record = read_object(self.path)

@@ -1,4 +1,4 @@
-"""The features job: embeddings of whole splits, for whoever wants to judge or use them."""
+"""The features job: embeddings of whole splits, written to files for other uses."""
 
 import pathlib
 from typing import Any
@@ -17,13 +17,13 @@ def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
 
     Args:
       config: of configs/features.py.
-      workdir: gets SPLIT.npz (h, label, id) for each split; a stopped job goes on there.
+      workdir: gets SPLIT.npz (h, label, id) for each split; a stopped job resumes there.
 
     Returns:
       The job's last line: num_images and width of the embeddings, and the files.
 
     Raises:
-      UserError: where there is no run, no checkpoint, or no such split.
+      UserError: if there is no run, no checkpoint, or no such split.
     """
     check_evaluation(config)
     splits = config.splits
@@ -31,8 +31,8 @@ def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
         raise UsageError(f"--config.splits={splits}: takes names, such as ('train','test')")
     if len({file_stem(split) for split in splits}) < len(splits) or not all(map(file_stem, splits)):
         raise UsageError(
-            f"--config.splits={splits}: two of them, or none, would give one file's name "
-            f"({', '.join(map(file_stem, splits))}); give each a --workdir of its own"
+            f"--config.splits={splits}: these file names are equal or empty: "
+            f"{', '.join(map(file_stem, splits))}; give each split its own --workdir"
         )
     run = read_run(config)
     sources = {split: open_split(run, split) for split in splits}
@@ -57,16 +57,16 @@ def features_in_file(
 
     Args:
       path: the .npz file.
-      encoder: what embeds.
+      encoder: embeds them.
       source: the images.
       split: its name.
       batch_size: images at a time.
 
     Returns:
-      What the file holds.
+      The contents of the file.
 
     Raises:
-      UserError: where the file is of another encoder or of other images.
+      UserError: if the file is of another encoder or of other images.
     """
     about = encoder.about | {
         "backbone_digest": encoder.digest,
@@ -86,6 +86,6 @@ def features_in_file(
 
 
 def file_stem(split: str) -> str:
-    """A split's name as that of a file: train[:10%] becomes train_10pct."""
+    """The file name for a split: train[:10%] becomes train_10pct."""
     stem = split.replace("%", "pct")
     return "_".join("".join(c if c.isalnum() or c in "-." else " " for c in stem).split())

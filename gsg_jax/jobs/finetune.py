@@ -20,14 +20,14 @@ from gsg_jax.evaluation.feature_files import labels_of
 from gsg_jax.evaluation.labelled import open_test, open_train
 from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.evaluation.splits import class_balanced, split_held_out
-from gsg_jax.jobs.linear import told_figures
+from gsg_jax.jobs.linear import reported_figures
 from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.workdir import claim_for_evaluation
 from gsg_jax.train.supervised import ClassifierRun, Diverged
 
-# Official parts of ImageNet, by the share of the labels: the lists that the papers use.
+# Official subsets of ImageNet by share of the labels: the lists that the papers use.
 IMAGENET_PARTS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}
-# The figure of learning rates that end in a loss which is not finite: below every accuracy.
+# The figure of learning rates whose loss became infinite or NaN: below every accuracy.
 DIVERGED = -1.0
 
 
@@ -36,14 +36,14 @@ def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
     Args:
       config: of configs/finetune.py.
-      workdir: gets checkpoints and what the sweep found; a stopped job goes on there.
+      workdir: gets checkpoints and the sweep's figures; a stopped job resumes there.
 
     Returns:
       The job's last line: finetune_top1, finetune_top5 and finetune_mean_per_class, each with the
       95 % interval of a bootstrap over the test images, num_labels, and the learning rates.
 
     Raises:
-      UserError: where there is no run, no checkpoint, no label, no test split, or a class has no
+      UserError: if there is no run, no checkpoint, no label, no test split, or a class has no
         training image.
     """
     check_evaluation(config)
@@ -61,7 +61,7 @@ def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
 
 def official_part(run: ml_collections.ConfigDict, share: float) -> Source | None:
-    """The part of ImageNet's labels that the papers use, where it is meant and prepared.
+    """The subset of ImageNet's labels that the papers use, if it is asked for and prepared.
 
     Args:
       run: of read_run.
@@ -73,23 +73,23 @@ def official_part(run: ml_collections.ConfigDict, share: float) -> Source | None
     part = IMAGENET_PARTS.get(share) if run.data.name == "imagenet2012" else None
     if part is None or not is_prepared(part, run.data.dir):
         return None
-    say(f"takes the labels of {part}")
+    say(f"using the labels of {part}")
     official = run.copy_and_resolve_references()
     official.data.name = part
     return open_train(official)
 
 
 def drawn_part(train: Source, share: float, seed: int) -> Source:
-    """Training images whose labels may be used, as many of every class; all where share is 1."""
+    """Training images whose labels may be used, equally many of every class."""
     if share == 1:
         return train
     part = Subset(train, class_balanced(train.labels, share, seed))
-    say(f"takes {len(part):,} labels, as many of every class, by seed {seed}")
+    say(f"using {len(part):,} labels, equally many of every class, by seed {seed}")
     return part
 
 
 def check_tunable(encoder: Encoder, train: Source, config: ml_collections.ConfigDict) -> None:
-    """Checks what can be known before any training, so that a folder is claimed for good reason.
+    """Checks what can be checked before any training, so that no folder is claimed in vain.
 
     Args:
       encoder: where the training starts.
@@ -97,14 +97,14 @@ def check_tunable(encoder: Encoder, train: Source, config: ml_collections.Config
       config: reads optim, views, data and run.
 
     Raises:
-      UserError: where no batch can be made, or no image held out to choose learning rates by.
+      UserError: if no batch can be made, or no image can be held out to choose learning rates by.
     """
     pairs = _pairs(config)
     _run(encoder, train, config, pairs[0])
     held_out = split_held_out(train.labels, config.run.held_out, config.run.seed)[1]
     if len(pairs) > 1 and not len(held_out):
         raise UserError(
-            f"{len(train)} labels leave one image a class, so that none can be held out to choose "
+            f"{len(train)} labels leave one image a class, so none can be held out to choose "
             "learning rates by: raise the share of the labels, or give one "
             "--config.optim.backbone_learning_rates and one --config.optim.head_learning_rates"
         )
@@ -118,28 +118,28 @@ def tune(
     folder: pathlib.Path,
     prefix: str,
 ) -> dict[str, Any]:
-    """Chooses learning rates on a part of the training images, trains on all, scores the test.
+    """Chooses learning rates on held-out images, trains on all, scores the test images.
 
     Args:
       encoder: where the training starts.
       train: images whose labels may be used.
       test: images to score.
       config: reads optim, views, data, eval and run.
-      folder: gets checkpoints and what the sweep found.
+      folder: gets checkpoints and the sweep's figures.
       prefix: of the figures' names.
 
     Returns:
       Accuracies with their intervals, num_labels, and the learning rates.
 
     Raises:
-      UserError: where every pair of learning rates diverged.
+      UserError: if every pair of learning rates diverged.
     """
     rates = choose_rates(encoder, train, config, folder)
     training = _run(encoder, train, config, rates)
     state = training.train(folder / "chosen", prefix)
     scores = training.scores(state, test, config.eval.batch_size)
     return {
-        **told_figures(prefix, scores, labels_of(test)),
+        **reported_figures(prefix, scores, labels_of(test)),
         f"{prefix}_num_labels": len(train),
         f"{prefix}_backbone_learning_rate": rates[0],
         f"{prefix}_head_learning_rate": rates[1],
@@ -149,19 +149,19 @@ def tune(
 def choose_rates(
     encoder: Encoder, train: Source, config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> tuple[float, float]:
-    """The learning rates of backbone and head that do best on held-out training images.
+    """The learning rates of backbone and head that are best on held-out training images.
 
     Args:
       encoder: where each training starts.
-      train: images whose labels may be used; a part of them is held out.
+      train: images whose labels may be used; some are held out.
       config: reads optim, views, data, eval and run.
-      folder: gets sweep.json, one figure a pair; pairs that are there are not trained again.
+      folder: gets sweep.json, one figure a pair; pairs found there are not trained again.
 
     Returns:
-      (backbone's, head's), per 256 images; of equals the first.
+      (backbone's, head's), per 256 images; the first among equals.
 
     Raises:
-      UserError: where every pair diverged.
+      UserError: if every pair diverged.
     """
     pairs = _pairs(config)
     if len(pairs) == 1:
@@ -200,7 +200,7 @@ def _held_out_top1(
     rates: tuple[float, float],
     folder: pathlib.Path,
 ) -> float:
-    """Top-1 accuracy on held-out images of a training with some rates; DIVERGED where it did."""
+    """Top-1 accuracy on held-out images after training with some rates, or DIVERGED."""
     training = _run(encoder, fitted, config, rates)
     try:
         state = training.train(folder, _name(rates))

@@ -22,7 +22,7 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
       The job's last line: knn_top1, of the first k, and knn_top1_k<k> for each.
 
     Raises:
-      UserError: where there is no run, no checkpoint, no image or no label, or where k is larger
+      UserError: if there is no run, no checkpoint, no image or no label, or if k is larger
         than the number of images that vote.
     """
     del workdir
@@ -46,7 +46,7 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
       knn_top1, of the first k, and knn_top1_k<k> for each; accuracies in [0, 1].
 
     Raises:
-      UserError: where k is larger than the number of images that vote, or an embedding is not
+      UserError: if k is larger than the number of images that vote, or an embedding is not
         finite.
     """
     train, test = labelled.train, labelled.test or labelled.train
@@ -61,7 +61,7 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
             temperature=temperature,
             leave_one_out=leave_one_out,
         )
-    except ValueError as error:  # embeddings that are not finite, or fewer labels than images
+    except ValueError as error:  # embeddings that are not finite
         raise UserError(f"k-NN: {error}") from error
     whom = "one another" if leave_one_out else f"{len(test.h):,}"
     say(f"k-NN: {len(train.h):,} images vote on {whom}")

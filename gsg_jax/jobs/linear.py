@@ -28,14 +28,14 @@ def classify_linearly(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
     Args:
       config: of configs/linear.py.
-      workdir: gets checkpoints where protocol is "images"; else nothing is written.
+      workdir: gets checkpoints if protocol is "images"; otherwise nothing is written.
 
     Returns:
       The job's last line: linear_top1, linear_top5 and linear_mean_per_class, each with the
-      95 % interval of a bootstrap over the test images, and what was chosen.
+      95 % interval of a bootstrap over the test images, and the chosen regularisation.
 
     Raises:
-      UserError: where there is no run, no checkpoint, no label, no test split, or a class has no
+      UserError: if there is no run, no checkpoint, no label, no test split, or a class has no
         training image.
     """
     check_evaluation(config)
@@ -50,7 +50,7 @@ def classify_linearly(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 def score_by_probe(
     labelled: Labelled, config: ml_collections.ConfigDict, prefix: str
 ) -> dict[str, Any]:
-    """Trains a grid of probes on the embeddings, and scores the one that held-out images chose.
+    """Trains a grid of probes on the embeddings and scores the best on held-out images.
 
     Args:
       labelled: with test embeddings.
@@ -58,10 +58,10 @@ def score_by_probe(
       prefix: of the figures' names.
 
     Returns:
-      Accuracies with their intervals; learning rate and weight decay that were chosen.
+      Accuracies with their intervals; the chosen learning rate and weight decay.
 
     Raises:
-      UserError: where nothing can be held out, or every probe diverged.
+      UserError: if nothing can be held out, or every probe diverged.
     """
     train_h, test_h = standardize(labelled.train.h, labelled.test.h)
     try:
@@ -81,7 +81,7 @@ def score_by_probe(
     )
     scores = logistic.linear_scores(test_h, probe.kernel, probe.bias)
     return {
-        **told_figures(prefix, scores, labelled.test.label),
+        **reported_figures(prefix, scores, labelled.test.label),
         f"{prefix}_learning_rate": probe.learning_rate,
         f"{prefix}_weight_decay": probe.weight_decay,
     }
@@ -90,7 +90,7 @@ def score_by_probe(
 def score_by_lbfgs(
     labelled: Labelled, config: ml_collections.ConfigDict, prefix: str
 ) -> dict[str, Any]:
-    """Solves logistic regression at several strengths of regularisation, and scores the best.
+    """Solves logistic regression at several strengths of regularisation and scores the best.
 
     Args:
       labelled: with test embeddings.
@@ -98,15 +98,15 @@ def score_by_lbfgs(
       prefix: of the figures' names.
 
     Returns:
-      Accuracies with their intervals, and the strength that held-out images chose.
+      Accuracies with their intervals, and the strength that was best on held-out images.
 
     Raises:
-      UserError: where nothing can be held out.
+      UserError: if nothing can be held out.
     """
     scores, l2 = solve(
         labelled.train, None, labelled.test, len(labelled.class_names), config, metric=TOP1
     )
-    return {**told_figures(prefix, scores, labelled.test.label), f"{prefix}_l2": l2}
+    return {**reported_figures(prefix, scores, labelled.test.label), f"{prefix}_l2": l2}
 
 
 def solve(
@@ -119,22 +119,22 @@ def solve(
     metric: Metric,
     loss: logistic.Loss = logistic.softmax_loss,
 ) -> tuple[np.ndarray, float]:
-    """Chooses a strength of regularisation, solves with it on all that is not for the test.
+    """Chooses a strength of regularisation and solves with it on all but the test images.
 
     Args:
       train: embeddings to learn from.
-      validation: embeddings to choose by; None holds out a part of `train`.
+      validation: embeddings to choose by; None holds out some of `train`.
       test: embeddings to score.
       num_classes: C.
       config: reads lbfgs and run.seed.
-      metric: what the choice is made by.
+      metric: decides the choice.
       loss: of logistic regression, with one label an image or several.
 
     Returns:
-      (scores, l2): of the test embeddings [N, C]; l2 as it was chosen.
+      (scores, l2): of the test embeddings [N, C]; the chosen l2.
 
     Raises:
-      UserError: where nothing can be held out.
+      UserError: if nothing can be held out.
     """
     if validation is None:
         fitted, chooses = split_held_out(train.label, config.lbfgs.held_out, config.run.seed)
@@ -161,26 +161,21 @@ def solve(
         loss=loss,
     )
     fit = logistic.fit(
-        train_h,
-        train.label,
-        num_classes=num_classes,
-        l2=found.l2,
-        loss=loss,
-        start=found.fit,
+        train_h, train.label, num_classes=num_classes, l2=found.l2, loss=loss, start=found.fit
     )
     say(f"logistic regression: l2 {found.l2:.3g} by {found.figures.max():.4f} on held-out images")
     return logistic.linear_scores(test_h, fit.kernel, fit.bias), found.l2
 
 
-def told_figures(prefix: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Accuracies of scores with their intervals, said to people as well."""
+def reported_figures(prefix: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Returns the accuracies of scores with their intervals, and reports them."""
     figures = classification_figures(prefix, scores, labels)
-    tell(figures)
+    report(figures)
     return figures
 
 
-def tell(figures: dict[str, Any]) -> None:
-    """Says every figure that has an interval, with it."""
+def report(figures: dict[str, Any]) -> None:
+    """Reports every figure that has an interval."""
     for name in figures:
         if f"{name}_interval" in figures:
             low, high = figures[f"{name}_interval"]
@@ -203,4 +198,4 @@ def _on_images(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict
     claim_for_evaluation(workdir, config, encoder.digest)
     state = training.train(workdir, "linear protocol")
     scores = training.scores(state, test, config.eval.batch_size)
-    return {**encoder.about, **told_figures("linear", scores, labels_of(test))}
+    return {**encoder.about, **reported_figures("linear", scores, labels_of(test))}

@@ -1,4 +1,4 @@
-"""The transfer job: the same embeddings, judged on other sets of images."""
+"""The transfer job: the encoder evaluated on other sets of images."""
 
 import pathlib
 from typing import Any
@@ -18,7 +18,7 @@ from gsg_jax.evaluation.scores import (
     mean_per_class,
 )
 from gsg_jax.evaluation.splits import check_every_class
-from gsg_jax.jobs.linear import TOP1, solve, tell
+from gsg_jax.jobs.linear import TOP1, report, solve
 
 METRICS = {
     "top1": TOP1,
@@ -35,12 +35,12 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
       workdir: unused; nothing is written.
 
     Returns:
-      The job's last line: of every set on the machine transfer_<set>_<metric>, its interval and
-      its l2; the names of the missing ones; and those that cannot be scored, with the reason (a
-      split that is not there, images with other channels than the run's).
+      The job's last line: transfer_<set>_<metric>, its interval and its l2 for every set on the
+      machine; the names of missing sets; and sets that cannot be scored, with the reason (a
+      missing split, or another number of channels than the run's).
 
     Raises:
-      UserError: where there is no run.
+      UserError: if there is no run.
     """
     del workdir
     check_evaluation(config)
@@ -49,7 +49,7 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
 
 
 def check_sets(config: ml_collections.ConfigDict) -> None:
-    """Raises UsageError where a set is asked for that the suite has not."""
+    """Raises UsageError if the suite lacks a set that is asked for."""
     asked = config.transfer.sets
     if not isinstance(asked, tuple) or not asked or any(name not in tuple(SETS) for name in asked):
         raise UsageError(f"--config.transfer.sets={asked}: take from {', '.join(SETS)}")
@@ -59,14 +59,14 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
     """Scores the sets of a config.
 
     Args:
-      config: reads transfer, lbfgs, eval, and what names the encoder.
+      config: reads transfer, lbfgs, eval and the keys that name the encoder.
       known: figures of an earlier call, whose sets are not scored again.
 
     Returns:
       The figures of transfer_to_suite.
 
     Raises:
-      UserError: where there is no run, or no checkpoint.
+      UserError: if there is no run, or no checkpoint.
     """
     run = read_run(config)
     check_checkpoint(config)
@@ -81,7 +81,7 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
         else:
             try:
                 figures |= _score_set(name, SETS[name], config, run)
-            except UserError as error:  # of one set: the others are scored all the same
+            except UserError as error:  # the other sets are still scored
                 say(f"warning: {name} cannot be scored: {error}")
                 unfit[name] = str(error)
     if missing:
@@ -126,5 +126,5 @@ def _score_set(
     interval = bootstrap_interval(metric, scores, labels, num_resamples=200)
     key = f"transfer_{name}_{of.metric}"
     figures = {key: metric(scores, labels), f"{key}_interval": list(interval)}
-    tell(figures)
+    report(figures)
     return figures | {f"transfer_{name}_l2": l2}

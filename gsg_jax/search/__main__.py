@@ -1,10 +1,10 @@
 """`python -m gsg_jax.search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
 
 --image finds the images most similar to one, --duplicates those that are nearly the same, and
---outliers those that are like no other. Each prints a table on standard error, leaves a contact
-sheet, and prints as the last line of standard output one JSON object with all of it. Exit status: 0
-done, 1 failed with one clear line, 2 wrong usage. The images are only read; what is written, but
-for a --sheet elsewhere, lies in DIR/search/.
+--outliers those that are unlike all others. Each prints a table on standard error, writes a contact
+sheet and ends standard output with one JSON object. Exit status: 0 done, 1 failed with one clear
+line, 2 wrong usage. Images are only read; everything but a --sheet elsewhere is written to
+DIR/search/.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from gsg_jax.search.index import (
 from gsg_jax.search.results import find_duplicates, find_outliers, find_similar
 
 LARGEST_K = 1000
-LONGEST_STEM = 50  # characters of the query's name in that of its sheet; a file's name has a limit
+LONGEST_STEM = 50  # characters of the query's name in the sheet's, since file names have a limit
 LEAST_THRESHOLD = 0.01
 DEFAULTS = {"k": 10, "threshold": 0.98, "show": 20}
-# The modes, and which of these flags each takes.
+# The modes, and the flags that each takes.
 MODES = {
     "image": ("k",),
     "duplicates": ("threshold", "show"),
@@ -53,7 +53,7 @@ MODES = {
 
 
 class Searched(NamedTuple):
-    """What is searched.
+    """Images to search, with their embeddings.
 
     Attributes:
       images: all of them.
@@ -80,13 +80,13 @@ def main(argv: list[str]) -> int:
     try:
         figures = search(parse(argv))
     except UserError as error:
-        # What an error names may have line breaks.
+        # Names in a message may have line breaks.
         status, text = (2 if isinstance(error, UsageError) else 1), " ".join(str(error).split("\n"))
     except KeyboardInterrupt:
-        status, text = 1, "interrupted; the same command goes on with what it has embedded"
+        status, text = 1, "interrupted; the same command resumes from what it has embedded"
     except OSError as error:  # a full disk, a folder that vanished
         where = f"{error.filename}: " if error.filename else ""
-        status, text = 1, f"{where}{error.strerror or error}; mend that, and give the command again"
+        status, text = 1, f"{where}{error.strerror or error}; fix that and run the command again"
     else:
         print(json.dumps(figures), flush=True)
         return 0
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; --help says what there is")
+        raise UsageError(f"{message}; --help lists the flags")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -109,7 +109,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
       workdir, mode, image (a list), folder, k, threshold, show and sheet.
 
     Raises:
-      UsageError: where one is unknown, out of range, or not of the mode.
+      UsageError: if one is unknown, out of range, or not of the mode.
     """
     parser = _Parser(
         prog="python -m gsg_jax.search",
@@ -146,7 +146,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Sets what was not given; raises UsageError where a number is out of range or of no use."""
+    """Sets defaults; raises UsageError if a number is out of range or has no use in the mode."""
     limits = {"k": (1, LARGEST_K), "threshold": (LEAST_THRESHOLD, 1), "show": (1, MOST_IMAGES)}
     for flag, (low, high) in limits.items():
         value = getattr(arguments, flag)
@@ -173,7 +173,7 @@ def _flag(name: str) -> str:
 
 
 def search(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Brings the index up to date, searches it, and shows what was found.
+    """Updates the index, searches it and shows the results.
 
     Args:
       arguments: of `parse`.
@@ -182,7 +182,7 @@ def search(arguments: argparse.Namespace) -> dict[str, Any]:
       The last line.
 
     Raises:
-      UserError: the message says what to mend.
+      UserError: the message says how to fix it.
     """
     use_compile_cache()
     images, index, query_h, about = open_searched(arguments)
@@ -203,16 +203,16 @@ def search(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_searched(arguments: argparse.Namespace) -> Searched:
-    """Opens run and images, and brings the index up to date.
+    """Opens run and images and updates the index.
 
     Args:
-      arguments: of `parse`; its sheet is set where it was not given.
+      arguments: of `parse`; sets its sheet if none was given.
 
     Returns:
-      What is to be searched.
+      The images to search.
 
     Raises:
-      UserError: the message says what to mend.
+      UserError: the message says how to fix it.
     """
     config = evaluation("search")
     config.pretrained = str(arguments.workdir)
@@ -222,7 +222,7 @@ def open_searched(arguments: argparse.Namespace) -> Searched:
     queries = [prepare(read_photo(path, prepare.channels)) for path in arguments.image]
     images = _listed(arguments.folder, run)
     if prepare.channels == 1 and (images.root or queries):
-        say("the run was trained on grayscale images: photographs are taken without their colours")
+        say("the run was trained on grayscale images: photographs lose their colours")
     index_path = arguments.workdir / "search" / f"{_index_name(images)}.npz"
     arguments.sheet = _checked_sheet(arguments, run, images, index_path)
 
@@ -247,11 +247,11 @@ def open_searched(arguments: argparse.Namespace) -> Searched:
 
 
 def preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
-    """How images become what a run's network takes, photographs of any size included.
+    """How images of any size become what a run's network takes.
 
-    They are cut as in evaluation where the run cuts its images while decoding (data.crop="host").
-    A run that takes its images whole gets squares of the same side, nothing but the ends of the
-    long side cut off: its own images, where they are such squares, stay as they are.
+    They are cut as in evaluation if the run cuts its images while decoding (data.crop="host"). A
+    run that takes its images whole gets squares of the same side, with only the ends of the long
+    side cut off: its own images, if they are such squares, stay as they are.
 
     Args:
       workdir: of the run.
@@ -261,7 +261,7 @@ def preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
       The preparation, with the channels of the network in the newest checkpoint.
 
     Raises:
-      UserError: where that is damaged.
+      UserError: if the checkpoint is damaged.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         shapes = checkpoints.shapes(checkpoints.required_step(), ("params",))
@@ -282,7 +282,7 @@ def _listed(folder: Path | None, run: ml_collections.ConfigDict) -> Listing:
 
 
 def _index_name(images: Listing) -> str:
-    """A name of its own for each folder, and for each set and split."""
+    """A name that differs between folders, and between sets and splits."""
     name = images.title if images.root is None else images.root.resolve().name
     readable = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
     digest = hashlib.sha256(images.key.encode(errors="surrogateescape")).hexdigest()
@@ -292,7 +292,7 @@ def _index_name(images: Listing) -> str:
 def _checked_sheet(
     arguments: argparse.Namespace, run: ml_collections.ConfigDict, images: Listing, index_path: Path
 ) -> Path:
-    """Where the contact sheet goes; never among photographs, of which it would become one."""
+    """Path of the contact sheet; never in a folder of images, where it would become one of them."""
     sheet = arguments.sheet or index_path.with_name(_sheet_name(arguments, index_path.stem))
     trained_on = Path(run.data.dir).expanduser() if run.data.name == "folder" else None
     for folder in filter(None, (images.root, trained_on)):
@@ -318,6 +318,6 @@ def _sheet_name(arguments: argparse.Namespace, index_name: str) -> str:
 
 if __name__ == "__main__":
     meshes.give_fake_devices_threads()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback of every error
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback for every error
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.exit(main(sys.argv[1:]))

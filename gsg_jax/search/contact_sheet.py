@@ -1,4 +1,4 @@
-"""Contact sheets: many images on one picture, each with a caption, groups of them in rows."""
+"""Contact sheets: many images on one picture, each with a caption, in groups of rows."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +28,8 @@ class Picture(NamedTuple):
     Attributes:
       read: gives its pixels, uint8 [H, W, C], C 1 or 3.
       caption: what is written below it.
-      name: what is written below that, shortened where it is long.
-      is_framed: whether it stands out.
+      name: what is written below that, shortened if it is long.
+      is_framed: whether it has a coloured frame.
     """
 
     read: Callable[[], np.ndarray]
@@ -39,18 +39,18 @@ class Picture(NamedTuple):
 
 
 def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
-    """Writes a contact sheet; each group begins a row.
+    """Writes a contact sheet; each group starts a row.
 
     Args:
       path: of the picture; its ending is one of FORMATS.
-      groups: of one picture or more each; those beyond the first MOST_IMAGES pictures are left out.
+      groups: of one or more pictures each; only the first MOST_IMAGES pictures are shown.
 
     Returns:
-      How many pictures are on it.
+      The number of pictures on it.
 
     Raises:
-      UserError: where an image cannot be read.
-      OSError: where the file cannot be written.
+      UserError: if an image cannot be read.
+      OSError: if the file cannot be written.
     """
     shown = _first(groups, MOST_IMAGES)
     with ThreadPoolExecutor(num_decode_threads()) as pool:
@@ -67,7 +67,7 @@ def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
 
 
 def _first(groups: Sequence[Sequence[Picture]], most: int) -> list[Sequence[Picture]]:
-    """The first pictures of groups, whole groups but for the last."""
+    """The first pictures of groups; only the last group may be cut."""
     shown = []
     for group in groups:
         if most:
@@ -77,7 +77,7 @@ def _first(groups: Sequence[Sequence[Picture]], most: int) -> list[Sequence[Pict
 
 
 def _tile(picture: Picture) -> np.ndarray:
-    """The image, and its caption below, uint8 [TILE, TILE, 3]."""
+    """The image with its caption below, uint8 [TILE, TILE, 3]."""
     tile = Image.fromarray(_paper())
     draw = ImageDraw.Draw(tile)
     left = (TILE - THUMBNAIL) // 2
@@ -95,7 +95,7 @@ def _tile(picture: Picture) -> np.ndarray:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Text that is at most so many pixels wide; of a longer one the middle is left out."""
+    """Text cut to a width in pixels by leaving out its middle."""
     text = "".join(c if c.isprintable() else "?" for c in text)  # a line break has no width
     if font.getlength(text) <= width:
         return text

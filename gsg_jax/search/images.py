@@ -1,4 +1,4 @@
-"""Images to be searched: named, told from what they were before, and read one by one."""
+"""Images to search: listed by name, with what shows that one has changed, and read one by one."""
 
 import hashlib
 import os
@@ -15,21 +15,21 @@ from gsg_jax.data.decode import DECODE_ERRORS, decode
 from gsg_jax.data.folder import EXTENSIONS, images_below, training_folder
 from gsg_jax.data.open import open_source
 
-# Of an image that is no file of its own, and so does not change by itself.
+# For an image that is not a file, and so does not change by itself.
 _NO_STAMP = (-1, -1)
 
 
 class Listing(NamedTuple):
-    """Images in a fixed order, not one of them opened yet.
+    """Images in a fixed order, none of them opened yet.
 
     Attributes:
       title: for people.
-      key: tells these images from others on this machine.
-      root: the folder of the files; None where the images are no files.
+      key: differs from that of other images on this machine.
+      root: the folder of the files; None if the images are not files.
       id: [N], paths below the root, or the images' numbers.
       stamp: int64 [N, 2], size in bytes and time of the last change in ns of each file.
-      not_files: paths of what has an image's name and is no file, such as a broken link.
-      read: (an id, channels) -> uint8 [H, W, channels]; raises UserError where it cannot.
+      not_files: paths with the name of an image that are not files, such as a broken link.
+      read: (an id, channels) -> uint8 [H, W, channels]; raises UserError if it cannot.
     """
 
     title: str
@@ -41,14 +41,14 @@ class Listing(NamedTuple):
     read: Callable[[str | int, int], np.ndarray]
 
     def name(self, image: str | int) -> str | int:
-        """What the user calls an image: its path, or its number."""
+        """Name of an image for the user: its path, or its number."""
         return int(image) if self.root is None else str(self.root / image)
 
     def digest(self, image: str | int) -> str:
-        """Hex digits of an image's bytes; of its pixels where it is no file.
+        """Hex digits of an image's bytes; of its pixels if it is not a file.
 
         Raises:
-          UserError: where the file cannot be read.
+          UserError: if the file cannot be read.
         """
         if self.root is None:
             return hashlib.sha256(self.read(image, 0).tobytes()).hexdigest()
@@ -62,7 +62,7 @@ class Listing(NamedTuple):
 
 
 def list_folder(root: Path) -> Listing:
-    """Lists all images in and below a folder, by their names alone.
+    """Lists all images in and below a folder, by their names only.
 
     Args:
       root: the folder.
@@ -71,7 +71,7 @@ def list_folder(root: Path) -> Listing:
       Its images.
 
     Raises:
-      UserError: where the folder is missing, cannot be listed, or holds no image.
+      UserError: if the folder is missing, cannot be listed, or holds no image.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give --folder=PHOTOS, a folder of images")
@@ -113,7 +113,7 @@ def list_training_images(data: ml_collections.ConfigDict) -> Listing:
       Its training images; those of a folder as files, others by their numbers.
 
     Raises:
-      UserError: where they are no longer there.
+      UserError: if they are no longer there.
     """
     if data.name == "folder":
         return list_folder(training_folder(data.dir))
@@ -135,7 +135,7 @@ def list_training_images(data: ml_collections.ConfigDict) -> Listing:
 
 
 def read_photo(path: Path, channels: int) -> np.ndarray:
-    """Decodes an image file, turned the way its camera says.
+    """Decodes an image file, rotated as its camera says.
 
     Args:
       path: of the file.
@@ -145,7 +145,7 @@ def read_photo(path: Path, channels: int) -> np.ndarray:
       uint8 [H, W, channels].
 
     Raises:
-      UserError: where it cannot be decoded.
+      UserError: if it cannot be decoded.
     """
     try:
         return decode(path, channels=channels, exif=True)
@@ -157,7 +157,7 @@ def read_photo(path: Path, channels: int) -> np.ndarray:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Size and time of a file; None of what is none, since to open a pipe would wait for ever."""
+    """Size and time of a file; None for anything else, since opening a pipe would block."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
-"""The index of a set of images: their embeddings on the disk, kept while they stay the same.
+"""The index of a set of images: their embeddings on disk, kept while the images stay the same.
 
-A row is an image's, by its path, size and time of the last change. So one way of bringing an index
-up to date is all there is to photographs that were added, changed or removed, and to a process that
-was stopped half way: what has a row is kept, what has none is embedded.
+A row belongs to an image by its path, size and time of last change. One rule therefore covers
+photographs that were added, changed or removed and a process that was stopped: images with a row
+keep it, the others are embedded.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from gsg_jax.search.images import Listing
 
 BATCH_SIZE = 64
 SAVE_EVERY_SECONDS = 30.0
-SAVING_SHARE = 0.05  # of the time, at most, where a save takes long
+SAVING_SHARE = 0.05  # of the time at most, if a save takes long
 VERSION = 1  # of the file
 _NAMED_FILES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How an image, whatever its size, becomes one that a network takes.
+    """How an image of any size becomes one that a network takes.
 
     Attributes:
       size: side of the square that it is cut to, pixels.
-      resize: what its short side becomes before, in units of the size.
+      resize: length of its short side before the cut, in units of the size.
       channels: 3 for RGB, 1 for grayscale.
     """
 
@@ -45,7 +45,7 @@ class Preparation:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what comes out."""
+        """(H, W, C) of the result."""
         return self.size, self.size, self.channels
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ class Prepared:
     """Some images of a listing, prepared for a network; satisfies Source.
 
     Attributes:
-      unreadable: places, in `rows`, of files that could not be decoded; each is a black image.
+      unreadable: indices into `rows` of files that could not be decoded; they become black.
     """
 
     labels, class_names, paths = None, (), ()
@@ -73,7 +73,7 @@ class Prepared:
         return len(self._rows)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i as the network takes it; raises UserError where it is no file, and damaged."""
+        """Image i as the network takes it; raises UserError if it is damaged and not a file."""
         try:
             pixels = self._images.read(self._images.id[self._rows[i]], self._prepare.channels)
         except UserError:
@@ -91,7 +91,7 @@ class Index(NamedTuple):
       h: float32 [N, F].
       id: [N], as in the listing and in its order; files that cannot be decoded are left out.
       stamp: int64 [N, 2], likewise.
-      num_embedded: how many of them were embedded just now.
+      num_embedded: how many of them were embedded by this call.
     """
 
     h: np.ndarray
@@ -103,20 +103,20 @@ class Index(NamedTuple):
 def update_index(
     path: Path, images: Listing, embed: Embed, prepare: Preparation, about: dict[str, Any]
 ) -> Index:
-    """Brings the index of some images up to date: embeds those that it lacks, drops those gone.
+    """Updates the index of some images: embeds those that it lacks and drops those that are gone.
 
     Args:
       path: the .npz file; a file of features too, with h, label (-1) and id.
-      images: what is to be in it.
+      images: the images that it should hold.
       embed: of backbone_embed.
-      prepare: makes of an image what `embed` takes.
-      about: whose embeddings they are; an index about something else is made anew.
+      prepare: turns an image into what `embed` takes.
+      about: which encoder makes the embeddings; an index about another is rebuilt.
 
     Returns:
       The index.
 
     Raises:
-      UserError: where no image can be decoded, or the file's folder cannot be written.
+      UserError: if no image can be decoded, or the file's folder cannot be written.
     """
     about = {"version": VERSION, **about, "images": images.key} | dataclasses.asdict(prepare)
     kept = _read(path, about)
@@ -124,16 +124,16 @@ def update_index(
     kept_row = np.array([row_of.get(key, -1) for key in _keys(images)])
     missing = np.flatnonzero(kept_row < 0)
     num_gone = 0 if kept is None else len(np.setdiff1d(kept.id, images.id))
-    _tell(path, images, int(np.sum(kept_row >= 0)), len(missing), num_gone)
+    _report(path, images, int(np.sum(kept_row >= 0)), len(missing), num_gone)
     if not len(missing) and not num_gone:
-        _tell_unreadable(images, [])
+        _report_unreadable(images, [])
         return kept
 
     check_writable(path.parent)
     rows, source = _Rows(images, kept, kept_row), Prepared(images, missing, prepare)
     if len(missing):
         _embed_missing(rows, missing, source, embed, partial(_save, path, about))
-    _tell_unreadable(images, images.id[missing[sorted(source.unreadable)]])
+    _report_unreadable(images, images.id[missing[sorted(source.unreadable)]])
     index = rows.index()
     if not len(index.h):
         raise UserError(
@@ -147,7 +147,7 @@ def update_index(
 
 
 def check_writable(folder: Path) -> None:
-    """Makes a folder; raises UserError where nothing can be written to it."""
+    """Makes a folder; raises UserError if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -160,7 +160,7 @@ def check_writable(folder: Path) -> None:
 
 
 class _Rows:
-    """Embeddings of a listing's images, of which more and more are known."""
+    """Embeddings of a listing's images, filled in step by step."""
 
     def __init__(self, images: Listing, kept: Index | None, kept_row: np.ndarray):
         self._images, self._is_known, self._h = images, kept_row >= 0, None
@@ -169,14 +169,14 @@ class _Rows:
             self._h[self._is_known] = kept.h[kept_row[self._is_known]]
 
     def put(self, rows: np.ndarray, h: np.ndarray) -> None:
-        """Makes some known; rows int [n], h [n, F]."""
+        """Fills in some rows; rows int [n], h [n, F]."""
         if self._h is None:
             self._make_room(h.shape[1])
         self._h[rows], self._is_known[rows] = h, True
 
     def index(self) -> Index:
-        """Those that are known."""
-        known = slice(None) if self._is_known.all() else self._is_known  # a slice spares the copy
+        """The rows filled in so far."""
+        known = slice(None) if self._is_known.all() else self._is_known  # a slice avoids the copy
         return Index(self._h[known], self._images.id[known], self._images.stamp[known])
 
     def _make_room(self, width: int) -> None:
@@ -190,7 +190,7 @@ def _embed_missing(
     embed: Embed,
     save: Callable[[Index], None],
 ) -> None:
-    """Embeds what is missing, and saves what is known now and then."""
+    """Embeds the missing images and saves now and then."""
     done, saved, save_seconds = 0, time.monotonic(), 0.0
     batch_size = min(BATCH_SIZE, len(missing))
     with counting("embedding", len(missing)) as show:
@@ -207,12 +207,12 @@ def _embed_missing(
 
 
 def _keys(images: Listing | Index) -> Iterator[tuple]:
-    """What an image and its row are matched by."""
+    """Keys that match images with their rows."""
     return zip(images.id.tolist(), *images.stamp.T.tolist(), strict=True)
 
 
 def _read(path: Path, about: dict[str, Any]) -> Index | None:
-    """The index that an earlier call has left; None, said in a line, where it is of no use."""
+    """The index of an earlier call, or None; an unusable one is reported in one line."""
     if not path.exists():
         return None
     try:
@@ -223,16 +223,16 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
     except (UserError, *READ_ERRORS):
         is_whole = False
     if not is_whole:
-        say(f"{path} is damaged: it is made anew")
+        say(f"{path} is damaged: it is rebuilt")
         return None
     differing = sorted(key for key in {*there, *about} if there.get(key) != about.get(key))
     if "backbone_digest" in differing:
         steps = f"step {there.get('step')} there, {about['step']} here"
-        say(f"{path} is of another checkpoint ({steps}): it is made anew")
+        say(f"{path} is of another checkpoint ({steps}): it is rebuilt")
     elif differing:
         key = differing[0]
         said = f"{key} {there.get(key)} there, {about.get(key)} here"
-        say(f"{path} was made otherwise ({said}): it is made anew")
+        say(f"{path} was made differently ({said}): it is rebuilt")
     return None if differing else Index(features.h, features.id, stamp)
 
 
@@ -246,11 +246,11 @@ def _save(path: Path, about: dict[str, Any], index: Index) -> None:
     partial_path.replace(path)
 
 
-def _tell(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone: int) -> None:
+def _report(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone: int) -> None:
     if not num_kept and not num_gone:
-        say(f"{images.title}: {num_missing:,} images are embedded into {path}")
+        say(f"{images.title}: {num_missing:,} images to embed into {path}")
     elif not num_missing and not num_gone:
-        say(f"{path}: {num_kept:,} embeddings, and nothing has changed")
+        say(f"{path}: {num_kept:,} embeddings, nothing has changed")
     else:
         say(
             f"{path}: of {images.title}, {num_missing:,} are new or changed and embedded, "
@@ -258,8 +258,8 @@ def _tell(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone
         )
 
 
-def _tell_unreadable(images: Listing, unreadable: Sequence[str]) -> None:
-    """Names what is left out, in one warning."""
+def _report_unreadable(images: Listing, unreadable: Sequence[str]) -> None:
+    """Names the images that are left out, in one warning."""
     paths = [*images.not_files, *(images.root / name for name in unreadable)]
     if paths:
         names = ", ".join(map(str, paths[:_NAMED_FILES]))

@@ -1,6 +1,6 @@
-"""What a search of images has found: figures for programs, a table for people, pictures for both.
+"""Results of a search of images: figures for programs, a table for people, pictures for both.
 
-An image is named by its path, {"path": ...}, or where it is no file by its number, {"number": ...}.
+An image is named by its path, {"path": ...}, or by its number, {"number": ...}, if not a file.
 """
 
 from collections import Counter
@@ -20,11 +20,11 @@ from gsg_jax.search.images import Listing, read_photo
 from gsg_jax.search.index import Index
 from gsg_jax.search.similar import Groups, nearest_mean, similar_groups
 
-MOST_OF_GROUP = 12  # images that table and sheet show of a group of duplicates
+MOST_OF_GROUP = 12  # images of a group of duplicates in table and sheet
 
 
 class Found(NamedTuple):
-    """What a search has found.
+    """Results of a search.
 
     Attributes:
       figures: for the last line.
@@ -43,18 +43,18 @@ def find_similar(
     """The images of an index that are most similar to others.
 
     Args:
-      images: those of the index, and perhaps more.
+      images: those of the index, possibly more.
       index: their embeddings.
       queries: files of the other images.
       query_h: their embeddings, [Q, F].
-      k: neighbours of each; where the index has fewer, all of them are taken.
+      k: neighbours of each; all of the index if it has fewer.
 
     Returns:
-      Figures k and neighbours: for each query in turn its k nearest, {query, rank, path or number,
+      Figures k and neighbours: for each query its k nearest, {query, rank, path or number,
       similarity}.
 
     Raises:
-      UserError: where an embedding is not finite.
+      UserError: if an embedding is not finite.
     """
     k = _at_most(k, len(index.h))
     similarity, rows = _checked(neighbours, index.h, query_h, k)
@@ -77,9 +77,9 @@ def find_outliers(images: Listing, index: Index, k: int, show: int) -> Found:
     """The images that are least similar to their nearest neighbours.
 
     Args:
-      images: those of the index, and perhaps more.
+      images: those of the index, possibly more.
       index: their embeddings.
-      k: neighbours; where there are fewer, all of them are taken.
+      k: neighbours; all if there are fewer.
       show: outliers at most.
 
     Returns:
@@ -87,7 +87,7 @@ def find_outliers(images: Listing, index: Index, k: int, show: int) -> Found:
       of the k nearest.
 
     Raises:
-      UserError: where there is one image, or an embedding is not finite.
+      UserError: if there is one image, or an embedding is not finite.
     """
     _check_several(images, index)
     k = _at_most(k, len(index.h) - 1)
@@ -103,35 +103,35 @@ def find_outliers(images: Listing, index: Index, k: int, show: int) -> Found:
 
 
 def find_duplicates(images: Listing, index: Index, threshold: float, show: int) -> Found:
-    """Images that are nearly the same, and those that are the same byte by byte.
+    """Images that are nearly the same, and those with the same bytes.
 
     Args:
-      images: those of the index, and perhaps more.
+      images: those of the index, possibly more.
       index: their embeddings.
-      threshold: cosine from which on two images are in one group.
+      threshold: lowest cosine of two images in one group.
       show: groups in the table and on the sheet, at most; the figures have all.
 
     Returns:
-      Figures threshold, num_groups, num_in_groups, num_copies (images that are another one byte by
-      byte) and groups: the largest first, {identical, images}; each image {path or number,
-      similarity (the highest to another image), copy_of (the first with the same bytes, or null)}.
+      Figures threshold, num_groups, num_in_groups, num_copies (images with the bytes of another)
+      and groups: the largest first, {identical, images}; each image {path or number, similarity
+      (the highest to another image), copy_of (the first with the same bytes, or null)}.
 
     Raises:
-      UserError: where there is one image, one can no longer be read, or an embedding is not finite.
+      UserError: if there is one image, one can no longer be read, or an embedding is not finite.
     """
     _check_several(images, index)
     found = _checked(similar_groups, index.h, threshold)
     if found.rows and len(found.rows[0]) > len(index.h) / 2:
         say(
             f"warning: one group holds {len(found.rows[0]):,} of the {len(index.h):,} images: give "
-            "a higher --threshold; to a network that was trained briefly much looks alike"
+            "a higher --threshold; much looks alike to a briefly trained network"
         )
     groups = [_group(images, index, rows, found) for rows in found.rows]
     num_in_groups = sum(len(group["images"]) for group in groups)
     copies = sum(image["copy_of"] is not None for group in groups for image in group["images"])
     say(
         f"similarity of {threshold:g} or more: {num_in_groups:,} images in {len(groups):,} groups, "
-        f"{copies:,} of them copies of another byte for byte"
+        f"{copies:,} of them byte-for-byte copies"
     )
     table, pictures = _shown_groups(images, index, found.rows[:show], groups)
     if len(groups) > show:
@@ -149,7 +149,7 @@ def find_duplicates(images: Listing, index: Index, threshold: float, show: int) 
 def _shown_groups(
     images: Listing, index: Index, rows_of_groups: Sequence[np.ndarray], groups: Sequence[dict]
 ) -> tuple[Table, list[list[Picture]]]:
-    """The first groups as people see them, and the first images of each."""
+    """Table and pictures of the first groups, with the first images of each."""
     table, pictures = Table("group", "similarity", "image", title="duplicates"), []
     for number, (rows, group) in enumerate(zip(rows_of_groups, groups, strict=False), 1):
         pictures.append([])
@@ -163,7 +163,7 @@ def _shown_groups(
 
 
 def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> dict[str, Any]:
-    """A group of duplicates as the last line has it."""
+    """A group of duplicates for the last line."""
     copy_of = _copies(images, index, rows)
     members = []
     for row in rows:
@@ -175,10 +175,7 @@ def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> di
 
 
 def _copies(images: Listing, index: Index, rows: np.ndarray) -> dict[int, int]:
-    """Rows whose image another of the rows before has byte for byte, and that row.
-
-    Only files of one size are read.
-    """
+    """Maps rows to the earlier row with the same bytes; only files of equal size are read."""
     sizes = index.stamp[rows, 0]
     common = {size for size, count in Counter(sizes.tolist()).items() if count > 1}
     first, copy_of = {}, {}
@@ -197,12 +194,12 @@ def _check_several(images: Listing, index: Index) -> None:
 
 def _at_most(k: int, most: int) -> int:
     if k > most:
-        say(f"--k={k}: there are {most:,} neighbours, and all are taken")
+        say(f"--k={k}: there are {most:,} neighbours; using all")
     return min(k, most)
 
 
 def _checked(search, *arguments):
-    """What a search returns; its ValueError, of embeddings that are not finite, is the user's."""
+    """Calls a search; its ValueError (embeddings that are not finite) becomes a UserError."""
     try:
         return search(*arguments)
     except ValueError as error:
@@ -210,7 +207,7 @@ def _checked(search, *arguments):
 
 
 def _named(images: Listing, image: str | int, similarity: float) -> dict[str, Any]:
-    """An image as the last line has it; rounding takes no cosine beyond 1."""
+    """An image for the last line; its cosine is at most 1 despite rounding."""
     kind = "number" if images.root is None else "path"
     return {kind: images.name(image), "similarity": round(float(np.clip(similarity, -1, 1)), 6)}
 

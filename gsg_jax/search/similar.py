@@ -1,4 +1,4 @@
-"""What embeddings tell of a set of images: which are nearly the same, and which stand apart."""
+"""Groups of nearly equal images, and how close each image is to others, by embeddings."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,17 +14,17 @@ from gsg_jax.evaluation.knn import neighbours
 from gsg_jax.methods.similarity import normalize
 
 BLOCK = 2048  # rows against as many others at once: 16 MiB of similarities
-ROUNDING = 1e-6  # equal embeddings have a cosine of 1 but for this
+ROUNDING = 1e-6  # equal embeddings may have a cosine this far from 1
 
 
 class Groups(NamedTuple):
     """Images that are joined by similarity.
 
     Attributes:
-      rows: of each group, two or more, int [n] in their order; the largest group first, of equal
+      rows: of each group, two or more, int [n], sorted; the largest group first, of equally large
         ones that with the lowest row.
-      closest: float32 [N], the highest similarity to another image where that reaches the
-        threshold, else -1.
+      closest: float32 [N], the highest similarity to another image if it reaches the threshold,
+        else -1.
     """
 
     rows: list[np.ndarray]
@@ -32,20 +32,20 @@ class Groups(NamedTuple):
 
 
 def similar_groups(h: np.ndarray, threshold: float) -> Groups:
-    """Joins every two embeddings whose cosine reaches a threshold, and those joined with them.
+    """Joins any two embeddings whose cosine reaches a threshold, and transitively their groups.
 
-    Exact. Half the pairs are looked at, block by block: of the memory that takes, nothing grows
-    with more than the number of images.
+    Exact. Half of the pairs are compared, block by block: memory grows with the number of images,
+    not of pairs.
 
     Args:
       h: embeddings, finite, float [N, F].
-      threshold: from 0.01 to 1; cosines below it by rounding (1e-6) reach it too.
+      threshold: from 0.01 to 1; cosines below it by rounding (1e-6) count too.
 
     Returns:
       The groups.
 
     Raises:
-      ValueError: where an embedding is not finite.
+      ValueError: if an embedding is not finite.
     """
     if not np.isfinite(h).all():
         raise ValueError("an embedding holds NaN or inf: has the encoder diverged?")
@@ -83,14 +83,14 @@ def nearest_mean(h: np.ndarray, k: int) -> np.ndarray:
       float32 [N], in [-1, 1].
 
     Raises:
-      ValueError: where k is too large, or an embedding is not finite.
+      ValueError: if k is too large, or an embedding is not finite.
     """
     similarity, _ = neighbours(h, h, k, leave_one_out=True)
     return similarity.mean(axis=1)
 
 
 def _blocks(h: np.ndarray, size: int, first: int = 0) -> Iterator[tuple[int, jax.Array]]:
-    """The first row of each block from `first` on, and its rows of length 1, padded with zeros."""
+    """Yields the first row of each block from `first` on, and its unit rows, padded with zeros."""
     for start in range(first, len(h), size):
         yield start, _unit(_padded(h[start : start + size], size))
 
@@ -108,8 +108,7 @@ def _unit(rows):
 def _links(rows, others, group, other_group, threshold, *, is_same):
     """Pairs [Q, B] that join two groups, and the highest similarity of each row and of each other.
 
-    Similarities below the threshold count as -1, as do those of a row to itself. Padding is zero,
-    and so below.
+    Similarities below the threshold count as -1, as do those of a row to itself and of padding.
     """
     similarity = jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
     similarity = jnp.where(similarity >= threshold, similarity, -1.0)
@@ -120,7 +119,7 @@ def _links(rows, others, group, other_group, threshold, *, is_same):
 
 
 def _joined(group: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The groups, with those of rows[i] and columns[i] made one."""
+    """The groups after joining those of rows[i] and columns[i]."""
     links = coo_array(
         (np.ones(len(rows), bool), (group[rows], group[columns])), (len(group), len(group))
     )

@@ -1,4 +1,4 @@
-"""Training a classifier on labelled images: the linear protocol and fine-tuning are one step."""
+"""Training a classifier on labelled images: the linear protocol and fine-tuning share a step."""
 
 import dataclasses
 import pathlib
@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -22,7 +23,6 @@ from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
-from gsg_jax.models.classifier import Classifier
 from gsg_jax.models.jit import jit_network
 from gsg_jax.run.checkpoint import Checkpoints
 from gsg_jax.train.guards import stop_signals
@@ -35,6 +35,29 @@ DROP_PATH_STREAM = 2**32 - 1  # of a step's keys
 
 class Diverged(UserError):
     """The loss of a training is no longer finite."""
+
+
+class Classifier(nn.Module):
+    """A linear layer on embeddings that scores classes.
+
+    Attributes:
+      backbone: maps images to embeddings h.
+      num_classes: C.
+      freeze_backbone: whether the backbone stays in evaluation mode and gets no gradient.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    freeze_backbone: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps normalised images [N, H, W, C] to scores [N, num_classes], float32."""
+        h = self.backbone(images, train=train and not self.freeze_backbone)
+        if self.freeze_backbone:
+            h = jax.lax.stop_gradient(h)
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")
+        return head(h.astype(jnp.float32))
 
 
 class ClassifierState(flax.struct.PyTreeNode):
@@ -55,7 +78,7 @@ class ClassifierState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierTask:
-    """What stays the same from step to step; static under `jit`.
+    """Everything that stays the same from step to step; static under `jit`.
 
     Attributes:
       model: the backbone with its linear layer.
@@ -73,7 +96,7 @@ class ClassifierTask:
 def classifier_step(
     task: ClassifierTask, state: ClassifierState, images: jax.Array, labels: jax.Array
 ) -> tuple[ClassifierState, jax.Array]:
-    """One step: a view an image -> scores -> cross-entropy -> gradient -> update.
+    """One step: one view per image -> scores -> cross-entropy -> gradient -> update.
 
     Args:
       task: the static parts.
@@ -108,7 +131,7 @@ def classifier_step(
 
 
 class ClassifierRun:
-    """One training of a classifier on an encoder, resumed where its folder says so."""
+    """One training of a classifier on an encoder, resumed from its folder."""
 
     def __init__(
         self,
@@ -119,7 +142,7 @@ class ClassifierRun:
         backbone_rate: float,
         head_rate: float,
     ):
-        """Checks what is asked for; nothing is trained yet.
+        """Checks the request; trains nothing yet.
 
         Args:
           encoder: its backbone is where the training starts.
@@ -129,7 +152,7 @@ class ClassifierRun:
           head_rate: learning rate per 256 images of the linear layer.
 
         Raises:
-          UserError: where no batch can be made.
+          UserError: if no batch can be made.
         """
         self.encoder = encoder
         self._channels = source.image(0).shape[-1]
@@ -175,25 +198,25 @@ class ClassifierRun:
         """Trains to the end.
 
         Args:
-          folder: gets the checkpoints, every half minute and at the end; a stopped training goes
-            on there.
-          what: is trained, for people.
+          folder: gets checkpoints, every half minute and at the end; a stopped training resumes
+            there.
+          what: name of the training, for people.
 
         Returns:
           The state after the last step.
 
         Raises:
-          UserError: where it was told to stop: it has saved, and the same command goes on.
+          UserError: if it was asked to stop: it has saved, and the same command resumes.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with stop_signals() as told_to_stop, Checkpoints(folder, 1) as checkpoints:
+        with stop_signals() as stop_requested, Checkpoints(folder, 1) as checkpoints:
             state = self._first_state()
             if newest := checkpoints.newest_step():
                 state = checkpoints.restore(newest, state)
-            return self._loop(state, checkpoints, told_to_stop, what)
+            return self._loop(state, checkpoints, stop_requested, what)
 
     def scores(self, state: ClassifierState, source: Source, batch_size: int) -> np.ndarray:
-        """Scores of the classes, float32 [N, C]; raises Diverged where one is not finite."""
+        """Scores of the classes, float32 [N, C]; raises Diverged if one is not finite."""
         score = backbone_embed(
             self.task.model,
             state.params,
@@ -227,7 +250,7 @@ class ClassifierRun:
         self,
         state: ClassifierState,
         checkpoints: Checkpoints,
-        told_to_stop: Callable[[], bool],
+        stop_requested: Callable[[], bool],
         what: str,
     ) -> ClassifierState:
         mesh, first_step = self.encoder.mesh, int(state.step)
@@ -242,12 +265,12 @@ class ClassifierRun:
                 is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS
                 if jax.process_count() > 1:  # whose clocks differ
                     is_due = step % SAVE_EVERY_STEPS == 0
-                if is_due or step == self.num_steps or told_to_stop():
+                if is_due or step == self.num_steps or stop_requested():
                     _check_finite(float(loss), step, what)
                     checkpoints.save(state, None)
                     saved = time.monotonic()
-                if told_to_stop() and step < self.num_steps:
-                    raise UserError(f"stopped at step {step} and saved: the same command goes on")
+                if stop_requested() and step < self.num_steps:
+                    raise UserError(f"stopped at step {step} and saved: the same command resumes")
         return state
 
 
@@ -266,7 +289,7 @@ def jit_classifier_step(task: ClassifierTask, mesh: jax.sharding.Mesh) -> Callab
 def _crop_and_flip(
     views: ml_collections.ConfigDict, area: tuple[float, float], flip_probability: float
 ) -> ViewRecipe:
-    """The views of supervised training: cut, mirrored, normalised, and nothing else."""
+    """The views of supervised training: only cropped, mirrored and normalised."""
     return ViewRecipe(
         size=views.size,
         crop_area=area,

