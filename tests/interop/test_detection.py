@@ -19,11 +19,12 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "detection.py"
 
 def plain_nms(boxes, scores, iou_threshold):
     """A plain loop: a box is kept unless a kept one of a higher score covers it."""
-    kept = []
+    overlap = torchvision.ops.box_iou(boxes, boxes).numpy()
+    kept, covered = [], torch.zeros(len(boxes), dtype=torch.bool).numpy()
     for index in torch.argsort(scores, descending=True).tolist():
-        covered = kept and torchvision.ops.box_iou(boxes[index][None], boxes[kept]).max()
-        if not kept or covered <= iou_threshold:
+        if not covered[index]:
             kept.append(index)
+            covered |= overlap[index] > iou_threshold
     return torch.tensor(kept, dtype=torch.int64)
 
 
