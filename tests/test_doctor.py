@@ -104,7 +104,7 @@ def test_prepared_sets_are_named(capsys, quick, tmp_path):
     assert told["image sets"]["names"] == ["flowers"]
 
 
-def test_the_users_cache_is_told_with_its_size(capsys, quick, tmp_path):
+def test_the_users_cache_is_reported_with_its_size(capsys, quick, tmp_path):
     (tmp_path / "entry").write_bytes(bytes(100))
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
@@ -116,7 +116,7 @@ def test_the_users_cache_is_told_with_its_size(capsys, quick, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--port=0", "--port=70000", "--prot=1"])
-def test_wrong_usage_is_told(capsys, flag):
+def test_wrong_usage_is_reported(capsys, flag):
     with pytest.raises(SystemExit) as ended:
         doctor.main([flag])
     assert ended.value.code == 2 and flag.split("=")[0] in capsys.readouterr().err

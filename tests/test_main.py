@@ -4,8 +4,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 
 from gsg_jax import jobs
 from gsg_jax.main import parse_flags
-from tests.runs import ROOT, call, config, figures, hashes, start, tiny, write_images
+from tests.runs import call, config, figures, hashes, start, tiny, write_images
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +106,7 @@ def test_a_workdir_of_another_run_is_left_as_it_is_and_the_difference_is_named(f
     assert hashes(workdir) == before
 
 
-def test_a_damaged_run_is_told_and_left_as_it_is(finished, tmp_path):
+def test_a_damaged_run_is_reported_and_left_as_it_is(finished, tmp_path):
     flags, workdir, _ = finished
     for name, damage, said in (
         ("config.json", b"{", "config.json is damaged"),
@@ -143,14 +141,11 @@ WRONG_INPUT = [
     (["--config.views.crop_area=(0.5"], 2, ["views.crop_area", "(0.5"]),
     (["--config.views.crop_area=(0.9,0.1)"], 2, ["(0.9, 0.1)", "first must not exceed"]),
     (["--config.views.blur_probability=(2,)"], 2, ["blur_probability=(2,)", "from 0 to 1"]),
-    (["--config.model.width=0"], 2, ["--config.model.width=0", "from 1 to 4096"]),
     (["--config.run.num_steps=-1"], 2, ["--config.run.num_steps=-1", "from 0 to"]),
     (["--config.optim.learning_rate=nan"], 2, ["learning_rate=nan", "from 0 to"]),
     (["--config.method.ema_decay=1.01"], 2, ["ema_decay=1.01", "from 0 to 1"]),
     (["--config.method.name=simsam"], 2, ["name=simsam", "did you mean simsiam?", "byol_gsg"]),
     (["--config.model.backbone=resnt50"], 2, ["resnt50", "did you mean resnet50?", "resnet18"]),
-    (["--config.method.target=emma"], 2, ["target=emma", "did you mean ema?", "online"]),
-    (["--config.method.predictor=mpl"], 2, ["predictor=mpl", "did you mean mlp?", "none"]),
     (["--config.method.pairing=rol"], 2, ["'rol'", "permutation, roll, halves, nearest"]),
     (["--config.method.pairing=permutation"], 2, ["permutation", "is 2", "num_views=4"]),
     (
@@ -159,10 +154,8 @@ WRONG_INPUT = [
         ["is 15", "even", "--config.data.batch_size=16"],
     ),
     (["--config.data.batch_size=15"], 1, ["is 15", "8 devices", "batch_size=8 or 16"]),
-    (["--config.data.batch_size=12"], 1, ["is 12", "8 devices", "batch_size=8 or 16"]),
     (["--config.data.batch_size=16000"], 1, ["16000", EMBEDDED, "at most 10000"]),
     (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg_jax.data.prepare"]),
-    (["--config.data.name=embeded"], 1, ["'embeded'"]),
     (["--config.data.name=folder", "--config.data.dir=~nobody_of_this_name/x"], 1, ["~nobody_of"]),
     (["--workdir=~nobody_of_this_name/x"], 2, ["--workdir=~nobody_of_this_name/x"]),
     (["--flagfile=MISSING"], 2, ["MISSING"]),
@@ -178,7 +171,6 @@ WRONG_INPUT = [
     (["train"], 2, ["'train' is not a flag"]),
     ([SIMSIAM_GSG], 2, ["--config is given 2 times", "once"]),
     (["--workdir=FILE"], 1, ["--workdir=FILE cannot be written", "may write"]),
-    (["--workdir=FILE/below"], 1, ["--workdir=FILE/below cannot be written", "may write"]),
 ]
 
 
@@ -248,7 +240,7 @@ UNDEFINED = [
 
 
 @pytest.mark.parametrize(("method", "keys", "status", "said"), UNDEFINED, ids=lambda x: str(x)[:60])
-def test_what_a_method_has_no_definition_for_is_said_before_any_work(
+def test_what_a_method_does_not_define_is_reported_before_any_work(
     tmp_path, monkeypatch, method, keys, status, said
 ):
     monkeypatch.setattr(jax, "jit", None)  # nothing is compiled
@@ -409,34 +401,3 @@ def test_the_process_keeps_the_contract_too(images, tmp_path):
         out, err = run.communicate(timeout=300)
         assert (run.returncode, out) == (status, "")
         assert err.startswith("error: ") and err.count("\n") == 1
-
-
-@pytest.mark.extended
-def test_a_disk_that_fills_up_fails_in_one_line_and_the_run_goes_on_when_there_is_room(
-    images, tmp_path
-):
-    flags = tiny("simsiam", images, tmp_path / "run", "--config.run.log_every_steps=1")
-    code = (
-        "import resource, runpy\n"
-        "from gsg_jax.run import checkpoint\n"
-        "save = checkpoint.Checkpoints.save\n"
-        "def save_and_fill(self, state, score, **how):\n"
-        "    save(self, state, score, **how)\n"
-        "    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:\n"
-        "        self._manager.wait_until_finished()\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))\n"
-        "checkpoint.Checkpoints.save = save_and_fill\n"
-        "runpy.run_module('gsg_jax.main', run_name='__main__')\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert (run.returncode, run.stdout) == (1, "")
-    told = [line for line in run.stderr.splitlines() if not line.startswith(("step ", "k-NN "))]
-    assert len(told) == 1 and told[0].startswith("error: "), run.stderr
-    assert "File too large" in told[0] and str(tmp_path) in told[0]
-    status, out, err = call(*flags)
-    assert status == 0 and "resuming from the checkpoint of step 4" in err
-    (tmp_path / "whole").mkdir()
-    whole = call(*tiny("simsiam", images, tmp_path / "whole", "--config.run.log_every_steps=1"))
-    assert figures(whole[1])["state_digest"] == figures(out)["state_digest"]

@@ -1,7 +1,7 @@
-"""Counts what was tried and survived, and prints one table of it.
+"""Counts the faults that were tried and survived, and prints one table of them.
 
-`make test-all` runs the short form, a few tries of each kind; `make faults` sets FAULTS=full and
-makes all of them.
+The short form, which `make test-all` runs, has a few tries of each kind; `make faults` sets
+FAULTS=full and runs all of them.
 """
 
 import collections
@@ -17,7 +17,7 @@ NAME = "fault"
 
 @pytest.fixture
 def tally(record_property):
-    """Takes the name of a kind of fault, how many were tried, and how many the run survived."""
+    """Takes a kind of fault, how many were tried, and how many the run survived."""
 
     def count(kind: str, tried: int, survived: int) -> None:
         record_property(NAME, [kind, tried, survived])
