@@ -24,7 +24,7 @@ from tests.runs import (
     write_images,
 )
 
-SHORTER = ("--config.run.num_steps=150",)
+SHORTER = ("--config.run.num_steps=80",)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def interrupt(flags, workdir, goal, number):
 
 def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
     flags, *reference = whole
-    status, out, _ = interrupt(flags, tmp_path, 30, signal.SIGKILL)
-    assert (status, out) == (-signal.SIGKILL, "") and last_step(tmp_path) < 150
+    status, out, _ = interrupt(flags, tmp_path, 20, signal.SIGKILL)
+    assert (status, out) == (-signal.SIGKILL, "") and last_step(tmp_path) < 80
     status, out, err = call(*flags(tmp_path))
     assert status == 0 and "resuming from the checkpoint of step " in err, err
     assert_same(tmp_path, figures(out), *reference)
@@ -76,15 +76,15 @@ def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
 def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_to_the_bit(whole, tmp_path, number):
     flags, *reference = whole
     stopped = []
-    for goal in (15, 60):
+    for goal in (15, 40):
         status, out, err = interrupt(flags, tmp_path, goal, number)
         assert status == 0 and "Traceback" not in err
         last = figures(out)
         stopped.append(last["step"])
-        assert last["num_steps"] == 150 and "pretrained" not in err
+        assert last["num_steps"] == 80 and "pretrained" not in err
         assert f"stopped at step {last['step']} and saved: the same command resumes the run" in err
         assert (tmp_path / "checkpoints" / str(last["step"])).is_dir()
-    assert 0 < stopped[0] < stopped[1] < 150
+    assert 0 < stopped[0] < stopped[1] < 80
     status, out, err = call(*flags(tmp_path))
     assert f"resuming from the checkpoint of step {stopped[1]} " in err
     assert_same(tmp_path, figures(out), *reference)

@@ -45,6 +45,7 @@ def poisoned(experiment, bad_steps):
     return dataclasses.replace(experiment, loss=loss)
 
 
+@pytest.mark.extended
 def test_a_step_without_a_finite_loss_changes_nothing_but_the_step():
     # moco_v2 has an EMA target and a memory.
     experiment = poisoned(experiment_of("moco_v2", optim={"max_skipped_steps": 3}), [2])
