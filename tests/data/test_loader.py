@@ -136,8 +136,10 @@ def test_views_of_an_image_and_epochs_of_it_are_cropped_differently():
 
 def test_local_crops_come_beside_the_global_ones_and_leave_them_as_they_are():
     settings = {"batch_size": 3, "seed": 4}
-    without = next(TrainLoader(Photos(7), **settings, crops=CropRecipe(2, 12)).iterate(5))
-    local = CropRecipe(2, 12, num_local=3, local_size=6, local_area=(0.05, 0.1))
+    without = next(
+        TrainLoader(Photos(7), **settings, crops=CropRecipe(2, 12, aspect=(0.4, 0.6))).iterate(5)
+    )
+    local = CropRecipe(2, 12, aspect=(0.4, 0.6), num_local=3, local_size=6, local_area=(0.05, 0.1))
     batch = next(TrainLoader(Photos(7), **settings, crops=local).iterate(5))
     assert set(without) == {"image"} and set(batch) == {"image", "local"}
     np.testing.assert_array_equal(batch["image"], without["image"])
@@ -150,8 +152,10 @@ def test_local_crops_come_beside_the_global_ones_and_leave_them_as_they_are():
         seeds = np.random.SeedSequence(4, spawn_key=(CROP_STREAM, 5, place))
         rng = np.random.Generator(np.random.PCG64(seeds))
         for _ in range(2):
-            crops.draw_box(rng, *pixels.shape[:2], (0.2, 1.0))
-        expected = crops.random_crops(pixels, rng, num_views=3, size=6, area=(0.05, 0.1))
+            crops.draw_box(rng, *pixels.shape[:2], (0.2, 1.0), (0.4, 0.6))
+        expected = crops.random_crops(
+            pixels, rng, num_views=3, size=6, area=(0.05, 0.1), aspect=(0.4, 0.6)
+        )
         np.testing.assert_array_equal(batch["local"][place], expected)
 
 
@@ -189,9 +193,9 @@ def test_boxes_have_the_areas_and_aspects_of_random_resized_crop():
     assert abs(np.log(aspect[small]).std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.005
     assert abs(area[small].mean() - 0.35) < 0.005
     # Positions are uniform over all that fit, both ends included.
-    slack = width - w[small]
-    assert abs((left[small] / slack).mean() - 0.5) < 0.01
-    assert (left[small] == 0).any() and (left[small] == slack).any()
+    for start, slack in ((left[small], width - w[small]), (top[small], height - h[small])):
+        assert abs((start / slack).mean() - 0.5) < 0.01
+        assert (start == 0).any() and (start == slack).any()
 
 
 @pytest.mark.parametrize(
