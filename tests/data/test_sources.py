@@ -210,7 +210,7 @@ def test_images_of_one_shape_are_held_in_memory_up_to_the_limit(tmp_path):
     for i in range(5):
         save(tmp_path / f"{i}.png", (i, 0, 0), size=(512, 512))
     (tmp_path / "2.png").write_bytes(b"broken")
-    held = open_train(tmp_path, memory_limit_mb=4)
+    held = open_train(tmp_path, memory_limit_mb=3.75)  # five images of 0.75 MiB, exactly
     assert isinstance(held, sources.ArraySource)
     assert held.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
     read = open_train(tmp_path, memory_limit_mb=3)
@@ -243,6 +243,7 @@ def test_many_files_are_checked_by_their_headers_and_not_held(
     assert isinstance(source, sources.EncodedSource)
     assert len(source) == 3
     assert source.image_shape == (4, 6, 3)
+    assert [source.image(i).shape for i in range(3)] == [(4, 6, 3)] * 3
     assert "c.png" in warnings_logged[0]
 
 
