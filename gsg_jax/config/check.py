@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.config import evaluations
 from gsg_jax.config.keys import KEYS, OPTIONS, Key
-from gsg_jax.config.load import flat
+from gsg_jax.config.load import FIXED_KEYS, flat, nearest_key
 from gsg_jax.console import UsageError
 from gsg_jax.methods import METHODS, Method
 from gsg_jax.models.vit import VITS
@@ -28,7 +28,11 @@ def check_pretraining(config: ConfigDict) -> None:
             raise UsageError(
                 f"the config lacks {key}: start from gsg_jax.config.recipes.pretraining"
             )
-    _check_values(leaves, KEYS | OPTIONS)
+    known = KEYS | OPTIONS
+    for key in leaves:  # a config file of the user's own may have a misspelt key
+        if key not in known and key not in FIXED_KEYS:
+            raise UsageError(f"the config has {key}: there is no such key{nearest_key(key, known)}")
+    _check_values(leaves, known)
     _check_together(config)
 
 

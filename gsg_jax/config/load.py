@@ -116,7 +116,7 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
         if key in RETIRED and key not in known:
             raise UsageError(f"--config.{key}: no longer there: {RETIRED[key]}")
         if key not in known:
-            raise UsageError(f"--config.{key}: there is no such key{_nearest(key, known)}")
+            raise UsageError(f"--config.{key}: there is no such key{nearest_key(key, known)}")
         if key in FIXED_KEYS:
             raise UsageError(f"--config.{key} cannot be set: {FIXED_KEYS[key]}")
         if isinstance(known[key], bool) and not equals:
@@ -132,7 +132,8 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
         _check_type(key, text, known[key])
 
 
-def _nearest(key: str, known: dict[str, Any]) -> str:
+def nearest_key(key: str, known: dict[str, Any]) -> str:
+    """Returns the end of an error line: the key that was probably meant, or all known keys."""
     if group := [name for name in known if name.startswith(key + ".")]:
         return f"; it is a group, set a key of it, such as --config.{group[0]}"
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from gsg_jax.config.keys import OPTIMIZERS
+
 
 def build_optimizer(
     optim: ml_collections.ConfigDict,
@@ -171,6 +173,8 @@ def _optimizer(
         return optax.adamw(
             learning_rate, b1=optim.momentum, weight_decay=optim.weight_decay, mask=mask
         )
+    if optim.name != "sgd":
+        raise ValueError(f"optim.name is {optim.name!r}: take one of {', '.join(OPTIMIZERS)}")
     return optax.chain(
         optax.add_decayed_weights(optim.weight_decay, mask),
         optax.sgd(learning_rate, momentum=optim.momentum),

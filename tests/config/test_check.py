@@ -28,6 +28,13 @@ def test_steps_to_keep_that_are_not_saved_are_refused_with_the_nearest_that_are(
         check_pretraining(config)
 
 
+def test_a_misspelt_key_of_a_config_file_is_refused_with_the_nearest_right_one():
+    config = load()
+    config.optim.learning_rat = 1.0
+    message = refusal(config)
+    assert "optim.learning_rat:" in message and "--config.optim.learning_rate?" in message
+
+
 def test_keys_that_do_not_fit_together_are_refused():
     config = load("simsiam_gsg")
     config.method.pairing = "permutation"

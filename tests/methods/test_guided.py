@@ -155,6 +155,16 @@ def test_the_permutation_is_drawn_anew_from_each_key():
     assert not np.array_equal(first, second)
 
 
+def test_rolled_references_are_the_next_images_and_halves_the_other_half():
+    z = jnp.zeros((2, 6, 3))
+    image, reference = draw_pairs(z, jax.random.key(0), "roll")
+    np.testing.assert_array_equal(reference, [1, 2, 3, 4, 5, 0])
+    np.testing.assert_array_equal(np.arange(6)[image], np.arange(6))
+    image, reference = draw_pairs(z, jax.random.key(0), "halves")
+    np.testing.assert_array_equal(np.arange(6)[image], [0, 1, 2])
+    np.testing.assert_array_equal(np.arange(6)[reference], [3, 4, 5])
+
+
 @pytest.mark.parametrize(
     ("pairing", "num_views", "batch_size", "words"),
     [
