@@ -173,7 +173,7 @@ def _restore(workdir: pathlib.Path, init: Callable, mesh: jax.sharding.Mesh) -> 
     )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         newest = checkpoints.required_step()
-        return newest, checkpoints.restore_part(newest, like)
+        return newest, checkpoints.restore(newest, like)
 
 
 def open_split(run: ml_collections.ConfigDict, split: str) -> Source:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import operator
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,32 +20,22 @@ from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.run import integrity
 
-# What Orbax raises if a file cannot be written or read.
-FAILURES = (OSError, ValueError, RuntimeError, KeyError)
-
-# Bytes of a checkpoint besides its arrays, and of the logs.
-MARGIN = 2_000_000
+MARGIN = 2_000_000  # bytes of a checkpoint besides its arrays, and of the logs
+_score = operator.itemgetter("knn_top1")
 
 
 class Checkpoints:
     """The checkpoints of one workdir; a context manager that waits for the save under way.
 
-    A save returns at once. It is committed in the background by one rename, so a process that is
-    killed at any moment leaves the previous checkpoint whole. Opening the folder finds the newest
-    checkpoint that is whole by the digests of its files. Damaged ones are reported and moved to
-    DIR/damaged.
-
-    A state is any pytree of arrays with a field `step`; its `params`, if it has some, are compared
-    with the checkpoint's before they are restored.
+    A save is committed in the background by one rename, so a process that is killed at any moment
+    leaves the previous checkpoint whole. Opening the folder finds the newest checkpoint that is
+    whole by the digests of its files; damaged ones are reported and moved to DIR/damaged. A state
+    is any pytree of arrays with a field `step`; its `params`, if any, are compared with the
+    checkpoint's before they are restored.
     """
 
     def __init__(
-        self,
-        workdir: pathlib.Path,
-        keep: int = 2,
-        keep_every: int = 0,
-        *,
-        read_only: bool = False,
+        self, workdir: pathlib.Path, keep: int = 2, keep_every: int = 0, *, read_only: bool = False
     ):
         """Opens DIR/checkpoints.
 
@@ -87,7 +78,7 @@ class Checkpoints:
 
         Args:
           state: on the devices; copied before this returns, so that it may be donated.
-          knn_top1: its figure of the k-NN monitor, if there is one.
+          knn_top1: its score, if there is one.
           wait: until it is saved.
 
         Raises:
@@ -105,57 +96,33 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def restore(self, step: int, like: Any) -> Any:
-        """Restores the state of a step.
+        """Restores the state of a step, or some fields of it.
 
         Args:
           step: of a checkpoint.
-          like: arrays, or shapes, with the shapes, types and shardings to restore.
+          like: a state, or {field: tree} of some fields, of which some branches of "params" and
+            "batch_stats" may be left out: arrays, or shapes with types and shardings.
 
         Returns:
-          The state.
+          The same tree with the arrays of the checkpoint.
 
         Raises:
           UserError: if the checkpoint is damaged, or of other shapes.
         """
+        is_part = isinstance(like, dict)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        with self._reading(step), contextlib.closing(reader):
-            self._check_shapes(step, getattr(like, "params", {}))
-            return reader.restore(self._arrays(step), args=ocp.args.StandardRestore(abstract))
-
-    def restore_part(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Restores some fields of the state of a step, whatever else it holds.
-
-        Args:
-          step: of a checkpoint.
-          like: shapes with types and shardings, {field: tree}; some branches of "params" and
-            "batch_stats" may be left out.
-
-        Returns:
-          The same tree with its arrays.
-
-        Raises:
-          UserError: if the checkpoint is damaged, or of other shapes.
-        """
-        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         arguments = ocp.args.PyTreeRestore(
-            item=like,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-            partial_restore=True,
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=is_part,
         )
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         with self._reading(step), contextlib.closing(reader):
-            self._check_shapes(step, like["params"])
+            self._check_shapes(step, (like if is_part else vars(like)).get("params", {}))
             return reader.restore(self._arrays(step), args=arguments)
 
     def shapes(self, step: int, fields: Sequence[str]) -> dict[str, Any]:
-        """What some fields of the state of a step hold.
-
-        Args:
-          step: of a checkpoint.
-          fields: of the state.
-
-        Returns:
-          {field: tree of shapes with types}, for restore_part.
+        """What some fields of the state of a step hold, {field: tree of shapes with types}.
 
         Raises:
           UserError: if the checkpoint is damaged.
@@ -175,18 +142,18 @@ class Checkpoints:
 
     def _agree_on_newest(self, read_only: bool) -> int | None:
         """The newest whole step: the writer finds it and tells the other hosts."""
-        step, error = None, None
+        step, error = -1, UserError(f"{self._folder} cannot be opened: host 0 says why")
         if is_writer():
             try:
                 with self._opening():
-                    step = integrity.newest_whole(self._workdir, read_only)
-            except UserError as caught:  # raised once the other hosts know
-                error = caught
-        word = -2 if error else -1 if step is None else step
-        word = int(multihost_utils.broadcast_one_to_all(np.int32(word)))
-        if word == -2:
-            raise error or UserError(f"{self._folder} cannot be opened: host 0 says why")
-        return None if word == -1 else word
+                    newest = integrity.newest_whole(self._workdir, read_only)
+                step = -1 if newest is None else newest
+            except UserError as caught:
+                step, error = -2, caught
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step == -2:  # all hosts raise
+            raise error
+        return None if step == -1 else step
 
     def _open(self, keep: int, keep_every: int) -> ocp.CheckpointManager:
         handler = ocp.StandardCheckpointHandler()
@@ -244,29 +211,23 @@ class Checkpoints:
         return _one_line(f"a checkpoint cannot be saved in {self._folder}", fix)
 
     def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
-        return _one_line(f"{self._folder / str(step)} cannot be read", _FIX)
+        return _one_line(f"{self._folder / str(step)} cannot be read")
 
     def _opening(self) -> contextlib.AbstractContextManager[None]:
-        return _one_line(f"{self._folder} cannot be opened", _FIX)
-
-
-_FIX = "fix that, or give another --workdir"
+        return _one_line(f"{self._folder} cannot be opened")
 
 
 @contextlib.contextmanager
-def _one_line(what: str, fix: str) -> Iterator[None]:
+def _one_line(what: str, fix: str = "fix that, or give another --workdir") -> Iterator[None]:
     """Turns what Orbax raises into a UserError with its reason."""
     try:
         yield
-    except FAILURES as error:
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{what} ({integrity.reason(error)}): {fix}") from error
 
 
 def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     """Reads the weights and statistics of a run's newest checkpoint, of both branches.
-
-    Args:
-      workdir: DIR.
 
     Returns:
       (step, {params, batch_stats, target_params, target_batch_stats}), host arrays.
@@ -277,7 +238,7 @@ def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.required_step()
         groups = ("params", "batch_stats", "target_params", "target_batch_stats")
-        variables = checkpoints.restore_part(step, checkpoints.shapes(step, groups))
+        variables = checkpoints.restore(step, checkpoints.shapes(step, groups))
     return step, jax.tree.map(np.asarray, variables)
 
 
@@ -286,23 +247,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["knn_top1"]
-
-
 def state_digest(state: Any) -> str:
     """The SHA-256 over names, types, shapes and bytes of all arrays of a tree, as hex digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.asarray(_whole(leaf))
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):  # other hosts hold a part of it
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
         header = [jax.tree_util.keystr(path), array.dtype.name, array.shape]
         digest.update(json.dumps(header).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _whole(leaf: Any) -> Any:
-    """The leaf, gathered if other hosts hold a part of it."""
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return leaf

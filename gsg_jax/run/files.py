@@ -1,5 +1,6 @@
 """The small files of a workdir: written whole or not at all, and checked when they are read."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -25,14 +26,11 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
-    """Reads a .jsonl file of logged steps.
+    """Returns the objects of a .jsonl file of logged steps; half a last line is left out.
 
     Args:
-      path: of the file.
+      path: of the file; [] if there is none.
       names: figures that each line has, among others.
-
-    Returns:
-      Its objects, [] if there is no file; half a last line is left out.
 
     Raises:
       UserError: if another line is damaged.
@@ -41,12 +39,9 @@ def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
         return []
     objects = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             objects.append(json.loads(line))
-            is_whole = _is_logged_step(objects[-1]) and objects[-1].keys() >= set(names)
-        except (ValueError, RecursionError):
-            is_whole = False
-        if not is_whole:
+        if len(objects) < number or not _is_logged_step(objects[-1], names):
             raise UserError(
                 f"{path}, line {number} is damaged: remove that line, or give another --workdir"
             )
@@ -77,9 +72,9 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_logged_step(line: object) -> bool:
+def _is_logged_step(line: object, names: Collection[str]) -> bool:
     is_object = isinstance(line, dict) and all(map(is_number, line.values()))
-    return is_object and isinstance(line.get("step"), int)
+    return is_object and isinstance(line.get("step"), int) and line.keys() >= set(names)
 
 
 def _damaged(path: pathlib.Path, how: str) -> UserError:

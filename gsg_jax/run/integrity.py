@@ -18,13 +18,9 @@ import orbax.checkpoint as ocp
 
 from gsg_jax.console import UserError, say
 
-# A checkpoint's subfolders: its arrays and its score.
-ARRAYS, SCORE = "default", "metrics"
-# The SHA-256 of each file of a checkpoint, {"sha256": {name: hex digits}}.
-DIGESTS = f"{ARRAYS}/digests.json"
+ARRAYS, SCORE = "default", "metrics"  # the subfolders of a checkpoint
+DIGESTS = f"{ARRAYS}/digests.json"  # {"sha256": {name of a file: hex digits}}
 UNFINISHED = ".orbax-checkpoint-tmp"
-# Where damaged checkpoints are kept.
-DAMAGED = "damaged"
 
 
 def write_digests(arrays: pathlib.Path) -> None:
@@ -54,14 +50,11 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
-    """Finds the newest whole checkpoint, and reports the damaged ones, a line each.
+    """Returns the newest whole checkpoint's step, or None; reports the damaged ones, a line each.
 
     Args:
       workdir: DIR.
       read_only: False moves damaged checkpoints to DIR/damaged and removes half-written ones.
-
-    Returns:
-      Its step; None if there is no checkpoint.
 
     Raises:
       UserError: if there are checkpoints and none is whole.
@@ -71,8 +64,7 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
     steps, damaged, whole = saved_steps(workdir), {}, None
     while steps and whole is None:
         step = steps.pop()
-        reason = damage(folder / str(step))
-        if reason is None:
+        if not (reason := damage(folder / str(step))):
             whole = step
         elif (folder / str(step)).exists():  # else a run has just removed it
             damaged[step] = reason
@@ -86,7 +78,12 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
         for step in steps:  # Orbax reads the scores of all
             if reason := score_damage(folder / str(step)):
                 damaged[step] = reason
-        _remove_unfinished(folder, whole)
+        for path in folder.glob(f"*{UNFINISHED}*"):
+            step = path.name.partition(".")[0]
+            if step.isdecimal() and int(step) > (whole or 0):
+                used = "the run begins again" if whole is None else f"step {whole} is used"
+                say(f"warning: the checkpoint of step {step} is only half written: {used}")
+            shutil.rmtree(path)
     for step, reason in damaged.items():
         line = f"warning: the checkpoint of step {step} is damaged ({reason})"
         if not read_only:
@@ -97,23 +94,12 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
 
 def _put_away(workdir: pathlib.Path, step: int) -> pathlib.Path:
     """Moves a checkpoint out of Orbax's sight; returns where to."""
-    (workdir / DAMAGED).mkdir(exist_ok=True)
-    place, count = workdir / DAMAGED / str(step), 1
+    (workdir / "damaged").mkdir(exist_ok=True)
+    place, count = workdir / "damaged" / str(step), 1
     while place.exists():
-        count += 1
-        place = workdir / DAMAGED / f"{step}-{count}"
+        place, count = place.with_name(f"{step}-{count + 1}"), count + 1
     (workdir / "checkpoints" / str(step)).rename(place)
     return place
-
-
-def _remove_unfinished(folder: pathlib.Path, newest: int | None) -> None:
-    """Removes what an interrupted save has left; reports it if it would be the newest."""
-    for path in folder.glob(f"*{UNFINISHED}*"):
-        step = path.name.partition(".")[0]
-        if step.isdecimal() and int(step) > (newest or 0):
-            used = "the run begins again" if newest is None else f"step {newest} is used"
-            say(f"warning: the checkpoint of step {step} is only half written: {used}")
-        shutil.rmtree(path)
 
 
 def damage(checkpoint: pathlib.Path) -> str | None:

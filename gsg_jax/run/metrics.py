@@ -58,13 +58,7 @@ class MetricsLog:
             self._events = _open_events(workdir / "tensorboard", first_step)
 
     def write(self, step: int, values: dict[str, float], clock: dict[str, float]) -> None:
-        """Writes one logged step, on the host that writes.
-
-        Args:
-          step: steps done.
-          values: what the config and the data decide; epoch, loss and so on.
-          clock: what the clock decides; views_per_second and so on.
-        """
+        """Writes one logged step: what the config and the data decide, and what the clock does."""
         if not self._files:
             return
         for file, figures in zip(self._files, (values, clock), strict=True):

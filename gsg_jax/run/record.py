@@ -53,17 +53,7 @@ class RunRecord(NamedTuple):
 
 
 def read_run_record(workdir: pathlib.Path) -> RunRecord:
-    """Reads the files of a run.
-
-    Args:
-      workdir: DIR.
-
-    Returns:
-      What they hold, and what is missing.
-
-    Raises:
-      UserError: if none of the files is there.
-    """
+    """Reads the files of a run; raises UserError if none of them is there."""
     if not any((workdir / name).is_file() for name in FILES):
         raise UserError(
             f"{workdir} holds no run (none of {', '.join(FILES)}): give the --workdir of one"
@@ -99,14 +89,10 @@ def _not_finite(lines: list[dict[str, float]]) -> list[str]:
     """A sentence for each figure that is not finite at every step."""
     names = {name for line in lines for name in line}
     counts = {
-        name: sum(not math.isfinite(line[name]) for line in lines if name in line) for name in names
+        name: sum(not math.isfinite(line.get(name, 0)) for line in lines) for name in sorted(names)
     }
-    return [
-        f"{name} is no finite number at {count} of the {len(lines)} logged steps: its curve has "
-        "gaps."
-        for name, count in sorted(counts.items())
-        if count
-    ]
+    where = f"of the {len(lines)} logged steps: its curve has gaps."
+    return [f"{name} is no finite number at {n} {where}" for name, n in counts.items() if n]
 
 
 def _evaluation(path: pathlib.Path, missing: list[str]) -> tuple[dict, dict]:

@@ -1,7 +1,6 @@
 """A copy of the logged steps in Weights & Biases, if run.wandb_project asks for it.
 
-metrics.jsonl is the record. A failure of wandb costs no step of the run: the copy then ends, or has
-a gap that the files do not have.
+metrics.jsonl is the record. A failure of wandb costs no step of the run, only lines of the copy.
 """
 
 import contextlib
@@ -17,13 +16,11 @@ from gsg_jax.console import UserError, say
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.run.files import write_atomically
 
-Write = Callable[[int, dict[str, float]], None]
-
 
 @contextlib.contextmanager
 def open_wandb(
     config: ConfigDict, workdir: pathlib.Path, *, is_new: bool
-) -> Iterator[Write | None]:
+) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
     """Opens the run of DIR/wandb_id in wandb, on the host that writes.
 
     Args:
@@ -39,8 +36,7 @@ def open_wandb(
     """
     project, run, exit_code = config.run.wandb_project, None, 1
     try:
-        if project and is_writer():
-            run = _begin(config, workdir)
+        run = _begin(config, workdir) if project and is_writer() else None
     except Exception as error:  # of wandb, whatever it is
         if is_new:
             raise UserError(
@@ -114,5 +110,4 @@ def _warn(error: Exception) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -21,12 +21,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, workdir: pathlib.Path):
-        """Prepares the watchdog; it starts with the block.
-
-        Args:
-          seconds: of patience; 0 for no watchdog.
-          workdir: DIR.
-        """
+        """Prepares the watchdog, which starts with the block; 0 seconds are no watchdog."""
         self._seconds = seconds
         self._path = workdir / f"stacks-{jax.process_index()}.txt"
 

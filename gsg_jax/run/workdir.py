@@ -15,12 +15,8 @@ from gsg_jax.run.files import read_object, write_atomically
 # The folder that describes an imported checkpoint.
 IMPORTED = "imported"
 # What a run writes besides its record.
-WRITTEN = (
-    *("checkpoints", "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json"),
-    "tensorboard",
-)
-
 FOLDERS = ("checkpoints", "tensorboard")
+WRITTEN = (*FOLDERS, "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json")
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -57,7 +53,9 @@ def _check_record(workdir: pathlib.Path, record_path: pathlib.Path, config: Conf
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is no folder: remove it, or give another --workdir")
     if record_path.exists():
-        free = free_keys(is_trained=not _is_untrained_import(workdir))
+        is_imported = (workdir / IMPORTED).is_dir()
+        is_trained = not is_imported or (workdir / "metrics.jsonl").exists()
+        free = free_keys(is_trained=is_trained)
         if differing := differences(config, read_config(workdir), free):
             raise UserError(
                 f"--workdir={workdir} holds a run of another config, which differs in "
@@ -74,8 +72,8 @@ def claim_for_evaluation(workdir: pathlib.Path, config: ConfigDict, digest: str)
     """Makes the folder of an evaluation that can be resumed, or checks that it holds the same one.
 
     Args:
-      workdir: of the evaluation.
-      config: of the evaluation.
+      workdir: its folder.
+      config: its config.
       digest: of what it evaluates.
 
     Raises:
@@ -93,13 +91,7 @@ def claim_for_evaluation(workdir: pathlib.Path, config: ConfigDict, digest: str)
 
 
 def read_config(workdir: pathlib.Path) -> dict:
-    """Reads the record of a run.
-
-    Args:
-      workdir: DIR.
-
-    Returns:
-      The config as plain dicts and lists.
+    """Returns the config of the run in a workdir, as plain dicts and lists.
 
     Raises:
       UserError: if DIR holds no run, or its record is damaged.
@@ -121,10 +113,6 @@ def given_path(flag: str, value: str) -> pathlib.Path:
         return pathlib.Path(value).expanduser()
     except RuntimeError as error:
         raise UsageError(f"--config.{flag}={value}: {error} Give its whole path") from error
-
-
-def _is_untrained_import(workdir: pathlib.Path) -> bool:
-    return (workdir / IMPORTED).is_dir() and not (workdir / "metrics.jsonl").exists()
 
 
 def write_record(path: pathlib.Path, config: ConfigDict) -> None:
