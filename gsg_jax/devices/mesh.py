@@ -34,9 +34,6 @@ def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
       batch_size: images per step over all devices.
       fsdp: devices that share a copy of the state; 1 gives each device a copy of its own.
 
-    Returns:
-      The mesh, [devices / fsdp, fsdp].
-
     Raises:
       UserError: if the devices do not divide the batch, or `fsdp` does not divide the devices.
     """
@@ -48,7 +45,7 @@ def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
         )
     if remainder := batch_size % count:
         lower = batch_size - remainder
-        nearest = lower if lower else count
+        nearest = lower or count
         raise UserError(
             f"data.batch_size is {batch_size}, not divisible by the {count} devices: "
             f"set --config.data.batch_size={nearest} or {lower + count}"
@@ -78,17 +75,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharded(mesh: Mesh, state: Any) -> Any:
-    """Returns the shardings of a train state: one axis of each matrix is split over "fsdp".
+    """Returns the shardings of a train state, a tree like `state`, which is arrays or shapes.
 
-    Args:
-      mesh: of make_mesh.
-      state: arrays or shapes.
-
-    Returns:
-      A tree of shardings like `state`. A matrix or kernel is split along the longest axis that
-      "fsdp" divides; if there is none, it stays whole. Vectors stay whole: they are a thousandth of
-      the state, and if BatchNorm's running statistics were split, XLA would compute the batch's
-      statistics in parts and gather them.
+    A matrix or kernel is split over "fsdp" along the longest axis that "fsdp" divides; if there is
+    none, it stays whole. Vectors stay whole: they are a thousandth of the state, and if BatchNorm's
+    statistics were split, XLA would compute the batch's statistics in parts and gather them.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -109,15 +100,7 @@ def by_image(mesh: Mesh) -> NamedSharding:
 
 
 def global_batch(mesh: Mesh, images: Any) -> Any:
-    """Returns one global array made of the hosts' shares.
-
-    Args:
-      mesh: of make_mesh.
-      images: this host's share of the batch, [B / hosts, ...], or a tuple of shares.
-
-    Returns:
-      The global batch [B, ...], sharded over the devices by image, or a tuple of batches.
-    """
+    """Joins the hosts' shares [B / hosts, ...], or tuples of them, to [B, ...] split by image."""
     place = partial(jax.make_array_from_process_local_data, by_image(mesh))
     return jax.tree.map(place, images)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -71,13 +70,10 @@ class Encoder:
 
 
 def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Reads the record of the run that an evaluation names, with the evaluation's data in it.
+    """Returns the config of the run that an evaluation names, with the evaluation's data in it.
 
     Args:
       config: of an evaluation; reads `pretrained` and `data`, where "" means as in pretraining.
-
-    Returns:
-      The run's config.
 
     Raises:
       UserError: if there is no run.
@@ -103,7 +99,7 @@ def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 def open_encoder(
     config: ml_collections.ConfigDict, run: ml_collections.ConfigDict, source: Source
 ) -> Encoder:
-    """Opens the encoder that an evaluation names.
+    """Opens the encoder that an evaluation names, on all devices.
 
     Only the backbone of the newest checkpoint is restored.
 
@@ -111,9 +107,6 @@ def open_encoder(
       config: of an evaluation; reads `pretrained` and `encoder`.
       run: of read_run.
       source: images that it will embed.
-
-    Returns:
-      The encoder, on all devices.
 
     Raises:
       UserError: if there is no checkpoint, or it is damaged, of another network, or of images
@@ -127,7 +120,14 @@ def open_encoder(
     if config.encoder == "untrained":
         variables = jax.jit(init, out_shardings=replicated(mesh))()
     elif config.encoder == "pretrained":
-        step, variables = _restore(pathlib.Path(config.pretrained).expanduser(), init, mesh)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+            jax.eval_shape(init),
+        )
+        workdir = pathlib.Path(config.pretrained).expanduser()
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            step = checkpoints.required_step()
+            variables = checkpoints.restore(step, like)
     # Fine-tuning's BatchNorm takes whole batches, whatever groups pretraining's took.
     model = ml_collections.ConfigDict({**run.model, "bn_group_images": 0})
     return Encoder(
@@ -150,30 +150,11 @@ def check_checkpoint(config: ml_collections.ConfigDict) -> None:
 
 
 def untrained_backbone(run: ml_collections.ConfigDict, channels: int) -> dict:
-    """Draws a run's backbone as it was before the first step.
-
-    Args:
-      run: the run's config.
-      channels: of the images.
-
-    Returns:
-      {params: {backbone}, batch_stats: {backbone}}.
-    """
+    """Draws a run's backbone before the first step: {params, batch_stats: {backbone}}."""
     branch, _ = build_siamese(run.model, predictor="none", num_views=1)
     variables = init_variables(branch, run.run.seed, (run.views.size, run.views.size, channels))
     groups = ("params", "batch_stats")
     return {group: {"backbone": variables.get(group, {}).get("backbone", {})} for group in groups}
-
-
-def _restore(workdir: pathlib.Path, init: Callable, mesh: jax.sharding.Mesh) -> tuple[int, dict]:
-    """The newest step of a run, and the backbone's variables there."""
-    whole = replicated(mesh)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init)
-    )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        newest = checkpoints.required_step()
-        return newest, checkpoints.restore(newest, like)
 
 
 def open_split(run: ml_collections.ConfigDict, split: str) -> Source:
@@ -182,9 +163,6 @@ def open_split(run: ml_collections.ConfigDict, split: str) -> Source:
     Args:
       run: of read_run.
       split: "train" or "test", as the config's data names them; for a TFDS set any of its splits.
-
-    Returns:
-      The images.
 
     Raises:
       UserError: if there is no such split.

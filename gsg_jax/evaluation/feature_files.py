@@ -45,7 +45,7 @@ def write_features(
     batch_size: int,
     size: int | None,
 ) -> LabelledFeatures:
-    """Embeds every image of a source into a file, or resumes where an earlier call stopped.
+    """Embeds a source into a file, or resumes an earlier call, and returns the file's contents.
 
     Rows go to PATH.partial and their number to a .json beside it. Several hosts share the folder;
     the first one writes.
@@ -58,14 +58,12 @@ def write_features(
       batch_size: images at a time.
       size: side of the centre crop, pixels; None takes images as they are.
 
-    Returns:
-      The contents of the file.
-
     Raises:
       UserError: if the file, or its beginning, is about something else.
     """
     record_path, rows_path = path.with_suffix(".json"), path.with_suffix(".partial")
-    about = _as_json(about | {"num_images": len(source), "images_digest": _images_digest(source)})
+    about = about | {"num_images": len(source), "images_digest": _images_digest(source)}
+    about = json.loads(json.dumps(about))  # as it is read back, with lists instead of tuples
     num_done = _rows_done(record_path, rows_path, path, about)
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
@@ -80,8 +78,11 @@ def write_features(
     with counting(f"embedding {path.stem}", len(source), num_done) as show:
         for h in batches if num_done < len(source) else ():
             if is_writer:
-                if rows is None:
-                    rows = _open_rows(rows_path, len(source), h, num_done)
+                if rows is None and num_done:
+                    rows = np.load(rows_path, mmap_mode="r+")
+                elif rows is None:
+                    shape = len(source), h.shape[1]
+                    rows = np.lib.format.open_memmap(rows_path, "w+", np.float32, shape)
                 rows[num_done : num_done + len(h)] = h
             num_done += len(h)
             show(num_done)
@@ -92,20 +93,18 @@ def write_features(
                 saved = time.monotonic()
     if is_writer:
         rows = np.load(rows_path, mmap_mode="r")
-        _save(path, LabelledFeatures(rows, labels_of(source), ids_of(source)))
+        features = LabelledFeatures(rows, labels_of(source), ids_of(source))
+        partial = path.with_suffix(".npz.partial")
+        with partial.open("wb") as file:
+            np.savez(file, **features._asdict())
+        partial.replace(path)
         rows_path.unlink()
     meshes.wait_for_hosts(str(path))
     return read_features(path)
 
 
 def read_features(path: pathlib.Path) -> LabelledFeatures:
-    """Reads a file of embeddings, written by write_features or by another program.
-
-    Args:
-      path: an .npz file with h [N, F] and label [N]; id may be missing.
-
-    Returns:
-      Its arrays; h as float32, label as int32.
+    """Reads an .npz file of h [N, F], label [N] and perhaps id, of any program.
 
     Raises:
       UserError: if there is no such file, it is damaged, or its arrays do not fit together.
@@ -142,14 +141,7 @@ def labels_of(source: Source) -> np.ndarray:
 
 def ids_of(source: Source) -> np.ndarray:
     """Names of the images: their paths, or their indices in the source, [N]."""
-    return (
-        np.array([str(path) for path in source.paths]) if source.paths else np.arange(len(source))
-    )
-
-
-def _as_json(about: dict[str, Any]) -> dict[str, Any]:
-    """The record as it is read back: with lists instead of tuples."""
-    return json.loads(json.dumps(about))
+    return np.array([*map(str, source.paths)]) if source.paths else np.arange(len(source))
 
 
 def _rows_done(
@@ -162,9 +154,8 @@ def _rows_done(
         return 0
     record = read_object(record_path)
     num_done = record.pop("num_done", 0)
-    differing = [key for key in {*record, *about} if record.get(key) != about.get(key)]
-    if differing:
-        key = sorted(differing)[0]
+    if differing := [key for key in {*record, *about} if record.get(key) != about.get(key)]:
+        key = min(differing)
         raise UserError(
             f"{path.parent} holds embeddings of something else ({key} {record.get(key)} there, "
             f"{about.get(key)} here): give another --workdir, or remove {record_path}"
@@ -183,21 +174,8 @@ def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
     return rows.ndim == 2 and len(rows) == about["num_images"]
 
 
-def _open_rows(path: pathlib.Path, num_rows: int, like: np.ndarray, num_done: int) -> np.memmap:
-    if num_done:
-        return np.load(path, mmap_mode="r+")
-    return np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, like.shape[1]))
-
-
 def _images_digest(source: Source) -> str:
     """Hex digits of the labels and paths of the images."""
     digest = hashlib.sha256(labels_of(source).tobytes())
     digest.update("\0".join(map(str, source.paths)).encode())
     return digest.hexdigest()
-
-
-def _save(path: pathlib.Path, features: LabelledFeatures) -> None:
-    partial = path.with_suffix(".npz.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **features._asdict())
-    partial.replace(path)

@@ -24,16 +24,13 @@ CONSTANT_STD = 1e-6
 
 
 def embed_source(embed: Embed, source: Source, *, batch_size: int, size: int | None) -> np.ndarray:
-    """Embeds every image of a source, in its order.
+    """Embeds every image of a source in its order, float32 [N, F], on every host.
 
     Args:
       embed: of backbone_embed, or `pixels`.
       source: the images.
       batch_size: images at a time over all hosts; the last batch is padded, the padding dropped.
       size: side of the centre crop, pixels; None takes the images as they are.
-
-    Returns:
-      Embeddings, float32 [len(source), F], on every host.
     """
     return np.concatenate(list(embed_batches(embed, source, batch_size=batch_size, size=size)))
 
@@ -70,7 +67,7 @@ def backbone_embed(
     views: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh,
 ) -> Embed:
-    """Returns a function that embeds images by a backbone with frozen statistics.
+    """Returns a function for embed_source that runs a backbone with frozen statistics.
 
     Args:
       backbone: the module.
@@ -78,9 +75,6 @@ def backbone_embed(
       batch_stats: running statistics of the backbone alone; {} without BatchNorm.
       views: the config group; its mean and std normalise the images.
       mesh: the devices that share each batch; it is padded to a multiple of them.
-
-    Returns:
-      A function for embed_source.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     num_devices = mesh.devices.size // jax.process_count()
@@ -112,15 +106,10 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Brings every channel to mean 0 and standard deviation 1 over the training set.
+    """Brings every channel to mean 0 and standard deviation 1 over the training set [N, F].
 
-    Args:
-      train: embeddings, [N, F].
-      *others: embeddings of other sets, each [M, F]; centred and scaled as train is.
-
-    Returns:
-      train and the others, float32. A channel that is constant over train, up to rounding, is only
-      centred.
+    The other sets, each [M, F], are centred and scaled as train is. A channel that is constant over
+    train, up to rounding, is only centred. All are returned, as float32.
     """
     mean = np.mean(train, axis=0, dtype=np.float64)
     # From the squares, in float64: np.std would copy the set at twice its size.

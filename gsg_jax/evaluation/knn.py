@@ -9,15 +9,14 @@ import numpy as np
 
 from gsg_jax.methods.similarity import NORM_FLOOR
 
-# Maps unit rows of a bank [B, F] and of queries [Q, F], float32, and k to the k highest inner
-# products of each query, from the highest down, and their rows in the bank: [Q, k] each.
+# (unit rows of a bank [B, F], unit queries [Q, F], k) -> (similarity, row), [Q, k] each: the k
+# highest inner products of each query, from the highest down.
 Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 BLOCK_ROWS = 2**16  # rows at once, or fewer if they are wide
 BLOCK_NUMBERS = 2**26  # numbers of a block at most: 256 MiB
 CPU_QUERIES, CPU_ROWS = 1024, 4096  # in one matrix product on a CPU: its result stays in the cache
-DEVICE_QUERIES = 1024  # queries that a device compares with a block of the bank at once
-VOTE_QUERIES = 1024  # queries whose votes for all classes are counted at once
+DEVICE_QUERIES = VOTE_QUERIES = 1024  # compared with a block, or counted for all classes, at once
 
 
 def neighbours(
@@ -29,8 +28,8 @@ def neighbours(
     device.
 
     Args:
-      bank: embeddings of any length and float type, [N, F]; normalised here.
-      query: embeddings, [Q, F]; normalised here.
+      bank: embeddings of any length and float type, [N, F].
+      query: embeddings, [Q, F].
       k: neighbours, from 1 to N (to N - 1 with leave_one_out).
       leave_one_out: the query is the bank, and no row is its own neighbour.
 
@@ -46,7 +45,11 @@ def neighbours(
     search = search_on_cpu if jax.default_backend() == "cpu" else search_on_device
     block = max(1, min(BLOCK_ROWS, BLOCK_NUMBERS // bank.shape[1]))
     found = blocked_neighbours(bank, query, k + leave_one_out, search=search, block=block)
-    return _without_itself(*found) if leave_one_out else found
+    if not leave_one_out:
+        return found
+    is_other = found[1] != np.arange(len(bank))[:, None]
+    is_other[is_other.all(axis=1), -1] = False  # k + 1 others equal the query: one too many
+    return tuple(x[is_other].reshape(len(bank), k) for x in found)
 
 
 def blocked_neighbours(
@@ -59,12 +62,13 @@ def blocked_neighbours(
     for start in range(0, len(query), block):
         here = slice(start, start + block)
         unit_queries = _unit(query[here], query_lengths[here])
-        best = np.empty((len(unit_queries), 0), np.float32), np.empty((len(unit_queries), 0), int)
+        best = ()
         for first_row in range(0, len(bank), block):
             there = slice(first_row, first_row + block)
             unit_rows = _unit(bank[there], bank_lengths[there])
             found, row = search(unit_rows, unit_queries, min(k, len(unit_rows)))
-            best = _merged(best, (found, first_row + row), k)
+            found = found, first_row + row
+            best = _merged(best, found, k) if best else found
         similarity[here], index[here] = best
     return similarity, index
 
@@ -94,8 +98,7 @@ def search_on_cpu(bank: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarr
 
 def search_on_device(bank: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The search by a matrix product and top-k, on JAX's default device."""
-    similarity, index = _top_k(bank, query, k=k)
-    return np.asarray(similarity), np.asarray(index)
+    return jax.device_get(_top_k(bank, query, k=k))
 
 
 @jax.jit
@@ -135,19 +138,9 @@ def _unit(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def _merged(best: tuple, found: tuple, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of two lists of (similarity, index), or all if there are fewer."""
-    if not best[0].size:
-        return found
     similarity, index = (np.concatenate(both, axis=1) for both in zip(best, found, strict=True))
     order = np.argsort(-similarity, axis=1)[:, :k]
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
-
-
-def _without_itself(similarity: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drops row n from the neighbours of query n, or the last if that many others equal it."""
-    is_other = index != np.arange(len(index))[:, None]
-    is_other[is_other.all(axis=1), -1] = False
-    shape = len(index), index.shape[1] - 1
-    return similarity[is_other].reshape(shape), index[is_other].reshape(shape)
 
 
 def knn_scores(
@@ -160,22 +153,19 @@ def knn_scores(
     num_classes: int,
     leave_one_out: bool = False,
 ) -> np.ndarray:
-    """Votes of the k most similar images of a bank for each class.
+    """Votes of the `neighbours` of each query for each class; the prediction is their argmax.
 
     Args:
-      bank: embeddings with known labels, [N, F]; normalised here.
+      bank: embeddings with known labels, [N, F].
       bank_labels: int [N], from 0 to num_classes - 1.
-      query: embeddings to classify, [Q, F]; normalised here.
-      k: neighbours, from 1 to N (to N - 1 with leave_one_out).
+      query: embeddings to classify, [Q, F].
+      k: neighbours.
       temperature: a neighbour's vote weighs exp(cosine / temperature).
       num_classes: C.
       leave_one_out: the query is the bank, and no image votes for itself.
 
     Returns:
-      Scores, float32 [Q, C]; the prediction is their argmax.
-
-    Raises:
-      ValueError: if k is larger than the bank, or an embedding is not finite.
+      Scores, float32 [Q, C].
 
     Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
     """
@@ -183,9 +173,7 @@ def knn_scores(
     return np.concatenate(list(_votes(similarity, bank_labels[index], temperature, num_classes)))
 
 
-def _votes(
-    similarity: np.ndarray, labels: np.ndarray, temperature: float, num_classes: int
-) -> Iterator[np.ndarray]:
+def _votes(similarity, labels, temperature, num_classes) -> Iterator[np.ndarray]:
     """Scores of each block of queries, float32 [VOTE_QUERIES or fewer, C]."""
     for start in range(0, len(labels), VOTE_QUERIES):
         block = labels[start : start + VOTE_QUERIES]  # [Q, k]
@@ -205,27 +193,13 @@ def knn_top1(
     temperature: float,
     leave_one_out: bool = False,
 ) -> list[float]:
-    """Share of queries that the k-NN classifier gets right, for several k in one search.
+    """Share of queries that `knn_scores` gets right, in [0, 1], for several k in one search.
 
-    Args:
-      bank: embeddings with known labels, [N, F].
-      bank_labels: int [N].
-      query: embeddings to classify, [Q, F].
-      query_labels: int [Q].
-      ks: numbers of neighbours, at least one.
-      temperature: of the votes.
-      leave_one_out: the query is the bank, and no image votes for itself.
-
-    Returns:
-      Top-1 accuracy in [0, 1] for each k, in the order of ks.
-
-    Raises:
-      ValueError: if a k is larger than the bank, or an embedding is not finite.
+    `query_labels` are int [Q]; the arguments of the same name are those of knn_scores.
     """
     num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
     similarity, index = neighbours(bank, query, max(ks), leave_one_out=leave_one_out)
-    labels = bank_labels[index]  # [Q, max(ks)]
-    top1 = []
+    labels, top1 = bank_labels[index], []  # [Q, max(ks)]
     for k in ks:
         votes = _votes(similarity[:, :k], labels[:, :k], temperature, num_classes)
         predictions = np.concatenate([block.argmax(axis=1) for block in votes])

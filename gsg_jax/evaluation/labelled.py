@@ -38,9 +38,6 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
       config: reads `features`, or else `pretrained`, `encoder`, `data` and eval.batch_size.
       needs_test: whether a missing test split is an error.
 
-    Returns:
-      The embeddings of both splits.
-
     Raises:
       UserError: if there are none, no labels, no test split, or no image of a class.
     """
@@ -64,13 +61,7 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
 
 
 def open_train(run: ml_collections.ConfigDict) -> Source:
-    """Opens the images of the training split that have a label.
-
-    Args:
-      run: of read_run.
-
-    Returns:
-      The images, with some of each class.
+    """Opens the images of a run's training split that have a label.
 
     Raises:
       UserError: if there are no labels, or no image of a class.
@@ -99,14 +90,7 @@ def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: 
 
 
 def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None:
-    """Opens the images of the test split that have a label.
-
-    Args:
-      run: of read_run.
-      needs_test: whether a missing one is an error.
-
-    Returns:
-      The images, or None.
+    """Opens the images of a run's test split that have a label, or returns None.
 
     Raises:
       UserError: if they are needed and missing.

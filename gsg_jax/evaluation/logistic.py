@@ -29,32 +29,20 @@ class Sweep(NamedTuple):
     l2: float  # of the best figure; the strongest among equals
     fit: Fit  # at that l2
     figures: np.ndarray  # [L], of the validation set, in the order of l2s
-    num_steps: np.ndarray  # [L]
-    gradient_norms: np.ndarray  # [L]
+    fits: list[Fit]  # in the order of l2s
 
 
 def softmax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of images of one class each.
-
-    Args:
-      logits: [N, C].
-      labels: int [N], from 0 to C - 1.
-
-    Returns:
-      A scalar, at least 0.
-    """
+    """Mean cross-entropy, a scalar, of logits [N, C] and labels [N] of one class each."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def binary_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Sum over the classes of their mean binary cross-entropy, each class a problem of its own.
+    """Sum over the classes of their mean binary cross-entropy, a scalar.
 
     Args:
       logits: [N, C].
       labels: int [N, C]: 1 has the class, 0 has not, -1 does not count.
-
-    Returns:
-      A scalar, at least 0.
     """
     counts = labels >= 0
     entropy = optax.sigmoid_binary_cross_entropy(logits, labels)
@@ -118,9 +106,8 @@ def fit(
 
     Source: Liu & Nocedal, Mathematical Programming 1989.
     """
-    if start is None:
-        weights = jnp.zeros((features.shape[1], num_classes)), jnp.zeros(num_classes)
-    else:
+    weights = jnp.zeros((features.shape[1], num_classes)), jnp.zeros(num_classes)
+    if start is not None:
         weights = start.kernel, start.bias
     (kernel, bias), num_steps, gradient_norm = _minimise(
         weights,
@@ -173,12 +160,9 @@ def sweep(
     val_features: np.ndarray,
     val_labels: np.ndarray,
     *,
-    num_classes: int,
     l2s: Sequence[float],
     metric: Metric,
-    loss: Loss = softmax_loss,
-    max_steps: int = 1000,
-    tolerance: float = 1e-5,
+    **options,
 ) -> Sweep:
     """Fits at every l2 and takes the one that is best on the validation set.
 
@@ -189,53 +173,29 @@ def sweep(
       labels: as the loss takes them.
       val_features: [M, F], standardised like the features.
       val_labels: as the metric takes them.
-      num_classes: C.
       l2s: strengths of the regularisation, [L], in any order.
       metric: maps scores [M, C] and val_labels to a figure, higher is better.
-      loss: softmax_loss or binary_loss.
-      max_steps: of L-BFGS, for each l2.
-      tolerance: of the gradient's norm, for each l2.
+      options: of `fit`.
 
     Returns:
-      The best l2, its classifier, and the figures of all.
+      The best l2, its classifier, and the figures and classifiers of all.
 
     Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A; Chen et al., ICML 2020
     (arXiv 2002.05709), appendix B.8, which train once more on both sets with the best l2.
     """
     features = jnp.asarray(features, jnp.float32)
     val_features = jnp.asarray(val_features, jnp.float32)
-    figures, gradient_norms = np.zeros((2, len(l2s)))
-    num_steps = np.zeros(len(l2s), int)
-    last, best = None, None
-    for n in np.argsort(l2s)[::-1]:
-        last = fit(
-            features,
-            labels,
-            num_classes=num_classes,
-            l2=l2s[n],
-            loss=loss,
-            start=last,
-            max_steps=max_steps,
-            tolerance=tolerance,
-        )
+    figures, fits, last = np.zeros(len(l2s)), [None] * len(l2s), None
+    strongest_first = np.argsort(l2s)[::-1]
+    for n in strongest_first:
+        fits[n] = last = fit(features, labels, l2=l2s[n], start=last, **options)
         figures[n] = metric(linear_scores(val_features, last.kernel, last.bias), val_labels)
-        num_steps[n], gradient_norms[n] = last.num_steps, last.gradient_norm
-        if best is None or figures[n] > figures[best]:
-            best, best_fit = n, last
-    return Sweep(l2s[best], best_fit, figures, num_steps, gradient_norms)
+    best = max(strongest_first, key=lambda n: figures[n])
+    return Sweep(l2s[best], fits[best], figures, fits)
 
 
 def linear_scores(features: np.ndarray, kernel: jax.Array, bias: jax.Array) -> np.ndarray:
-    """Scores of a linear classifier.
-
-    Args:
-      features: [N, F].
-      kernel: [F, C].
-      bias: [C].
-
-    Returns:
-      Logits, float32 [N, C].
-    """
+    """Logits, float32 [N, C], of features [N, F] by a kernel [F, C] and a bias [C]."""
     return np.asarray(_logits(jnp.asarray(features, jnp.float32), kernel, bias))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from gsg_jax.console import say
 from gsg_jax.data.open import Source
 from gsg_jax.data.source import Subset
-from gsg_jax.evaluation.features import Embed, embed_source, pixels
+from gsg_jax.evaluation.features import Embed, embed_source
 from gsg_jax.evaluation.knn import knn_top1
 from gsg_jax.evaluation.logistic import linear_scores
 from gsg_jax.evaluation.scores import top_k_accuracy
@@ -22,7 +22,8 @@ class KnnMonitor:
     def __init__(self, config: ml_collections.ConfigDict, train: Source, test: Source | None):
         """Keeps the two sources; `train` must have labels."""
         self._eval = config.eval
-        self._size = config.views.size if config.data.crop == "host" else None
+        size = config.views.size if config.data.crop == "host" else None
+        self._how = {"batch_size": config.eval.batch_size, "size": size}
         self._bank = train
         if len(train) > config.eval.max_bank:
             chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
@@ -37,10 +38,6 @@ class KnnMonitor:
         """Top-1 accuracy in [0, 1] of embeddings by k-NN; if fewer than k can vote, all do."""
         return self.figures(embed)["knn_top1"]
 
-    def top1_of_pixels(self) -> float:
-        """Top-1 accuracy of raw pixels: what any representation should beat."""
-        return self.top1(pixels)
-
     def figures(self, embed: Embed, probe: dict | None = None) -> dict[str, float]:
         """Top-1 accuracies in [0, 1].
 
@@ -51,11 +48,10 @@ class KnnMonitor:
         Returns:
           knn_top1, and online_linear_test_top1 if there are a probe and test images.
         """
-        batch_size = self._eval.batch_size
-        bank = embed_source(embed, self._bank, batch_size=batch_size, size=self._size)
+        bank = embed_source(embed, self._bank, **self._how)
         query, query_labels = bank, self._bank.labels
         if self._query is not None:
-            query = embed_source(embed, self._query, batch_size=batch_size, size=self._size)
+            query = embed_source(embed, self._query, **self._how)
             query_labels = self._query.labels
         (top1,) = knn_top1(
             bank,
@@ -68,8 +64,6 @@ class KnnMonitor:
         )
         if probe is None or self._query is None:
             return {"knn_top1": top1}
-        scores = linear_scores(query, probe["kernel"], probe["bias"])
-        return {
-            "knn_top1": top1,
-            "online_linear_test_top1": top_k_accuracy(scores, query_labels, 1),
-        }
+        scores = linear_scores(query, **probe)
+        of_probe = top_k_accuracy(scores, query_labels, 1)
+        return {"knn_top1": top1, "online_linear_test_top1": of_probe}

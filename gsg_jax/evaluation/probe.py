@@ -74,22 +74,20 @@ def train_probes(
     velocity = jax.tree.map(jnp.zeros_like, probes)
     for epoch in range(num_epochs):
         done = np.arange(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+        share = done / (num_epochs * steps_per_epoch)
+        cosine = jnp.float32(0.5 * (1 + np.cos(np.pi * share)))
         probes, velocity = _train_epoch(
             probes,
             velocity,
             features,
             labels,
             jax.random.fold_in(key, epoch),
-            peaks[None, :] * _cosine(done / (num_epochs * steps_per_epoch))[:, None],
+            peaks[None, :] * cosine[:, None],
             decays,
             momentum,
             batch_size=batch_size,
         )
     return probes
-
-
-def _cosine(share):
-    return jnp.float32(0.5 * (1 + np.cos(np.pi * share)))
 
 
 @partial(jax.jit, static_argnames="batch_size", donate_argnums=(0, 1))
@@ -118,17 +116,10 @@ def _train_epoch(
 
 
 def select_probe(figures: np.ndarray, learning_rates: Sequence[float]) -> int:
-    """Index of the best figure; among equals that of the smallest learning rate.
-
-    Args:
-      figures: [P], higher is better; NaN never wins.
-      learning_rates: [P].
-
-    Returns:
-      From 0 to P - 1.
+    """Index of the highest figure, [P]; among equals that of the smallest learning rate, [P].
 
     Raises:
-      ValueError: if every figure is NaN.
+      ValueError: if every figure is NaN, which never wins.
     """
     if np.isnan(figures).all():
         raise ValueError(
@@ -142,30 +133,24 @@ def fit_probe(
     features: np.ndarray,
     labels: np.ndarray,
     *,
-    num_classes: int,
     learning_rates: Sequence[float],
     weight_decays: Sequence[float],
-    num_epochs: int,
-    batch_size: int,
-    momentum: float,
     held_out: float,
     metric: Metric,
     seed: int,
+    **options,
 ) -> ChosenProbe:
     """Chooses learning rate and weight decay on held-out training images, then trains on all.
 
     Args:
       features: [N, F], as in train_probes.
       labels: int [N], from 0 to C - 1.
-      num_classes: C.
       learning_rates: to choose from, per 256 images.
       weight_decays: to choose from, with each learning rate; at least 0.
-      num_epochs: of the grid's training and of the last one's.
-      batch_size: images a step.
-      momentum: of SGD.
       held_out: share of each class that chooses, in (0, 1): see `split_held_out`.
       metric: maps scores [M, C] and labels [M] to a figure, higher is better.
       seed: of the split and of the orders.
+      options: of train_probes, both times.
 
     Returns:
       The chosen probe, and the figures it was chosen by.
@@ -177,14 +162,7 @@ def fit_probe(
     if not len(chooses):
         raise ValueError(f"none of the {len(labels)} images can be held out: give a class two")
     grid = np.array(list(itertools.product(learning_rates, weight_decays)))
-    train = partial(
-        train_probes,
-        num_classes=num_classes,
-        num_epochs=num_epochs,
-        batch_size=batch_size,
-        momentum=momentum,
-        key=jax.random.key(seed),
-    )
+    train = partial(train_probes, key=jax.random.key(seed), **options)
     probes = train(
         features[fitted], labels[fitted], learning_rates=grid[:, 0], weight_decays=grid[:, 1]
     )

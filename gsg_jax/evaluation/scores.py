@@ -6,7 +6,6 @@ import numpy as np
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
-IGNORED = -1
 RECALL_LEVELS = 11
 
 
@@ -30,14 +29,11 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 
 
 def recall_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes of the share of their images that are hits.
+    """Mean over the classes that occur of the share of their images that are hits.
 
     Args:
       hits: bool [N].
-      labels: int [N], at least 0; a class without an image does not count.
-
-    Returns:
-      A share in [0, 1].
+      labels: int [N], at least 0.
     """
     num_images = np.bincount(labels)
     num_hits = np.bincount(labels, weights=hits)
@@ -46,29 +42,12 @@ def recall_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of images that have their class among the k highest scores.
-
-    Args:
-      scores: [N, C].
-      labels: int [N], from 0 to C - 1.
-      k: at least 1; from C on every image is a hit.
-
-    Returns:
-      A share in [0, 1].
-    """
+    """Share in [0, 1] of images that are `hits` of their scores [N, C] and labels [N]."""
     return float(np.mean(hits(scores, labels, k)))
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 accuracy of each class that occurs, averaged over these classes.
-
-    Args:
-      scores: [N, C].
-      labels: int [N], from 0 to C - 1.
-
-    Returns:
-      A share in [0, 1].
-    """
+    """Top-1 accuracy of each class that occurs, averaged: of scores [N, C] and labels [N]."""
     return recall_per_class(hits(scores, labels, 1), labels)
 
 
@@ -91,7 +70,7 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
     Differs from the reference: images of equal scores are retrieved together, so that the order
     of the images does not matter.
     """
-    scores, labels = scores[labels != IGNORED], labels[labels != IGNORED]
+    scores, labels = scores[labels >= 0], labels[labels >= 0]
     if not (num_positives := np.sum(labels == 1)):
         raise ValueError(f"none of the {len(labels)} labels is 1: recall needs a positive")
     scores = np.where(np.isnan(scores), -np.inf, scores)
@@ -108,19 +87,14 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes of the 11-point average precision.
+    """Mean of average_precision_11_point over the classes that have an image.
 
     Args:
-      scores: [N, C]; higher is surer.
-      labels: int [N, C]: 1, 0, or -1 = left out; a class without a 1 does not count.
-
-    Returns:
-      A share in [0, 1].
+      scores: [N, C].
+      labels: int [N, C].
 
     Raises:
       ValueError: if no label at all is 1.
-
-    Source: Everingham et al., IJCV 2010, section 4.2.
     """
     classes = np.flatnonzero((labels == 1).any(axis=0))
     if not len(classes):
@@ -138,9 +112,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of a metric over the test images.
 
     Every resample computes the metric, so give it as little as it needs: top-k accuracy is
-    `bootstrap_interval(np.mean, hits(scores, labels, k))`, mean per class is
-    `bootstrap_interval(recall_per_class, hits(scores, labels, 1), labels)`, and mean average
-    precision needs all, `bootstrap_interval(mean_average_precision, scores, labels)`.
+    `bootstrap_interval(np.mean, hits(scores, labels, k))`.
 
     Args:
       metric: maps the examples, or as many drawn from them with replacement, to a figure.
@@ -154,9 +126,7 @@ def bootstrap_interval(
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    rng = np.random.default_rng(seed)
-    num_images = len(examples[0])
-    figures = []
+    rng, num_images, figures = np.random.default_rng(seed), len(examples[0]), []
     for _ in range(num_resamples):
         drawn = rng.integers(num_images, size=num_images)
         figures.append(metric(*(array[drawn] for array in examples)))

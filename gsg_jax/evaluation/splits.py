@@ -34,7 +34,7 @@ def split_held_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndar
 
 
 def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A subset with equally many images of every class.
+    """Sorted indices of a subset with equally many images of every class.
 
     The subsets of one seed are nested: the 1 % are among the 10 %.
 
@@ -43,9 +43,6 @@ def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
       share: of the set, in (0, 1]. Each class gives round(share N / C) images, at least one, and
         all that it has if it has fewer.
       seed: of the choice.
-
-    Returns:
-      Indices, int, sorted.
 
     Raises:
       ValueError: if share is not in (0, 1].
@@ -58,15 +55,7 @@ def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Checks that every class has an image.
-
-    Args:
-      labels: int [N], from 0 to C - 1.
-      class_names: of the C classes.
-
-    Raises:
-      UserError: names the first class without an image.
-    """
+    """Raises UserError if one of the C class_names has no image among the labels [N]."""
     num_images = np.bincount(labels, minlength=len(class_names))
     missing = np.flatnonzero(num_images == 0)
     if len(missing):

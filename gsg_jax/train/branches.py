@@ -58,7 +58,7 @@ def online_pass(
     z_target: jax.Array | None,
     drop_path_key: jax.Array,
 ) -> tuple[Outputs, Any]:
-    """Runs the online branch over its views.
+    """Returns the online branch's outputs with their targets, and the new running statistics.
 
     Args:
       experiment: the static parts.
@@ -66,9 +66,6 @@ def online_pass(
       views: of the step.
       z_target: of target_pass, [G, B, D] or None.
       drop_path_key: of stochastic depth.
-
-    Returns:
-      (outputs, batch_stats): outputs with their targets; the new running statistics.
     """
     num_sources, num_local = experiment.num_sources, experiment.views.num_local
     run = partial(
@@ -95,15 +92,12 @@ def online_pass(
 
 
 def with_targets(experiment: Experiment, outputs: Outputs, z_whole: jax.Array) -> Outputs:
-    """Takes positives and negatives from the branch that the config names.
+    """Adds z_target, and z_negative if only positives come from the EMA branch.
 
     Args:
       experiment: the static parts.
       outputs: of the online branch; z_target is None if there was no target pass.
       z_whole: online projections of the whole global views, [G, B, D].
-
-    Returns:
-      The outputs with z_target, and with z_negative if only positives come from the EMA branch.
     """
     if not experiment.has_target_pass:
         outputs = outputs._replace(z_target=z_whole)
@@ -175,12 +169,10 @@ def _embed_in_parts(
 
     @jax.checkpoint  # a part's activations are freed once its embeddings are computed
     def embed(of_backbone, part, number):
-        rngs = None
+        rngs = {}
         if drop_path_key is not None:
             rngs = {"drop_path": jax.random.fold_in(drop_path_key, number)}
-        h, updates = backbone.apply(
-            of_backbone, part, train=True, mutable=["batch_stats"], rngs=rngs
-        )
+        h, updates = backbone.apply(of_backbone, part, train=True, mutable="batch_stats", rngs=rngs)
         return h, updates.get("batch_stats", {})
 
     def add_part(of_backbone, part_and_number):

@@ -24,28 +24,39 @@ from gsg_jax.train.step import train_step
 
 def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoader:
     """Builds this host's stream of batches from `config.data` and `config.views`."""
-    views, crops = config.views, None
-    if config.data.crop == "host":
-        crops = CropRecipe(
-            num_views=config.method.num_views,
-            size=views.size,
-            area=views.crop_area,
-            aspect=views.crop_aspect,
-            num_local=views.num_local,
-            local_size=views.local_size,
-            local_area=views.local_crop_area,
-        )
-    return TrainLoader(
+    views = config.views
+    crops = CropRecipe(
+        num_views=config.method.num_views,
+        size=views.size,
+        area=views.crop_area,
+        aspect=views.crop_aspect,
+        num_local=views.num_local,
+        local_size=views.local_size,
+        local_area=views.local_crop_area,
+    )
+    return open_loader(
+        config.data,
         source,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
-        host_index=jax.process_index(),
-        num_hosts=jax.process_count(),
-        num_threads=config.data.num_threads,
-        num_processes=config.data.num_processes,
-        prefetch=config.data.prefetch,
         with_labels=config.eval.online_linear,
         crops=crops,
+    )
+
+
+def open_loader(
+    data: ml_collections.ConfigDict, source: Source, *, crops: CropRecipe, **options
+) -> TrainLoader:
+    """Opens this host's stream by `config.data`; `crops` are cut if they are the host's to cut."""
+    return TrainLoader(
+        source,
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
+        num_threads=data.num_threads,
+        num_processes=data.num_processes,
+        prefetch=data.prefetch,
+        crops=crops if data.crop == "host" else None,
+        **options,
     )
 
 
@@ -56,16 +67,13 @@ def build_experiment(
     steps_per_epoch: int,
     num_classes: int = 0,
 ) -> Experiment:
-    """Builds the static parts of the step.
+    """Builds the static parts of the step, the first argument of train_step.
 
     Args:
       config: resolved.
       num_steps: length of the run.
       steps_per_epoch: steps per epoch.
       num_classes: number of labels; 0 builds no online probe.
-
-    Returns:
-      The first argument of train_step.
     """
     method, row = config.method, METHODS[config.method.name]
     options = {option: method[option] for option in row.options}

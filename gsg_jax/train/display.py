@@ -26,7 +26,6 @@ class RunDisplay:
         """Prepares a display of the steps after first_step, up to num_steps."""
         self._console = console or standard_error()
         self._num_steps = num_steps
-        self._first_step = first_step
         self._compiled_step, self._compiled_time = None, 0.0
         self._bar = _Bar(self._console) if self._console.is_interactive else None
         if self._bar:
@@ -61,10 +60,8 @@ class RunDisplay:
         width = len(str(self._num_steps))
         parts = [f"step {step:{width}}/{self._num_steps}", *_figures(values)]
         parts += [f"{speed:>14}", wait, f"{self._time_left(step)} left"]
-        if "knn_top1" in values:
-            parts.append(f"k-NN top-1 {values['knn_top1']:.4f}")
-        if "online_linear_test_top1" in values:
-            parts.append(f"probe on test {values['online_linear_test_top1']:.4f}")
+        scores = {"knn_top1": "k-NN top-1", "online_linear_test_top1": "probe on test"}
+        parts += [f"{what} {values[name]:.4f}" for name, what in scores.items() if name in values]
         self.note("  ".join(parts))
 
     def note(self, text: str) -> None:

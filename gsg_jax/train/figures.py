@@ -30,9 +30,6 @@ def step_figures(
       state: before the step's update.
       outputs: of the step.
       key: the loss's key of the step.
-
-    Returns:
-      Scalars.
     """
     outputs = jax.lax.stop_gradient(outputs)
     z = outputs.z[: experiment.num_sources]
@@ -76,9 +73,7 @@ def _predict(branch: Siamese, state: TrainState, z: jax.Array) -> jax.Array:
     """Predictions of projections [V, B, D], by the weights before the update."""
     if branch.predictor is None:
         return z
-    variables = {
-        "params": state.params["predictor"],
-        "batch_stats": state.batch_stats["predictor"],
-    }
+    groups = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = {name: group["predictor"] for name, group in groups.items()}
     p, _ = branch.predictor.apply(variables, images_first(z), train=True, mutable=["batch_stats"])
     return views_first(p, z.shape[0])

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import itertools
 import math
 import os
@@ -60,11 +59,7 @@ class LossGuard:
             self._check_oldest()
 
     def check_all(self) -> None:
-        """Waits for every step that was pushed.
-
-        Raises:
-          UserError: if one is bad and may not be skipped.
-        """
+        """Waits for all steps; raises UserError if one is bad and may not be skipped."""
         while self._pending:
             self._check_oldest()
 
@@ -102,14 +97,12 @@ class LossGuard:
 
 def check_finite(state: TrainState, advice: Callable[[], str]) -> None:
     """Raises UserError if a state is not finite; its loss may still be finite for one more step."""
-    groups = jax.device_get(_jit_finite_groups()(state))
+    groups = jax.device_get(_jit_finite_groups(state))
     if wrong := [name for name, is_finite in groups.items() if not is_finite]:
         raise UserError(f"{wrong[0]} is not finite after step {int(state.step)}: {advice()}")
 
 
-@functools.cache
-def _jit_finite_groups():
-    return jax.jit(finite_groups)
+_jit_finite_groups = jax.jit(finite_groups)
 
 
 class CollapseWatch:
@@ -122,14 +115,9 @@ class CollapseWatch:
         self._has_warned = False
 
     def warning(self, values: dict[str, float]) -> str | None:
-        """Returns a warning if a figure has fallen.
+        """Returns one line that says which figure of a logged step has fallen and what to try.
 
-        Args:
-          values: of a logged step; reads projection_std and embedding_rank.
-
-        Returns:
-          One line that says what has fallen and what to try; None if nothing has, or if the
-          previous call has already warned of it.
+        It is None if nothing has, or if the previous call has already warned of it.
         """
         if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
@@ -141,46 +129,34 @@ class CollapseWatch:
         return f"the representations are collapsing: {', '.join(signs)}. {self._advice()}"
 
     def _signs(self, values: dict[str, float]) -> list[str]:
-        limits = self._config.eval
-        lowest_rank = limits.min_rank_share * self._highest_rank
+        limits, std, rank = self._config.eval, values["projection_std"], values["embedding_rank"]
+        lowest, highest = limits.min_projection_std, self._highest_rank
         signs = []
-        if values["projection_std"] < limits.min_projection_std:
-            signs.append(
-                f"std of normalised projections x sqrt(D) is {values['projection_std']:.3f} "
-                f"(below {limits.min_projection_std})"
-            )
-        if values["embedding_rank"] < lowest_rank:
-            signs.append(
-                f"effective rank of the embeddings is {values['embedding_rank']:.1f} "
-                f"(was {self._highest_rank:.1f})"
-            )
+        if std < lowest:
+            signs.append(f"std of normalised projections x sqrt(D) is {std:.3f} (below {lowest})")
+        if rank < limits.min_rank_share * highest:
+            signs.append(f"effective rank of the embeddings is {rank:.1f} (was {highest:.1f})")
         return signs
 
     def _advice(self) -> str:
         method, row = self._config.method, METHODS[self._config.method.name]
-        advice = []
-        if row.stop_gradient and not method.stop_gradient:
-            advice.append("--config.method.stop_gradient=true")
-        if row.predictor == "mlp" and method.predictor == "none":
-            advice.append("--config.method.predictor=mlp")
-        if f"{method.name}_gsg" in METHODS:
-            advice.append(f"--config=configs/{method.name}_gsg.py (guided stop-gradient)")
-        if row.stop_gradient and method.target == "online":
-            advice.append("--config.method.target=ema")
-        rate = self._config.optim.learning_rate
-        advice.append(f"a lower --config.optim.learning_rate (now {rate:g})")
-        return "Try " + ", or ".join(advice)
+        rate, guided = self._config.optim.learning_rate, f"{method.name}_gsg"
+        advice = {
+            "--config.method.stop_gradient=true": row.stop_gradient and not method.stop_gradient,
+            "--config.method.predictor=mlp": (row.predictor, method.predictor) == ("mlp", "none"),
+            f"--config=configs/{guided}.py (guided stop-gradient)": guided in METHODS,
+            "--config.method.target=ema": row.stop_gradient and method.target == "online",
+            f"a lower --config.optim.learning_rate (now {rate:g})": True,
+        }
+        return "Try " + ", or ".join(text for text, applies in advice.items() if applies)
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into a flag, so that the run can save and stop.
+    """Yields a function that returns whether a stop was requested, by SIGTERM or one Ctrl-C.
 
     If any host is asked to stop, all stop at the same step, provided that all call the function
     equally often.
-
-    Yields:
-      A function that returns whether a stop was requested.
     """
     received = []
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)

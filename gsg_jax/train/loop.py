@@ -23,7 +23,7 @@ from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
-from gsg_jax.evaluation.features import Embed, backbone_embed
+from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
@@ -48,15 +48,12 @@ SCORED = {
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Pretrains, or resumes the run in `workdir`.
+    """Pretrains, or resumes the run in `workdir`; returns the final figures, the job's last line.
 
     Args:
       config: of configs/, with its overrides.
       workdir: DIR; holds config.json, metrics.jsonl, throughput.jsonl, baselines.json,
         tensorboard/ and checkpoints/ afterwards.
-
-    Returns:
-      The final figures, which are the job's last line.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after
@@ -117,7 +114,8 @@ class Pretraining:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
             writer = MetricsLog(self.workdir, first_step, copy)
-            timer = Timer(self._views_per_step, writer.seconds_before)
+            num_views = self.config.method.num_views + self.config.views.num_local
+            timer = Timer(num_views * self.config.data.batch_size, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
             with contextlib.closing(writer), display:
                 state = self._loop(state, first_step, writer, timer, display, stop_requested)
@@ -136,15 +134,9 @@ class Pretraining:
         say(f"the run is in {self.workdir}")
         return figures
 
-    @property
-    def _views_per_step(self) -> int:
-        num_views = self.config.method.num_views + self.config.views.num_local
-        return self.config.data.batch_size * num_views
-
     def _initial_state(self) -> tuple[TrainState, int]:
         state = jax.jit(self._init, out_shardings=self.shardings)()
-        newest = self.checkpoints.newest_step()
-        if newest is None:
+        if (newest := self.checkpoints.newest_step()) is None:
             return state, 0
         say(f"resuming from the checkpoint of step {newest} in {self.workdir}")
         return self.checkpoints.restore(newest, state), newest
@@ -164,7 +156,7 @@ class Pretraining:
             )
         baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
         if self.config.eval.knn_pixels:
-            baselines["knn_top1_pixels"] = self.monitor.top1_of_pixels()
+            baselines["knn_top1_pixels"] = self.monitor.top1(pixels)
         write_atomically(path, json.dumps(baselines) + "\n")
         say(f"k-NN top-1 to beat: {_scores(baselines)}")
         return baselines
@@ -206,7 +198,7 @@ class Pretraining:
             losses.push(step, metrics)
             timer.stepped()
             display.advance(step)
-            if not self._logs_at(step):
+            if step % self.config.run.log_every_steps and not self._saves_at(step):
                 continue
 
             losses.check_all()
@@ -228,9 +220,6 @@ class Pretraining:
         check_finite(state, self._what_to_do)
         writer.flush()  # a checkpoint implies the lines up to its step
         self.checkpoints.save(state, knn_top1, wait=is_last)
-
-    def _logs_at(self, step: int) -> bool:
-        return step % self.config.run.log_every_steps == 0 or self._saves_at(step)
 
     def _saves_at(self, step: int) -> bool:
         is_due = step % self.config.run.checkpoint_every_steps == 0 or step == self.num_steps

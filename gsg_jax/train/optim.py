@@ -17,7 +17,7 @@ def build_optimizer(
     frozen: tuple[tuple[str, ...], ...] = (),
     probe_rate: float | None = None,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of all parameters.
+    """Builds the optimizer of {backbone, projector, predictor, probe}.
 
     With `constant_predictor_lr` the predictor's learning rate stays constant.
 
@@ -28,9 +28,6 @@ def build_optimizer(
       steps_per_epoch: steps per epoch.
       frozen: paths of parameters that nothing changes, not even weight decay.
       probe_rate: learning rate of the online probe's Adam; None without a probe.
-
-    Returns:
-      An optax transformation over the tree {backbone, projector, predictor, probe}.
 
     Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4; LARS: You et al.
     (arXiv 1708.03888).
@@ -64,33 +61,21 @@ def build_optimizer(
 
 
 def build_by_branch(
-    optim: ml_collections.ConfigDict,
-    rates: dict[str, float],
-    *,
-    batch_size: int,
-    num_steps: int,
-    steps_per_epoch: int,
+    optim: ml_collections.ConfigDict, rates: dict[str, float], **length: int
 ) -> optax.GradientTransformation:
     """Builds one optimizer with a learning rate for each branch of the parameters.
 
     Args:
       optim: the config group; its learning_rate is not read.
       rates: {branch: learning rate per 256 images}; 0 freezes the branch, without weight decay.
-      batch_size: images per step over all hosts.
-      num_steps: length of the training.
-      steps_per_epoch: steps per epoch.
-
-    Returns:
-      An optax transformation over a tree of these branches.
+      length: batch_size, num_steps and steps_per_epoch, as in learning_rate_schedule.
     """
-    length = {"num_steps": num_steps, "steps_per_epoch": steps_per_epoch}
 
     def of_rate(rate):
         if not rate:
             return optax.set_to_zero()
         peak = ml_collections.ConfigDict({**optim, "learning_rate": rate})
-        schedule = learning_rate_schedule(peak, batch_size=batch_size, **length)
-        return _optimizer(optim, schedule)
+        return _optimizer(optim, learning_rate_schedule(peak, **length))
 
     return optax.multi_transform(
         {branch: of_rate(rate) for branch, rate in rates.items()},
@@ -107,7 +92,7 @@ def is_below(path: tuple[jax.tree_util.DictKey, ...], roots: tuple[tuple[str, ..
 def learning_rate_schedule(
     optim: ml_collections.ConfigDict, *, batch_size: int, num_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Linear warm-up to the peak, then a cosine to zero.
+    """The learning rate of step s, counted from 0: linear warm-up to the peak, a cosine to zero.
 
     Args:
       optim: reads warmup_epochs (0 = none) and cosine_per: "step" lowers the rate every step,
@@ -115,9 +100,6 @@ def learning_rate_schedule(
       batch_size: images per step; the peak is optim.learning_rate x batch_size / 256.
       num_steps: length of the run.
       steps_per_epoch: steps per epoch.
-
-    Returns:
-      A schedule: learning rate of step s (counted from 0), in [0, peak].
     """
     peak = optim.learning_rate * batch_size / 256
     warmup_steps = round(optim.warmup_epochs * steps_per_epoch)

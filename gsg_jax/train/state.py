@@ -108,14 +108,9 @@ class Experiment:
 
 
 def init_state(experiment: Experiment, channels: int) -> TrainState:
-    """Draws the parameters; an EMA target starts as a copy of them.
+    """Draws the state before the first step, for images of C channels.
 
-    Args:
-      experiment: the static parts.
-      channels: channels of the images, C.
-
-    Returns:
-      The state before the first step.
+    An EMA target starts as a copy of the online branch.
     """
     size = experiment.views.size
     images = jnp.zeros((2 * experiment.num_sources, size, size, channels))

@@ -18,13 +18,7 @@ from gsg_jax.train.branches import online_pass, target_pass
 from gsg_jax.train.figures import step_figures
 from gsg_jax.train.online_probe import probe_gradient
 from gsg_jax.train.optim import is_below
-from gsg_jax.train.state import (
-    Experiment,
-    TrainState,
-    is_finite,
-    skipped_steps,
-    step_keys,
-)
+from gsg_jax.train.state import Experiment, TrainState, is_finite, skipped_steps, step_keys
 from gsg_jax.train.views import draw_views, only_sources
 
 
@@ -93,16 +87,13 @@ def train_step(
 def update_ema(
     target_params: Any, params: Any, decay: float, frozen: tuple[tuple[str, ...], ...] = ()
 ) -> Any:
-    """Moves the target's parameters toward the online ones.
+    """Returns decay x target + (1 - decay) x online, a tree like target_params.
 
     Args:
       target_params: {backbone, projector}, or {} if the target is online.
       params: of the online branch, with or without a predictor.
       decay: in [0, 1]; 1 leaves the target as it is.
       frozen: paths of parameters to keep as they are: rounding alone would move them.
-
-    Returns:
-      decay x target + (1 - decay) x online, a tree like target_params.
     """
     online = {group: params[group] for group in target_params}
 

@@ -15,22 +15,26 @@ import ml_collections
 import numpy as np
 import optax
 
+from gsg_jax.config.load import view_recipe
 from gsg_jax.console import UserError, counting
 from gsg_jax.data.augment import ViewRecipe, make_views
 from gsg_jax.data.crops import CropRecipe
-from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
 from gsg_jax.models.jit import jit_network
 from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.train.build import open_loader
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.optim import build_by_branch
+from gsg_jax.train.state import DROP_PATH_STREAM
 
 SAVE_EVERY_SECONDS = 30.0
 SAVE_EVERY_STEPS = 200  # on several hosts
-DROP_PATH_STREAM = 2**32 - 1  # of a step's keys
+# Views of supervised training are only cropped, mirrored and normalised.
+PLAIN = {"jitter": (0.0,) * 4, "blur_probability": (0.0,), "solarize_probability": (0.0,)}
+PLAIN |= {"jitter_probability": 0.0, "grayscale_probability": 0.0}
 
 
 class Diverged(UserError):
@@ -165,20 +169,13 @@ class ClassifierRun:
                 f"be shared by {num_devices} devices; give more images or fewer devices"
             )
         area = config.views.crop_area or run.views.crop_area
-        crops = None
-        if run.data.crop == "host":
-            crops = CropRecipe(num_views=1, size=run.views.size, area=area)
-        self.loader = TrainLoader(
+        self.loader = open_loader(
+            run.data,
             source,
             batch_size=batch_size,
             seed=config.run.seed,
-            host_index=jax.process_index(),
-            num_hosts=jax.process_count(),
-            num_threads=run.data.num_threads,
-            num_processes=run.data.num_processes,
-            prefetch=run.data.prefetch,
             with_labels=True,
-            crops=crops,
+            crops=CropRecipe(num_views=1, size=run.views.size, area=area),
         )
         self.num_steps = config.run.num_epochs * self.loader.steps_per_epoch
         self.task = ClassifierTask(
@@ -190,20 +187,22 @@ class ClassifierRun:
                 num_steps=self.num_steps,
                 steps_per_epoch=self.loader.steps_per_epoch,
             ),
-            views=_crop_and_flip(run.views, area, config.views.flip_probability),
+            views=dataclasses.replace(
+                view_recipe(run.views),
+                crop_area=area,
+                flip_probability=config.views.flip_probability,
+                **PLAIN,
+            ),
             seed=config.run.seed,
         )
 
     def train(self, folder: pathlib.Path, what: str) -> ClassifierState:
-        """Trains to the end.
+        """Trains to the end and returns the last state.
 
         Args:
           folder: gets checkpoints, every half minute and at the end; a stopped training resumes
             there.
           what: name of the training, for people.
-
-        Returns:
-          The state after the last step.
 
         Raises:
           UserError: if it was asked to stop: it has saved, and the same command resumes.
@@ -283,26 +282,6 @@ def jit_classifier_step(task: ClassifierTask, mesh: jax.sharding.Mesh) -> Callab
         in_shardings=(whole, split, split),
         out_shardings=(whole, whole),
         donate_argnums=0,
-    )
-
-
-def _crop_and_flip(
-    views: ml_collections.ConfigDict, area: tuple[float, float], flip_probability: float
-) -> ViewRecipe:
-    """The views of supervised training: only cropped, mirrored and normalised."""
-    return ViewRecipe(
-        size=views.size,
-        crop_area=area,
-        crop_aspect=views.crop_aspect,
-        flip_probability=flip_probability,
-        jitter=(0.0, 0.0, 0.0, 0.0),
-        jitter_probability=0.0,
-        grayscale_probability=0.0,
-        blur_probability=(0.0,),
-        blur_sigma=views.blur_sigma,
-        solarize_probability=(0.0,),
-        mean=views.mean,
-        std=views.std,
     )
 
 

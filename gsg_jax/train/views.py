@@ -48,15 +48,7 @@ def draw_views(
 
 
 def only_sources(views: Views, sources: jax.Array) -> Views:
-    """Reduces the online branch's views to the selected ones.
-
-    Args:
-      views: as drawn; `online` has G views of each of the B images.
-      sources: indices into the G views, [S, B].
-
-    Returns:
-      The same views, but `online` has S of every image, [B x S, size, size, C].
-    """
+    """Reduces `online` to the views whose indices are in sources [S, B]: [B x S, size, size, C]."""
     batch_size, shape = sources.shape[1], views.online.shape[1:]
     of_image = views.online.reshape(batch_size, -1, *shape)  # [B, G, size, size, C]
     index = sources.T.reshape(batch_size, -1, *(1,) * len(shape))
