@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.config import evaluations
 from gsg_jax.config.keys import KEYS, OPTIONS, Key
-from gsg_jax.config.load import FIXED_KEYS, flat, nearest_key
+from gsg_jax.config.load import FIXED_KEYS, flat, is_number, nearest_key
 from gsg_jax.console import UsageError
 from gsg_jax.methods import METHODS, Method
 from gsg_jax.models.vit import VITS
@@ -15,9 +15,6 @@ from gsg_jax.models.vit import VITS
 
 def check_pretraining(config: ConfigDict) -> None:
     """Checks the values of a pretraining config, alone and together.
-
-    Args:
-      config: with its overrides.
 
     Raises:
       UsageError: names the key, its value, the limit and the fix.
@@ -38,9 +35,6 @@ def check_pretraining(config: ConfigDict) -> None:
 
 def check_evaluation(config: ConfigDict) -> None:
     """Checks the values of an evaluation's config.
-
-    Args:
-      config: with its overrides.
 
     Raises:
       UsageError: names the key, its value, the limit and the fix.
@@ -73,13 +67,16 @@ def _check_values(leaves: dict[str, Any], keys: dict[str, Key]) -> None:
 def _check_value(key: str, value: Any, row: Key) -> None:
     if isinstance(row.default, str):
         if row.limits and value not in row.limits:
-            raise UsageError(f"--config.{key}={value}: {_right_choices(value, row.limits)}")
+            near = difflib.get_close_matches(str(value), row.limits, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            choices = ", ".join(choice or "''" for choice in row.limits)
+            raise UsageError(f"--config.{key}={value}: {hint}take one of {choices}")
     elif isinstance(row.default, tuple):
         if row.limits:
             _check_tuple(key, value, row)
     elif row.limits:
         low, high = row.limits
-        if not _is_number(value) or not low <= value <= high:  # NaN is in no range
+        if not is_number(value) or not low <= value <= high:  # NaN is in no range
             raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
     # A config file of the user's own may have the wrong type; a command line cannot.
     kind = {bool: "true or false", int: "a whole number", str: "a text"}.get(type(row.default))
@@ -87,19 +84,9 @@ def _check_value(key: str, value: Any, row: Key) -> None:
         raise UsageError(f"--config.{key}={value}: takes {kind}, such as {row.default!r}")
 
 
-def _right_choices(value: Any, choices: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return hint + "take one of " + ", ".join(choice or "''" for choice in choices)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_tuple(key: str, values: tuple, row: Key) -> None:
     low, high = row.limits
-    if not isinstance(values, tuple) or not all(map(_is_number, values)):
+    if not isinstance(values, tuple) or not all(map(is_number, values)):
         raise UsageError(
             f"--config.{key}={values}: takes numbers in parentheses, such as (0.2,1.0)"
         )
@@ -162,29 +149,25 @@ def _check_together(config: ConfigDict) -> None:
 def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
     """Checks that the loss of the method is defined for local views, CutMix and ema_positive."""
     method, views = config.method, config.views
+    share = views.cutmix_probability
     asked = {
-        "local_views": (f"views.num_local={views.num_local}", views.num_local > 0, "0"),
-        "cutmix": (
-            f"views.cutmix_probability={views.cutmix_probability}",
-            views.cutmix_probability > 0,
-            "0",
-        ),
-        "ema_positive": (f"method.target={target}", target == "ema_positive", "ema"),
+        "local_views": ("views.num_local", views.num_local, views.num_local > 0, "0"),
+        "cutmix": ("views.cutmix_probability", share, share > 0, "0"),
+        "ema_positive": ("method.target", target, target == "ema_positive", "ema"),
     }
-    for extra, (what, is_asked, fix) in asked.items():
+    for extra, (key, value, is_asked, fix) in asked.items():
         if is_asked and extra not in row.extras:
             able = [name for name, other in METHODS.items() if extra in other.extras]
-            key = what.partition("=")[0]
             raise UsageError(
-                f"--config.{what}: {method.name} has no definition for it; set "
+                f"--config.{key}={value}: {method.name} has no definition for it; set "
                 f"--config.{key}={fix}, or take {', '.join(able)}"
             )
-    if views.num_local and views.cutmix_probability:
+    if views.num_local and share:
         raise UsageError(
-            f"--config.views.cutmix_probability={views.cutmix_probability}: cannot be had together "
+            f"--config.views.cutmix_probability={share}: cannot be had together "
             f"with local views (views.num_local is {views.num_local}): set one of them to 0"
         )
-    if views.cutmix_probability and target == "online" and not method.stop_gradient:
+    if share and target == "online" and not method.stop_gradient:
         raise UsageError(
             "--config.method.stop_gradient=False: with CutMix an online target is a pass of its "
             "own without gradient; leave it True, or set --config.views.cutmix_probability=0"
@@ -213,8 +196,7 @@ def _check_microbatches(config: ConfigDict) -> None:
     """Checks that a batch splits into microbatches of two images or more."""
     number, batch_size = config.optim.num_microbatches, config.data.batch_size
     if number > 1 and (batch_size % number or batch_size < 2 * number):
-        fitting = [n for n in range(1, batch_size // 2 + 1) if batch_size % n == 0]
-        nearest = min(fitting, key=lambda n: abs(n - number))
+        nearest = _nearest_divisor(batch_size, number, high=batch_size // 2)
         raise UsageError(
             f"--config.optim.num_microbatches={number}: must divide data.batch_size, {batch_size}, "
             f"into parts of two images or more; set --config.optim.num_microbatches={nearest}"
@@ -226,8 +208,7 @@ def _check_bn_groups(config: ConfigDict) -> None:
     images = config.model.bn_group_images
     together = config.data.batch_size // config.optim.num_microbatches
     if images and (images < 2 or together % images):
-        fitting = [n for n in range(2, together + 1) if together % n == 0]
-        nearest = min(fitting, key=lambda n: abs(n - images))
+        nearest = _nearest_divisor(together, images, 2, together)
         raise UsageError(
             f"--config.model.bn_group_images={images}: must be 0, or two or more that divide the "
             f"{together} images of a batch or microbatch; set --config.model.bn_group_images="
@@ -255,19 +236,20 @@ def _check_backbone(model: ConfigDict, views: ConfigDict) -> None:
             raise UsageError(
                 f"--config.views.{key}={size}: must be a multiple of model.patch_size, "
                 f"{model.patch_size}; set --config.views.{key}={nearest} or "
-                f"--config.model.patch_size={_largest_divisor(size, model.patch_size)}"
+                f"--config.model.patch_size={_nearest_divisor(size, model.patch_size)}"
             )
     if model.norm == "group" and model.width % model.norm_groups:
         raise UsageError(
             f"--config.model.norm_groups={model.norm_groups}: must divide model.width, "
             f"{model.width}, the channels of the first stage; set --config.model.norm_groups="
-            f"{_largest_divisor(model.width, model.norm_groups)}"
+            f"{_nearest_divisor(model.width, model.norm_groups)}"
         )
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that is at most a limit."""
-    return max(n for n in range(1, min(number, limit) + 1) if number % n == 0)
+def _nearest_divisor(number: int, wanted: int, low: int = 1, high: int = 0) -> int:
+    """The divisor of a number nearest to the one wanted, from low to high, or up to wanted."""
+    fitting = [n for n in range(low, min(number, high or wanted) + 1) if number % n == 0]
+    return min(fitting, key=lambda n: abs(n - wanted))
 
 
 def _check_keep_every(run: ConfigDict) -> None:

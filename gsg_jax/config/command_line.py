@@ -43,10 +43,7 @@ class Command(NamedTuple):
 
 
 def parse_flags(argv: list[str]) -> Command:
-    """Returns the command that a command line spells.
-
-    Args:
-      argv: the command line, the program's name first.
+    """Returns the command that argv spells, the program's name first.
 
     Raises:
       UsageError: for an unknown flag, config, recipe or key, or a value of a wrong type.
@@ -86,13 +83,8 @@ def parse_flags(argv: list[str]) -> Command:
 def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> str:
     """Returns the folder of a job that was given none.
 
-    Args:
-      path_and_recipe: the value of --config.
-      config: what it has become.
-
-    Returns:
-      runs/NAME-RECIPE for a pretraining; PRETRAINED/NAME for one evaluation; PRETRAINED itself for
-      the report and for all evaluations together.
+    It is runs/NAME-RECIPE for a pretraining, PRETRAINED/NAME for one evaluation, and PRETRAINED
+    itself for the report and for all evaluations together.
     """
     path, _, recipe = path_and_recipe.partition(":")
     name = pathlib.Path(path).stem

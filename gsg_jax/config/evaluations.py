@@ -97,11 +97,7 @@ _JOBS = {
         "splits": Key(("train", "test"), "the splits to embed; TFDS sets: any of their own too"),
     },
     "knn": _FEATURES
-    | {
-        "eval.leave_one_out": Key(
-            False, "score the training split by itself, without the test split"
-        )
-    },
+    | {"eval.leave_one_out": Key(False, "score the training split by itself, without the test's")},
     "linear": _FEATURES | {"protocol": Key("probe", "how the classifier learns", PROTOCOLS)},
     "finetune": {"labels": Key(0.1, "share of the labels used, by class", (1e-6, 1))},
     "evaluate_all": {
@@ -119,12 +115,7 @@ for _keys in _JOBS.values():
 def evaluation(job: str, recipe: str = "default") -> ConfigDict:
     """Returns what every evaluation reads, and the keys that only this job has.
 
-    Args:
-      job: one of JOBS.
-      recipe: one of RECIPES.
-
-    Returns:
-      A config with the groups data and eval; the functions below add others.
+    The functions below add other groups.
 
     Raises:
       UsageError: if there is no such recipe.

@@ -234,11 +234,7 @@ RETIRED = {
 def free_keys(*, is_trained: bool) -> set[str]:
     """The keys that may differ from the record of the run that is resumed.
 
-    Args:
-      is_trained: False if the run is an imported checkpoint that no step has changed yet.
-
-    Returns:
-      Their dotted names.
+    is_trained is False for an imported checkpoint that no step has changed yet.
     """
     free = (ALWAYS,) if is_trained else (ALWAYS, UNTIL_TRAINED)
     keys = {key for key, row in KEYS.items() if row.may_change in free}

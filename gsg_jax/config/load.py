@@ -4,7 +4,6 @@ import difflib
 import importlib.util
 import inspect
 import json
-import math
 import pathlib
 import textwrap
 import traceback
@@ -32,9 +31,6 @@ def load_config(path_and_recipe: str) -> ConfigDict:
 
     Args:
       path_and_recipe: "configs/simsiam_gsg.py" or "configs/simsiam_gsg.py:cifar10".
-
-    Returns:
-      The config.
 
     Raises:
       UsageError: if the file is missing, has no get_config, or has no such recipe.
@@ -84,6 +80,11 @@ def _failure(error: BaseException, path: str) -> str:
     return f"line {line}: {text}"
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of a config or a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     """The leaves of a config by their dotted keys, in order."""
     leaves = {}
@@ -98,13 +99,8 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 def check_overrides(config: ConfigDict, argv: list[str]) -> None:
     """Checks the `--config.a.b=v` of a command line against the config they override.
 
-    Args:
-      config: as load_config returned it.
-      argv: the command line.
-
     Raises:
-      UsageError: if a key is unknown (the nearest right one is named) or a value has the wrong
-        type.
+      UsageError: if a key is unknown (the nearest right one is named) or a value has a wrong type.
     """
     known, tuples = flat(config), set()
     for position, argument in enumerate(argv):
@@ -194,27 +190,16 @@ def _with_tuples(value: Any) -> Any:
 def differences(
     config: ConfigDict, record: dict[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """The keys in which a config and a run's record differ.
-
-    Args:
-      config: of this run.
-      record: of the other; its RETIRED keys are ignored.
-      free: keys that may differ.
+    """The keys, free and RETIRED ones aside, in which a config and a run's record differ.
 
     Returns:
       "key (its value there, its value here)" for each.
     """
-    missing = "none"
     ours, theirs = flat(json.loads(as_json(config))), flat(record)
     keys = [*ours, *(key for key in theirs if key not in ours and key not in RETIRED)]
+    pairs = [(key, theirs.get(key, "none"), ours.get(key, "none")) for key in keys]
     return [
-        f"{key} ({theirs.get(key, missing)} there, {ours.get(key, missing)} here)"
-        for key in keys
-        if key not in free and not _same(ours.get(key, missing), theirs.get(key, missing))
+        f"{key} ({there} there, {here} here)"
+        for key, there, here in pairs
+        if key not in free and there != here and (there == there or here == here)  # NaN is NaN
     ]
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
-        return True
-    return a == b

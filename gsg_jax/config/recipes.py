@@ -14,13 +14,7 @@ from gsg_jax.console import UsageError
 
 
 def pretraining(recipe: str) -> ConfigDict:
-    """Returns the config of a pretraining run, except for its method.
-
-    Args:
-      recipe: one of RECIPES.
-
-    Returns:
-      A config with the keys of gsg_jax.config.keys.KEYS.
+    """Returns the config of a pretraining run by a recipe of RECIPES, except for its method.
 
     Raises:
       UsageError: if there is no such recipe.

@@ -19,12 +19,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gsg_jax.config.load import flat
+from gsg_jax.config.load import flat, is_number
 from gsg_jax.console import UserError, say
 from gsg_jax.report.charts import figure
 from gsg_jax.report.curves import curves_of_several
 from gsg_jax.report.page import page
-from gsg_jax.run.files import is_number, write_atomically
+from gsg_jax.run.files import write_atomically
 from gsg_jax.run.metrics import TIMED
 from gsg_jax.run.record import RunRecord, read_run_record
 from gsg_jax.train.timer import mean_views_per_second

@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Collection
 
+from gsg_jax.config.load import is_number
 from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
 
@@ -65,11 +66,6 @@ def read_figures(path: pathlib.Path, names: Collection[str]) -> dict[str, float]
     if not figures or not figures.keys() <= set(names) or not all(map(is_number, figures.values())):
         raise _damaged(path, f"not {' and '.join(names)}")
     return figures
-
-
-def is_number(value: object) -> bool:
-    """Whether a value of a JSON file is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_logged_step(line: object, names: Collection[str]) -> bool:
