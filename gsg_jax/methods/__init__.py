@@ -22,28 +22,14 @@ from gsg_jax.methods.method import EXTRAS, PREDICTORS, SOURCES, TARGETS, Method,
 from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 
 _LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
+_GUIDED = {"predictor": "mlp", "options": ("pairing",), "extras": _LINEAR}
+_GUIDED |= {"check": check_pairing, "select": source_views}
 
 METHODS = {
     "simsiam": Method(asymmetric_loss, target="online", predictor="mlp", extras=_LINEAR),
     "byol": Method(asymmetric_loss, target="ema", predictor="mlp", extras=_LINEAR),
-    "simsiam_gsg": Method(
-        guided_loss,
-        target="online",
-        predictor="mlp",
-        options=("pairing",),
-        check=check_pairing,
-        extras=_LINEAR,
-        select=source_views,
-    ),
-    "byol_gsg": Method(
-        guided_loss,
-        target="ema",
-        predictor="mlp",
-        options=("pairing",),
-        check=check_pairing,
-        extras=_LINEAR,
-        select=source_views,
-    ),
+    "simsiam_gsg": Method(guided_loss, target="online", **_GUIDED),
+    "byol_gsg": Method(guided_loss, target="ema", **_GUIDED),
     "simclr": Method(
         nt_xent_loss,
         target="online",

@@ -25,9 +25,6 @@ def asymmetric_loss(
       (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better; with two views it is
       1/2 D(p_1, z_2) + 1/2 D(p_2, z_1), D = -cosine. Nothing else is logged.
 
-    Raises:
-      AssertionError: at trace time, if the shapes do not fit or G is less than 2.
-
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), eq. 2-4; Grill et al., NeurIPS 2020
     (arXiv 2006.07733), eq. 2 (whose squared distance of unit vectors is 2 + 2 D).
     """

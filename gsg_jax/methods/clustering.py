@@ -43,9 +43,6 @@ def dino_loss(
       (loss, memory, metrics): loss is a scalar, at least 0; metrics has target_temperature and
       target_entropy, mean over the targets, in [0, log K].
 
-    Raises:
-      AssertionError: at trace time, if the shapes differ or there are not two views.
-
     Source: Caron et al., ICCV 2021 (arXiv 2104.14294), algorithm 1 and section 3.1.
     """
     del key
@@ -128,9 +125,6 @@ def twist_loss(
 
     Returns:
       (loss, memory, metrics): loss is a scalar, at least -beta log K; metrics has the three terms.
-
-    Raises:
-      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: Wang et al. (arXiv 2110.07402), eq. 4.
     """

@@ -33,9 +33,6 @@ def nt_xent_loss(
       (loss, memory, metrics): loss is a scalar, at least 0, log(2 B - 1) if all rows are equal.
       Nothing else is logged.
 
-    Raises:
-      AssertionError: at trace time, if the shapes differ or there are not two views.
-
     Source: Chen et al., ICML 2020 (arXiv 2002.05709), eq. 1.
     """
     del key
@@ -78,9 +75,6 @@ def moco_loss(
     Returns:
       (loss, memory, metrics): loss is a scalar, at least 0. Nothing else is logged.
 
-    Raises:
-      AssertionError: at trace time, if the shapes differ or there are not two views.
-
     Source: He et al., CVPR 2020 (arXiv 1911.05722), eq. 1 and algorithm 1; Chen et al.
     (arXiv 2003.04297).
     """
@@ -100,17 +94,7 @@ def moco_loss(
 
 
 def init_queue(key: jax.Array, *, width: int, queue_size: int, **options) -> Memory:
-    """Makes a queue of random unit rows.
-
-    Args:
-      key: PRNG key.
-      width: D.
-      queue_size: Q.
-      options: of the loss, unused.
-
-    Returns:
-      queue [Q, D] and oldest, an int32 scalar.
-    """
+    """Makes the memory before the first step: a queue of random unit rows [Q, D], and oldest."""
     del options
     queue = normalize(jax.random.normal(key, (queue_size, width)))
     return {"queue": queue, "oldest": jnp.zeros((), jnp.int32)}

@@ -9,28 +9,19 @@ from gsg_jax.methods.method import Memory
 def init_correlation(key: jax.Array, *, width: int, **options) -> Memory:
     """Makes the memory before the first step.
 
-    Args:
-      key: unused.
-      width: D.
-      options: of the loss, unused.
-
-    Returns:
-      correlation, zeros [D, D]; is_set, a bool scalar, False until the first update.
+    It has correlation, zeros [D, D], and is_set, a bool scalar, False until the first update.
     """
     del key, options
     return {"correlation": jnp.zeros((width, width)), "is_set": jnp.zeros((), bool)}
 
 
 def update_correlation(memory: Memory, targets: jax.Array, decay: float) -> Memory:
-    """Moves F toward the batch's correlation; the first batch sets it.
+    """Moves F to rho F + (1 - rho) mean_v v v', mean over all V B rows; the first batch sets it.
 
     Args:
       memory: correlation F [D, D], is_set.
       targets: unit rows of the target branch, [V, B, D].
       decay: rho, in [0, 1].
-
-    Returns:
-      The memory with rho F + (1 - rho) mean_v v v', mean over all V B rows.
 
     Source: Tao et al., CVPR 2022 (arXiv 2112.05141), section 3.4.
     """

@@ -36,9 +36,6 @@ def barlow_twins_loss(
     Returns:
       (loss, memory, metrics): loss is a scalar, at least 0. Nothing else is logged.
 
-    Raises:
-      AssertionError: at trace time, if the shapes differ or there are not two views.
-
     Source: Zbontar et al., ICML 2021 (arXiv 2103.03230), eq. 1.
     """
     del key
@@ -91,9 +88,6 @@ def vicreg_loss(
     Returns:
       (loss, memory, metrics): loss is a scalar, at least 0; metrics has the three terms,
       unweighted.
-
-    Raises:
-      AssertionError: at trace time, if the shapes differ or there are not two views.
 
     Source: Bardes et al., ICLR 2022 (arXiv 2105.04906), eq. 1-6, with the weights placed as in its
     section 4.2.

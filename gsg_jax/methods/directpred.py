@@ -37,9 +37,6 @@ def directpred_loss(
       (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better. Nothing else
       is logged.
 
-    Raises:
-      AssertionError: at trace time, if the shapes do not fit or there is only one view.
-
     Source: Tian et al., ICML 2021 (arXiv 2102.06810), section 4; the correlation on unit rows is
     UniGrad's (arXiv 2112.05141).
     """
@@ -57,14 +54,11 @@ def directpred_loss(
 
 
 def closed_form_predictor(correlation: jax.Array, eigenvalue_floor: float) -> jax.Array:
-    """W of a correlation matrix.
+    """W = U diag(sqrt(s) + epsilon max sqrt(s)) U', [D, D], of a correlation matrix.
 
     Args:
-      correlation: F, [D, D], symmetric and positive semidefinite.
+      correlation: F = U diag(s) U', symmetric and positive semidefinite.
       eigenvalue_floor: epsilon, the share of the largest root added to each root.
-
-    Returns:
-      U diag(sqrt(s) + epsilon max sqrt(s)) U', [D, D], symmetric.
     """
     values, vectors = jnp.linalg.eigh(correlation)
     roots = jnp.sqrt(jnp.maximum(values, 0))

@@ -70,7 +70,6 @@ def guided_loss(
 
     Raises:
       ValueError: at trace time, if `pairing` does not fit G or B.
-      AssertionError: at trace time, if the shapes do not fit.
 
     Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views and CutMix are
     this project's.

@@ -74,6 +74,7 @@ class Method:
       loss: pure function (outputs, memory, key, **options) -> (loss, memory, metrics). Its metrics
         have `attraction` beside what is logged: the part of the loss that pulls a view toward its
         positive, a scalar whose gradient is the positive gradient; the rest is the negative one.
+        It raises AssertionError at trace time if shapes or the number of views do not fit.
       target: "online" (weight-sharing), "ema", or "ema_positive" (the EMA branch gives positives,
         the online branch negatives); what `method.target="auto"` means.
       predictor: "mlp" or "none"; what `method.predictor="auto"` means.

@@ -43,9 +43,6 @@ def surrogate_loss(
     Returns:
       (loss, memory, metrics): only the loss's gradient counts. Nothing else is logged.
 
-    Raises:
-      AssertionError: at trace time, if the shapes do not fit or there are not two global views.
-
     Source: Tao et al., CVPR 2022 (arXiv 2112.05141), table 2 and eq. 16.
     """
     del key, stop_gradient

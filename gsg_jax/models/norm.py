@@ -193,17 +193,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises x, [N, ..., C]; the same in training and evaluation mode."""
         del train
-        norm = nn.GroupNorm(
-            num_groups=self.num_groups,
-            epsilon=self.epsilon,
-            use_scale=self.use_scale,
-            use_bias=self.use_scale,
-            scale_init=self.scale_init,
-            use_fast_variance=False,  # a large mean would swallow the variance
-            dtype=self.dtype,
-        )
-        nn.share_scope(self, norm)  # scale and bias lie where BatchNorm has them
-        return norm(x)
+        return _flax_norm(self, nn.GroupNorm, num_groups=self.num_groups)(x)
 
 
 class LayerNorm(nn.Module):
@@ -227,16 +217,22 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises x, [..., C]; the same in training and evaluation mode."""
         del train
-        norm = nn.LayerNorm(
-            epsilon=self.epsilon,
-            use_scale=self.use_scale,
-            use_bias=self.use_scale,
-            scale_init=self.scale_init,
-            use_fast_variance=False,  # a large mean would swallow the variance
-            dtype=self.dtype,
-        )
-        nn.share_scope(self, norm)  # scale and bias lie where BatchNorm has them
-        return norm(x)
+        return _flax_norm(self, nn.LayerNorm)(x)
+
+
+def _flax_norm(module: GroupNorm | LayerNorm, kind: type[nn.Module], **options) -> nn.Module:
+    """Flax's norm with the settings of a module, and its scale and bias where BatchNorm's lie."""
+    norm = kind(
+        epsilon=module.epsilon,
+        use_scale=module.use_scale,
+        use_bias=module.use_scale,
+        scale_init=module.scale_init,
+        use_fast_variance=False,  # a large mean would swallow the variance
+        dtype=module.dtype,
+        **options,
+    )
+    nn.share_scope(module, norm)
+    return norm
 
 
 Norm = Callable[..., BatchNorm | GroupNorm | LayerNorm]  # (use_scale, scale_init, name) -> module

@@ -19,16 +19,18 @@ class Relu(nn.Module):
         return nn.relu(x)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-10, 18 and 34)."""
-
-    expansion = 1
-
+class _Block(nn.Module):
     width: int
     stride: int
     conv: Callable[..., Conv]
     norm: Norm
     last_scale: nn.initializers.Initializer
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions and a shortcut (ResNet-10, 18 and 34)."""
+
+    expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -40,16 +42,10 @@ class BasicBlock(nn.Module):
         return Relu()(y + _shortcut(self, x, y.shape, train))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Block):
     """1x1, 3x3 (which carries the stride, as in torchvision) and 1x1 convolutions."""
 
     expansion = 4
-
-    width: int
-    stride: int
-    conv: Callable[..., Conv]
-    norm: Norm
-    last_scale: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -63,7 +59,7 @@ class Bottleneck(nn.Module):
         return Relu()(y + _shortcut(self, x, y.shape, train))
 
 
-def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: tuple, train: bool) -> jax.Array:
+def _shortcut(block: _Block, x: jax.Array, shape: tuple, train: bool) -> jax.Array:
     """The identity, or a strided 1x1 projection where the block changes the shape."""
     if x.shape == shape:
         return x
@@ -94,7 +90,7 @@ class ResNet(nn.Module):
     weights: Qiao et al. (arXiv 1903.10520); recompute: Chen et al. (arXiv 1604.06174).
     """
 
-    block: type[nn.Module]
+    block: type[_Block]
     stage_sizes: tuple[int, ...]
     width: int = 64
     stem: str = "imagenet"

@@ -87,13 +87,9 @@ def build_siamese(
 
 
 def init_variables(branch: Siamese, seed: int, image_shape: tuple[int, int, int]) -> dict:
-    """Draws the variables of a branch as they are before the first step.
+    """Draws the variables of a branch as they are before the first step, for views of a shape.
 
-    Args:
-      branch: of build_siamese. A backbone's variables depend neither on the heads nor on the number
-        of views.
-      seed: of the run.
-      image_shape: of a view, (size, size, C).
+    A backbone's variables depend neither on the heads nor on the number of views.
 
     Returns:
       {params: {backbone, projector, ...}, batch_stats: likewise}, without batch_stats if no module
@@ -108,15 +104,7 @@ def output_width(model: ml_collections.ConfigDict) -> int:
 
 
 def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> ResNet | ViT:
-    """Builds the backbone of `config.model`.
-
-    Args:
-      model: the config group.
-      num_views: views an image in training mode, V; unread in evaluation mode.
-
-    Returns:
-      A module that maps images [N, H, W, C] to embeddings [N, F].
-    """
+    """Builds the backbone of `config.model`; `num_views` an image count in training mode only."""
     dtype = jnp.dtype(model.dtype)
     if model.backbone in VITS:
         return ViT(
