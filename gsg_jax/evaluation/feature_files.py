@@ -93,11 +93,7 @@ def write_features(
                 saved = time.monotonic()
     if is_writer:
         rows = np.load(rows_path, mmap_mode="r")
-        features = LabelledFeatures(rows, labels_of(source), ids_of(source))
-        partial = path.with_suffix(".npz.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **features._asdict())
-        partial.replace(path)
+        _save(path, LabelledFeatures(rows, labels_of(source), ids_of(source)))
         rows_path.unlink()
     meshes.wait_for_hosts(str(path))
     return read_features(path)
@@ -179,3 +175,10 @@ def _images_digest(source: Source) -> str:
     digest = hashlib.sha256(labels_of(source).tobytes())
     digest.update("\0".join(map(str, source.paths)).encode())
     return digest.hexdigest()
+
+
+def _save(path: pathlib.Path, features: LabelledFeatures) -> None:
+    partial = path.with_suffix(".npz.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **features._asdict())
+    partial.replace(path)
