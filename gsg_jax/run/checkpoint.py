@@ -118,7 +118,8 @@ class Checkpoints:
         )
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         with self._reading(step), contextlib.closing(reader):
-            self._check_shapes(step, (like if is_part else vars(like)).get("params", {}))
+            params = like["params"] if is_part else getattr(like, "params", {})
+            self._check_shapes(step, params)
             return reader.restore(self._arrays(step), args=arguments)
 
     def shapes(self, step: int, fields: Sequence[str]) -> dict[str, Any]:
