@@ -12,6 +12,14 @@ from ml_collections import ConfigDict
 from gsg_jax.config.keys import KEYS, Key
 from gsg_jax.console import UsageError
 
+# What all optimizers with a warm-up share.
+_WARMED_UP = {"decay_weights_only": True, "cosine_per": "step", "constant_predictor_lr": False}
+_SMALL_HEADS = {
+    "projector_hidden_width": 512,
+    "projector_width": 512,
+    "predictor_hidden_width": 128,
+}
+
 
 def pretraining(recipe: str) -> ConfigDict:
     """Returns the config of a pretraining run by a recipe of RECIPES, except for its method.
@@ -107,16 +115,8 @@ def _vit(config: ConfigDict) -> None:
     """The embedded images and a small vision transformer with 16 patches per image."""
     _default(config)
     config.model.update({"backbone": "vit_micro", "patch_size": 7, "pooling": "mean"})
-    config.optim.update(
-        {
-            "name": "adamw",
-            "learning_rate": 4e-3,
-            "weight_decay": 0.05,
-            "decay_weights_only": True,
-            "warmup_epochs": 1.0,
-            "constant_predictor_lr": False,
-        }
-    )
+    config.optim.update({"name": "adamw", "learning_rate": 4e-3, "weight_decay": 0.05})
+    config.optim.update(_WARMED_UP | {"warmup_epochs": 1.0})
 
 
 def _garments(config: ConfigDict) -> None:
@@ -133,9 +133,7 @@ def _garments(config: ConfigDict) -> None:
             "width": 24,
             "stem_stride": 2,
             "zero_init_residual": False,
-            "projector_hidden_width": 512,
-            "projector_width": 512,
-            "predictor_hidden_width": 128,
+            **_SMALL_HEADS,
         }
     )
     config.optim.learning_rate = 0.4
@@ -163,15 +161,7 @@ def _garments(config: ConfigDict) -> None:
 def _folder(config: ConfigDict) -> None:
     """The user's photographs: ResNet-18 at 96 pixels, small enough for one machine."""
     config.data.update({"name": "folder", "test_split": "test", "batch_size": 64, "num_threads": 2})
-    config.model.update(
-        {
-            "backbone": "resnet18",
-            "width": 32,
-            "projector_hidden_width": 512,
-            "projector_width": 512,
-            "predictor_hidden_width": 128,
-        }
-    )
+    config.model.update({"backbone": "resnet18", "width": 32, **_SMALL_HEADS})
     config.optim.update({"learning_rate": 0.1, "cosine_per": "step"})
     config.views.update({"size": 96, "local_size": 48})
     config.eval.update({"knn_every_epochs": 5, "knn_k": 20, "batch_size": 64})
@@ -191,17 +181,8 @@ def _imagenet_800(config: ConfigDict) -> None:
     cosine, LARS, decay 1.5e-6, EMA cosine from 0.996; projector as in Tao et al., CVPR 2022
     (arXiv 2112.05141), table 10.
     """
-    config.optim.update(
-        {
-            "name": "lars",
-            "learning_rate": 0.3,
-            "weight_decay": 1.5e-6,
-            "decay_weights_only": True,
-            "warmup_epochs": 10.0,
-            "cosine_per": "step",
-            "constant_predictor_lr": False,
-        }
-    )
+    config.optim.update({"name": "lars", "learning_rate": 0.3, "weight_decay": 1.5e-6})
+    config.optim.update(_WARMED_UP | {"warmup_epochs": 10.0})
     config.method.update({"ema_decay": 0.996, "ema_schedule": "cosine"})
     config.model.update({"projector_hidden_width": 4096, "projector_width": 4096})
     config.data.batch_size = 4096
@@ -226,17 +207,8 @@ def _imagenet_vit(config: ConfigDict) -> None:
         }
     )
     config.method.ema_schedule = "cosine"  # from 0.99
-    config.optim.update(
-        {
-            "name": "adamw",
-            "learning_rate": 1.5e-4,
-            "weight_decay": 0.1,
-            "decay_weights_only": True,
-            "warmup_epochs": 40.0,
-            "cosine_per": "step",
-            "constant_predictor_lr": False,
-        }
-    )
+    config.optim.update({"name": "adamw", "learning_rate": 1.5e-4, "weight_decay": 0.1})
+    config.optim.update(_WARMED_UP | {"warmup_epochs": 40.0})
     config.data.batch_size = 4096
     config.run.num_epochs = 300
 
@@ -247,17 +219,8 @@ def _imagenet_groupnorm(config: ConfigDict) -> None:
     The values are our own and have not been run yet.
     """
     config.model.update({"norm": "group", "weight_standardization": True, "head_norm": "layer"})
-    config.optim.update(
-        {
-            "name": "adamw",
-            "learning_rate": 1.5e-4,
-            "weight_decay": 0.1,
-            "decay_weights_only": True,
-            "warmup_epochs": 10.0,
-            "cosine_per": "step",
-            "constant_predictor_lr": False,
-        }
-    )
+    config.optim.update({"name": "adamw", "learning_rate": 1.5e-4, "weight_decay": 0.1})
+    config.optim.update(_WARMED_UP | {"warmup_epochs": 10.0})
     config.data.batch_size = 1024
 
 
