@@ -32,7 +32,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         # What an error names may have line breaks.
         return (2 if isinstance(error, UsageError) else 1), " ".join(str(error).splitlines())
     if isinstance(error, KeyboardInterrupt):
-        return 1, "interrupted; the same command resumes from the newest checkpoint"
+        return 1, "interrupted; the same command resumes where it stopped"
     if isinstance(error, OSError):  # a full disk, a folder that vanished
         where = f"{error.filename}: " if error.filename else ""
         return 1, f"{where}{error.strerror or error}; fix that, and the same command resumes"

@@ -65,14 +65,7 @@ class Finding(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Runs every check.
-
-    Args:
-      argv: the command line without the program's name.
-
-    Returns:
-      The exit status.
-    """
+    """Runs every check; returns the exit status."""
     arguments = parse(argv)
     checks: dict[str, Callable[[], Finding]] = {
         "versions": check_versions,
@@ -87,7 +80,12 @@ def main(argv: list[str]) -> int:
     table = Table("check", "", "found", title="gsg_jax on this machine")
     findings = {}
     for name, check in checks.items():
-        findings[name] = found = guarded(check)
+        try:
+            found = check()
+        except Exception as error:  # a finding too, so that the other checks still run
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            found = Finding(BAD, text, {"error": text})
+        findings[name] = found
         table.add_row(name, f"[{COLOURS[found.state]}]{found.state}[/]", escape(found.text))
     Console(stderr=True, highlight=False).print(table)
     is_ready = all(found.state != BAD for found in findings.values())
@@ -108,15 +106,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if not 1 <= arguments.port <= 65535:
         parser.error(f"--port={arguments.port}: must be from 1 to 65535")
     return arguments
-
-
-def guarded(check: Callable[[], Finding]) -> Finding:
-    """Returns what a check finds; an error is a finding too, so that the other checks still run."""
-    try:
-        return check()
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(BAD, text, {"error": text})
 
 
 def check_versions() -> Finding:

@@ -18,8 +18,7 @@ from gsg_jax.data.colours import (
     separable,
     to_gray,
 )
-
-CROP_ATTEMPTS = 10
+from gsg_jax.data.crops import CROP_ATTEMPTS, largest_box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +88,10 @@ def make_views(
         image = image.astype(jnp.float32) / 255
         crop_key, flip_key, colour_key, blur_key = jax.random.split(key, 4)
         if not host_cropped:
-            image = random_resized_crop(crop_key, image, recipe)  # [size, size, C]
-        image = random_flip(flip_key, image, recipe.flip_probability)
+            box = draw_crop_box(crop_key, *image.shape[:2], recipe.crop_area, recipe.crop_aspect)
+            image = resized_crop(image, *box, recipe.size)  # [size, size, C]
+        is_flipped = jax.random.bernoulli(flip_key, recipe.flip_probability)
+        image = jnp.where(is_flipped, image[:, ::-1], image)
         image = random_colours(colour_key, image, recipe)
         blur_key, solarize_key = jax.random.split(blur_key)
         if any(recipe.blur_probability):
@@ -169,15 +170,6 @@ def cutmix(
     return pasted.reshape(views.shape), partner, jnp.mean(is_patch.astype(jnp.float32))
 
 
-def random_resized_crop(key: jax.Array, image: jax.Array, recipe: ViewRecipe) -> jax.Array:
-    """Cuts a random box and resizes it to [size, size, C], bilinear with antialiasing."""
-    height, width, _ = image.shape
-    top, left, box_height, box_width = draw_crop_box(
-        key, height, width, recipe.crop_area, recipe.crop_aspect
-    )
-    return resized_crop(image, top, left, box_height, box_width, recipe.size)
-
-
 def draw_crop_box(
     key: jax.Array,
     height: int,
@@ -209,7 +201,7 @@ def draw_crop_box(
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
 
     first = jnp.argmax(fits)
-    fallback_height, fallback_width = _largest_box(height, width, aspect)
+    fallback_height, fallback_width = largest_box(height, width, aspect)
     box_height = jnp.where(fits.any(), heights[first], fallback_height)
     box_width = jnp.where(fits.any(), widths[first], fallback_width)
     free_rows, free_columns = height - box_height, width - box_width
@@ -218,14 +210,6 @@ def draw_crop_box(
     top = jnp.where(fits.any(), jnp.minimum(top, free_rows), free_rows // 2)
     left = jnp.where(fits.any(), jnp.minimum(left, free_columns), free_columns // 2)
     return top, left, box_height, box_width
-
-
-def _largest_box(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
-    if width / height < aspect[0]:
-        return max(1, round(width / aspect[0])), width
-    if width / height > aspect[1]:
-        return height, max(1, round(height * aspect[1]))
-    return height, width
 
 
 def resized_crop(
@@ -251,11 +235,6 @@ def _resize_matrix(length: int, start: jax.Array, extent: jax.Array, size: int) 
     inside = (pixels >= start) & (pixels < start + extent)  # [length]
     weights = jnp.where(inside[None, :], jnp.maximum(1 - jnp.abs(offsets), 0), 0)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
-
-
-def random_flip(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
-    """Mirrors the image left to right with the given probability."""
-    return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
 
 
 def random_colours(key: jax.Array, image: jax.Array, recipe: ViewRecipe) -> jax.Array:

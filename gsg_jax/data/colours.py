@@ -37,17 +37,17 @@ def random_jitter(
     low = jnp.maximum(1 - strength, 0)
     factors = jax.random.uniform(factor_key, (3,), minval=low, maxval=1 + strength)
     if image.shape[-1] == 1:
-        return _blends_in_order(image, _random_order(order_key, 2), factors)
+        return blends_in_order(image, _random_order(order_key, 2), factors)
 
     order = _random_order(order_key, 3)  # of brightness 0, contrast 1, saturation 2
     if not strengths[3]:
-        return _blends_in_order(image, order, factors)
+        return blends_in_order(image, order, factors)
     place = jax.random.randint(place_key, (), 0, 4)  # of the hue among the three
     before = jnp.arange(3) < place
     turn = jax.random.uniform(hue_key, minval=-strengths[3], maxval=strengths[3])
-    image = _blends_in_order(image, order, factors, before)
+    image = blends_in_order(image, order, factors, before)
     image = adjust_hue(image, turn)
-    return _blends_in_order(image, order, factors, ~before)
+    return blends_in_order(image, order, factors, ~before)
 
 
 def _random_order(key: jax.Array, length: int) -> jax.Array:
@@ -56,34 +56,16 @@ def _random_order(key: jax.Array, length: int) -> jax.Array:
     return orders[jax.random.randint(key, (), 0, len(orders))]
 
 
-def _blends_in_order(image, order, factors, active=None):
+def blends_in_order(image, order, factors, active=None):
     """Applies the blends that `order` names; places where `active` is False are skipped."""
     for place in range(order.shape[0]):
         operation = order[place]
         gray = to_gray(image)  # [H, W, C]
         other = jnp.where(operation == 2, gray, jnp.where(operation == 1, jnp.mean(gray), 0.0))
-        blended = _blend(image, other, factors[operation])
+        factor = factors[operation]
+        blended = jnp.clip(factor * image + (1 - factor) * other, 0, 1)
         image = blended if active is None else jnp.where(active[place], blended, image)
     return image
-
-
-def _blend(image: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
-    return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
-
-
-def adjust_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the image by `factor`, at least 0, and clips it to [0, 1]."""
-    return _blend(image, 0.0, factor)
-
-
-def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the distance from the image's mean gray by `factor` and clips to [0, 1]."""
-    return _blend(image, jnp.mean(to_gray(image)), factor)
-
-
-def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales each pixel's distance from its own gray by `factor` and clips to [0, 1]."""
-    return _blend(image, to_gray(image), factor)
 
 
 def to_gray(image: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 ASPECT = (3 / 4, 4 / 3)
-_ATTEMPTS = 10
+CROP_ATTEMPTS = 10  # to draw a box that fits
 EVAL_RESIZE = 256 / 224
 
 Box = tuple[int, int, int, int]
@@ -79,7 +79,7 @@ def draw_box(
 
     Source: torchvision.transforms.RandomResizedCrop.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(CROP_ATTEMPTS):
         target = height * width * rng.uniform(*area)
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         w = round(math.sqrt(target * ratio))
@@ -88,10 +88,15 @@ def draw_box(
             top = int(rng.integers(height - h + 1))
             left = int(rng.integers(width - w + 1))
             return left, top, left + w, top + h
-    w = min(width, max(1, round(height * aspect[1])))
-    h = min(height, max(1, round(width / aspect[0])))
+    h, w = largest_box(height, width, aspect)
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def largest_box(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
+    """Returns (h, w) of the largest box in an image whose width / height is within the limits."""
+    w = min(width, max(1, round(height * aspect[1])))
+    return min(height, max(1, round(width / aspect[0]))), w
 
 
 def random_crops(

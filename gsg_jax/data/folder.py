@@ -99,16 +99,16 @@ def open_folder(directory: str, split: str, memory_limit_mb: float) -> Source | 
     root = train_root if split == "train" else test_root
     if root is None:
         return None
-    class_names = _class_names(train_root)
-    present = class_names
-    if root != train_root:
-        present = _class_names(root)
-        class_names = _shared_class_names(root, train_root, present, class_names)
+    known = _class_names(train_root)
+    present = known if root == train_root else _class_names(root)
+    if known and (unknown := sorted({*present} - {*known})):
+        raise UserError(f"{root} has the class {unknown[0]!r} that {train_root} lacks: rename it")
     if present:
-        found = [(p, class_names.index(c)) for c in present for p in _images_below(root / c)]
+        names = known or present  # the training set's, so that labels mean the same
+        found = [(p, names.index(c)) for c in present for p in images_below(root / c, False)]
     else:
-        found = [(path, -1) for path in _images_below(root)]
-    return _check(root, found, class_names, memory_limit_mb)
+        names, found = (), [(path, -1) for path in images_below(root, False)]
+    return _check(root, found, names, memory_limit_mb)
 
 
 def training_folder(directory: str) -> Path:
@@ -123,23 +123,25 @@ def training_folder(directory: str) -> Path:
     return _split_roots(Path(directory).expanduser())[0]
 
 
-def images_below(root: Path) -> list[Path]:
-    """Returns all images in and below a folder, in a fixed order.
+def images_below(root: Path, follow_links: bool = True) -> Iterator[Path]:
+    """Yields all images in and below a folder, in a fixed order.
 
     Args:
-      root: the folder. Links to folders are followed directly in it, but not further down.
+      root: the folder.
+      follow_links: whether links to folders are followed directly in it; further down none is.
 
-    Returns:
+    Yields:
       The files with an image's extension, without hidden ones; none was opened.
 
     Raises:
       UserError: if a folder cannot be listed.
     """
     folders, images = _list(root)
-    return [
-        *(root / name for name in images),
-        *(path for name in folders for path in _images_below(root / name)),
-    ]
+    yield from (root / name for name in images)
+    for name in folders:
+        # Links further down may form a cycle.
+        if follow_links or not (root / name).is_symlink():
+            yield from images_below(root / name, follow_links=False)
 
 
 def _split_roots(root: Path) -> tuple[Path, Path | None]:
@@ -176,38 +178,16 @@ def _is_dir(entry: os.DirEntry) -> bool:
         return False
 
 
-def _images_below(root: Path) -> Iterator[Path]:
-    """Yields all images in and below a folder, in a fixed order."""
-    folders, images = _list(root)
-    yield from (root / name for name in images)
-    for name in folders:
-        # Links further down are not followed: they may form a cycle.
-        if not (root / name).is_symlink():
-            yield from _images_below(root / name)
-
-
 def _class_names(root: Path) -> tuple[str, ...]:
     """Returns the sorted sub-folders that hold images; none if the images lie in the root."""
     folders, images = _list(root)
-    names = tuple(name for name in folders if any(_images_below(root / name)))
+    names = tuple(name for name in folders if any(images_below(root / name, False)))
     if names and images:
         raise UserError(
             f"{root} holds both images ({images[0]}) and class folders ({names[0]}): "
             "move the images into a class folder"
         )
     return names
-
-
-def _shared_class_names(
-    root: Path, train_root: Path, present: tuple[str, ...], known: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Returns the classes of the test set: the training set's, so that labels mean the same."""
-    if not known or not present:
-        return present
-    if not set(present) <= set(known):
-        unknown = sorted(set(present) - set(known))[0]
-        raise UserError(f"{root} has the class {unknown!r} that {train_root} lacks: rename it")
-    return known
 
 
 def _check(

@@ -110,7 +110,11 @@ class TrainLoader:
             workers = Processes(self._reader, self._num_processes)
         else:
             workers = Threads(self._reader, self._num_threads)
-        batches = iter(self._batches(workers))
+        options = grain.ReadOptions(
+            num_threads=min(_BATCH_THREADS, self._prefetch), prefetch_buffer_size=self._prefetch
+        )
+        steps = grain.MapDataset.range(_NO_END).map(functools.partial(self._batch, workers))
+        batches = iter(steps.to_iter_dataset(options))
         # The step alone is the position, so checkpoints need not know Grain's state.
         batches.set_state({"next_index": first_step})
         try:
@@ -119,18 +123,6 @@ class TrainLoader:
         finally:
             batches.close()
             workers.close()
-
-    def _batches(self, workers: Threads | Processes) -> grain.IterDataset:
-        return (
-            grain.MapDataset.range(_NO_END)
-            .map(lambda step: self._batch(workers, step))
-            .to_iter_dataset(
-                grain.ReadOptions(
-                    num_threads=min(_BATCH_THREADS, self._prefetch),
-                    prefetch_buffer_size=self._prefetch,
-                )
-            )
-        )
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Grain's own shuffle and batch cost 17 microseconds an image, and make epoch 1 of a seed
@@ -181,17 +173,6 @@ def eval_batches(
     """
     if size is None:
         _check_one_shape(source)
-    return _eval_batches(source, batch_size, size, first, host_index, num_hosts)
-
-
-def _eval_batches(
-    source: Source,
-    batch_size: int,
-    size: int | None,
-    first: int,
-    host_index: int,
-    num_hosts: int,
-) -> Iterator[dict[str, np.ndarray | int]]:
     share = batch_size // num_hosts
 
     def read(i: int) -> np.ndarray:
@@ -202,18 +183,21 @@ def _eval_batches(
         start += host_index * share
         return [pool.submit(read, i) for i in range(start, min(start + share, len(source)))]
 
+    def batches() -> Iterator[dict[str, np.ndarray | int]]:
+        try:
+            ahead = submit(first)
+            shape = read(0).shape  # this host's share of the last batch may be empty
+            for start in range(first, len(source), batch_size):
+                images, ahead = [future.result() for future in ahead], submit(start + batch_size)
+                batch = np.zeros((share, *shape), np.uint8)
+                for place, pixels in enumerate(images):
+                    batch[place] = pixels
+                yield {"image": batch, "num_valid": min(batch_size, len(source) - start)}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     pool = ThreadPoolExecutor(num_decode_threads(), thread_name_prefix="decode")
-    try:
-        ahead = submit(first)
-        shape = read(0).shape  # this host's share of the last batch may be empty
-        for start in range(first, len(source), batch_size):
-            images, ahead = [future.result() for future in ahead], submit(start + batch_size)
-            batch = np.zeros((share, *shape), np.uint8)
-            for place, pixels in enumerate(images):
-                batch[place] = pixels
-            yield {"image": batch, "num_valid": min(batch_size, len(source) - start)}
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return batches()
 
 
 def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:

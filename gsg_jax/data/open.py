@@ -55,7 +55,9 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
     if data.name in ("embedded", "folder"):
         _check_split_names(data)
     if data.name == "embedded":
-        return _open_embedded(split)
+        with np.load(EMBEDDED_FILE, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        return ArraySource("embedded", images, labels, FASHION_MNIST_CLASSES)
     if data.name == "folder":
         return open_folder(data.dir, split, data.memory_limit_mb)
     tfds_split = data.train_split if split == "train" else data.test_split
@@ -71,10 +73,3 @@ def _check_split_names(data: ConfigDict) -> None:
                 f"--config.data.{key}={data[key]}: {data.name!r} has no such split, only "
                 f"{names[0]!r}: set --config.data.{key}={names[0]}"
             )
-
-
-def _open_embedded(split: str) -> ArraySource:
-    with np.load(EMBEDDED_FILE, allow_pickle=False) as arrays:
-        return ArraySource(
-            "embedded", arrays[f"{split}_images"], arrays[f"{split}_labels"], FASHION_MNIST_CLASSES
-        )

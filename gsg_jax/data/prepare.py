@@ -16,7 +16,6 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -36,18 +35,8 @@ EMBEDDED_SEED = 0
 _IDX_PREFIXES = {"train": "train", "test": "t10k"}
 
 
-def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads one gzipped IDX file of bytes.
-
-    Args:
-      path: a file such as train-images-idx3-ubyte.gz.
-
-    Returns:
-      uint8 array of the shape its header states, [N, H, W] for images and [N] for labels.
-
-    Raises:
-      UserError: if the file is missing, not gzip, not IDX of bytes, or cut short.
-    """
+def _read_idx(path: str) -> np.ndarray:
+    """Reads a gzipped IDX file of bytes: uint8 [N, H, W] for images, [N] for labels."""
     try:
         with gzip.open(path) as file:
             content = file.read()
@@ -84,8 +73,8 @@ def read_idx_split(idx_dir: str | os.PathLike[str], split: str) -> tuple[np.ndar
       UserError: if a file is missing or broken, or images and labels do not belong together.
     """
     stem = Path(idx_dir) / _IDX_PREFIXES[split]
-    images = read_idx(f"{stem}-images-idx3-ubyte.gz")
-    labels = read_idx(f"{stem}-labels-idx1-ubyte.gz")
+    images = _read_idx(f"{stem}-images-idx3-ubyte.gz")
+    labels = _read_idx(f"{stem}-labels-idx1-ubyte.gz")
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise UserError(
             f"{stem}-*.gz: images {images.shape} and labels {labels.shape} do not belong together: "
@@ -157,19 +146,13 @@ def write_embedded(
         arrays[f"{split}_labels"] = labels[subset].astype(np.int32)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        # np.savez_compressed cannot set the level; 9 gives the smallest file.
-        with os.fdopen(handle, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w") as entry:
-                        np.lib.format.write_array(entry, array, allow_pickle=False)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return path
+    partial = path.with_name(path.name + ".partial")
+    # np.savez_compressed cannot set the level; 9 gives the smallest file.
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+    return partial.replace(path)
 
 
 def prepare_idx(
@@ -188,37 +171,25 @@ def prepare_idx(
     Raises:
       UserError: if the name is not valid, or the IDX files are missing or broken.
     """
+    import tensorflow_datasets as tfds  # here, since it takes seconds
+
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name!r} is no data set name: use a-z, 0-9 and _, a letter first")
     splits = {split: read_idx_split(idx_dir, split) for split in _IDX_PREFIXES}
-    builder = _idx_builder(name, data_dir, splits)
-    builder.download_and_prepare(file_format="array_record")
-    return Path(builder.data_dir)
-
-
-def _idx_builder(
-    name: str,
-    data_dir: str | os.PathLike[str],
-    splits: dict[str, tuple[np.ndarray, np.ndarray]],
-) -> Any:
-    """Returns a TFDS builder of these splits."""
-    import tensorflow_datasets as tfds  # here, since it takes seconds
+    names = tuple(map(str, range(NUM_CLASSES)))
+    names = FASHION_MNIST_CLASSES if name == "fashion_mnist" else names
 
     class IdxBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:
-            names = FASHION_MNIST_CLASSES
-            if name != "fashion_mnist":
-                names = tuple(str(label) for label in range(NUM_CLASSES))
             features = {
                 "image": tfds.features.Image(
                     shape=(*splits["train"][0].shape[1:], 1), encoding_format="png"
                 ),
                 "label": tfds.features.ClassLabel(names=names),
             }
-            return tfds.core.DatasetInfo(
-                builder=self,
+            return self.dataset_info_from_configs(
                 features=tfds.features.FeaturesDict(features),
                 supervised_keys=("image", "label"),
                 description=f"{name}, prepared from IDX files.",
@@ -233,26 +204,18 @@ def _idx_builder(
                 yield i, {"image": Image.fromarray(image), "label": int(label)}
 
     IdxBuilder.name = name
-    return IdxBuilder(data_dir=data_dir)
+    builder = IdxBuilder(data_dir=data_dir)
+    builder.download_and_prepare(file_format="array_record")
+    return Path(builder.data_dir)
 
 
-def prepare_official(
+def _prepare_official(
     name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Downloads an official TFDS data set and writes it as ArrayRecord; needs TensorFlow.
+    """Downloads an official TFDS data set and writes it as ArrayRecord; returns its folder.
 
-    Args:
-      name: TFDS name, with a config (`name/config`) if the set has several.
-      data_dir: TFDS folder to write to; the set appears there only when complete.
-      manual_dir: folder of the archives that must be fetched by hand for some sets, such as
-        imagenet2012; None for TFDS's default, data_dir/downloads/manual.
-
-    Returns:
-      The folder of the prepared set.
-
-    Raises:
-      UserError: if TensorFlow is missing, the name is unknown, archives that must be fetched by
-        hand are missing, or the set is already prepared in another format.
+    manual_dir holds the archives that must be fetched by hand for some sets, such as imagenet2012;
+    None is TFDS's default, data_dir/downloads/manual.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -317,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.idx_dir:
             path = prepare_idx(options.name, options.data_dir, options.idx_dir)
         else:
-            path = prepare_official(options.name, options.data_dir, options.manual_dir)
+            path = _prepare_official(options.name, options.data_dir, options.manual_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,30 +20,11 @@ class Source(Protocol):
       paths: the images' files; empty if images are not files of their own.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        ...
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Labels, int32 [N], or None."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per label, or none."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(H, W, C) of every image, or None."""
-        ...
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The images' files, or none."""
-        ...
+    name: str
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+    paths: tuple[Path, ...]
 
     def __len__(self) -> int: ...
 
@@ -89,46 +70,23 @@ def num_decode_threads() -> int:
 
 
 def fits(num_images: int, shape: tuple[int, int, int], memory_limit_mb: float) -> bool:
-    """Returns whether images may be held in memory.
-
-    Args:
-      num_images: how many.
-      shape: (H, W, C) of each image, one byte per value.
-      memory_limit_mb: limit in units of 2**20 bytes.
-
-    Returns:
-      True if all of them together take no more than the limit.
-    """
+    """Returns whether images of one shape (H, W, C) take no more than the limit, in 2**20 bytes."""
     return num_images * int(np.prod(shape)) <= memory_limit_mb * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
 class Subset:
     """Some images of a source, by index; satisfies Source."""
 
-    source: Source
-    indices: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-        return self.source.name
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, indices
+        self.name, self.class_names = source.name, source.class_names
+        self.image_shape = source.image_shape
 
     @property
     def labels(self) -> np.ndarray | None:
         """Labels of the chosen images, or None."""
         labels = self.source.labels
         return None if labels is None else labels[self.indices]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names of the source."""
-        return self.source.class_names
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """Shape of every image of the source, or None."""
-        return self.source.image_shape
 
     @property
     def paths(self) -> tuple[Path, ...]:

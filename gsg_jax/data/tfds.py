@@ -175,7 +175,10 @@ def open_tfds(
         )
     class_names, label_of = (), {}
     if multi_label:
-        class_names = _names_of_labels(name, features)
+        label = getattr(features.get("labels"), "feature", None)
+        if not isinstance(label, tfds.features.ClassLabel):
+            raise UserError(f"{name!r} has no feature 'labels' of classes: choose a set that has")
+        class_names = tuple(label.names)
         label_of = {"label_of": partial(multi_label_row, len(class_names))}
     elif isinstance(features.get("label"), tfds.features.ClassLabel):
         class_names = tuple(features["label"].names)
@@ -194,34 +197,25 @@ def open_tfds(
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
-    """Returns whether a TFDS data set is prepared on this machine.
-
-    Args:
-      name: as in open_tfds.
-      data_dir: as in open_tfds.
-    """
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
-
+    """Returns whether a TFDS data set, named as in open_tfds, is prepared on this machine."""
     try:
-        read_only_builder.builder_from_files(name, data_dir=_expanded(data_dir))
-    except tfds.core.DatasetNotFoundError:
+        _builder(name, data_dir)
+    except UserError:
         return False
     return True
 
 
 def prepared_names(data_dir: str) -> list[str]:
-    """Returns the names of the TFDS sets that are prepared on this machine.
-
-    Args:
-      data_dir: as in open_tfds.
-
-    Returns:
-      name or name/config of each, sorted.
-    """
+    """Returns name or name/config of each TFDS set that is prepared on this machine, sorted."""
     from tensorflow_datasets.core.utils import file_utils
 
-    return _prepared_names([str(path) for path in file_utils.list_data_dirs(_expanded(data_dir))])
+    found = (
+        path.relative_to(folder).parts[:-2]
+        for folder in file_utils.list_data_dirs(_expanded(data_dir))
+        for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
+        for path in Path(folder).glob(pattern)
+    )
+    return sorted({"/".join(parts) for parts in found})
 
 
 def multi_label_row(num_classes: int, record: dict[str, Any]) -> np.ndarray:
@@ -236,15 +230,6 @@ def multi_label_row(num_classes: int, record: dict[str, Any]) -> np.ndarray:
     row[record["labels"]] = 1 if sure is None else -1
     row[[] if sure is None else sure] = 1
     return row
-
-
-def _names_of_labels(name: str, features: dict[str, Any]) -> tuple[str, ...]:
-    import tensorflow_datasets as tfds
-
-    label = getattr(features.get("labels"), "feature", None)
-    if not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"{name!r} has no feature 'labels' of classes: choose a set that has")
-    return tuple(label.names)
 
 
 def _records(builder: Any, name: str, split: str, *, skip_decoding: list[str]) -> Any:
@@ -286,12 +271,11 @@ def _builder(name: str, data_dir: str) -> Any:
     from tensorflow_datasets.core import read_only_builder
     from tensorflow_datasets.core.utils import file_utils
 
-    data_dir = _expanded(data_dir)
     try:
-        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+        return read_only_builder.builder_from_files(name, data_dir=_expanded(data_dir))
     except tfds.core.DatasetNotFoundError as error:
-        looked = [str(path) for path in file_utils.list_data_dirs(data_dir)]
-        close = difflib.get_close_matches(name, _prepared_names(looked), n=3)
+        looked = [str(path) for path in file_utils.list_data_dirs(_expanded(data_dir))]
+        close = difflib.get_close_matches(name, prepared_names(data_dir), n=3)
         hint = f" Prepared there: {', '.join(close)}." if close else ""
         raise UserError(
             f"no data set {name!r} in {', '.join(looked)}.{hint} Prepare it with "
@@ -309,13 +293,3 @@ def _builder(name: str, data_dir: str) -> Any:
 def _expanded(data_dir: str) -> str | None:
     """Expands ~; returns None for TFDS's default folder."""
     return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
-
-
-def _prepared_names(data_dirs: list[str]) -> list[str]:
-    """Returns the names of the sets in these folders: name or name/config."""
-    names = set()
-    for data_dir in data_dirs:
-        for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json"):
-            found = (p.relative_to(data_dir).parts[:-2] for p in Path(data_dir).glob(pattern))
-            names.update("/".join(parts) for parts in found)
-    return sorted(names)

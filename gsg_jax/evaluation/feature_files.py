@@ -93,7 +93,7 @@ def write_features(
                 saved = time.monotonic()
     if is_writer:
         rows = np.load(rows_path, mmap_mode="r")
-        _save(path, LabelledFeatures(rows, labels_of(source), ids_of(source)))
+        save_features(path, LabelledFeatures(rows, labels_of(source), ids_of(source)))
         rows_path.unlink()
     meshes.wait_for_hosts(str(path))
     return read_features(path)
@@ -177,8 +177,9 @@ def _images_digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _save(path: pathlib.Path, features: LabelledFeatures) -> None:
+def save_features(path: pathlib.Path, features: LabelledFeatures, **more: Any) -> None:
+    """Writes a file of embeddings, and more arrays beside them, whole or not at all."""
     partial = path.with_suffix(".npz.partial")
     with partial.open("wb") as file:
-        np.savez(file, **features._asdict())
+        np.savez(file, **features._asdict(), **more)
     partial.replace(path)

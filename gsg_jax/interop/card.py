@@ -39,29 +39,32 @@ def model_card(
       how to load the file.
     """
     is_imported = (workdir / IMPORTED).is_dir()
+    lines = read_lines(workdir / "metrics.jsonl")
+    epochs = [line["epoch"] for line in lines if line["step"] <= step and "epoch" in line]
+    found = [line["knn_top1"] for line in lines if line.get("knn_top1") is not None]
+    figures = {"knn_top1": found[-1]} if found else {}
+    is_vit = run.model.backbone in VITS
+    sizes = ("patch_size", "pooling", "positions") if is_vit else ("width", "num_stages", "stem")
+    evaluation = workdir / "evaluation.json"
+    if evaluation.is_file():
+        figures["evaluation"] = read_object(evaluation)
     return {
         "method": run.method.name,
         "recipe": run.recipe,
         "data": run.data.name,
         "step": step,
-        "epochs": _epochs(workdir, step),
+        "epochs": epochs[-1] if epochs else None,
         "backbone": run.model.backbone,
-        "sizes": _sizes(run.model),
+        "sizes": {name: run.model[name] for name in sizes},
         "architecture": architecture(run),
         "image_size": run.views.size,
         "mean": list(run.views.mean),
         "std": list(run.views.std),
         "num_tensors": len(tensors),
-        "figures": _figures(workdir),
+        "figures": figures,
         "licence": "that of the imported weights" if is_imported else LICENCE,
         "load": _how_to_load(layout, run),
     }
-
-
-def _sizes(model: ml_collections.ConfigDict) -> dict[str, Any]:
-    is_vit = model.backbone in VITS
-    names = ("patch_size", "pooling", "positions") if is_vit else ("width", "num_stages", "stem")
-    return {name: model[name] for name in names}
 
 
 def architecture(run: ml_collections.ConfigDict) -> str | None:
@@ -89,21 +92,6 @@ def _how_to_load(layout: str, run: ml_collections.ConfigDict) -> str:
     return f"model = torchvision.models.{name}(); model.fc = torch.nn.Identity(); then strict=True"
 
 
-def _epochs(workdir: pathlib.Path, step: int) -> float | None:
-    lines = read_lines(workdir / "metrics.jsonl")
-    epochs = [line["epoch"] for line in lines if line.get("step", 0) <= step and "epoch" in line]
-    return epochs[-1] if epochs else None
-
-
-def _figures(workdir: pathlib.Path) -> dict[str, Any]:
-    """The newest k-NN accuracy of the run's log, and every evaluation."""
-    lines = read_lines(workdir / "metrics.jsonl")
-    found = [line["knn_top1"] for line in lines if line.get("knn_top1") is not None]
-    figures = {"knn_top1": found[-1]} if found else {}
-    evaluation = workdir / "evaluation.json"
-    return figures | ({"evaluation": read_object(evaluation)} if evaluation.is_file() else {})
-
-
 def write_folder(
     folder: pathlib.Path,
     tensors: Mapping[str, np.ndarray],
@@ -124,12 +112,13 @@ def write_folder(
     weights = folder / "model.safetensors"
     write_checkpoint(tensors, weights)
     size = card["image_size"]
+    channels = tensors.get("conv1.weight", tensors.get("patch_embed.proj.weight")).shape[1]
     settings = {
         "architecture": card["architecture"],
         "num_classes": 0,
-        "num_features": _num_features(tensors),
+        "num_features": [len(array) for array in tensors.values() if array.ndim == 1][-1],
         "pretrained_cfg": {
-            "input_size": [_channels(tensors), size, size],
+            "input_size": [channels, size, size],
             "fixed_input_size": run.model.backbone in VITS,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
@@ -143,46 +132,31 @@ def write_folder(
     return [weights, folder / "config.json", folder / "README.md"]
 
 
-def _num_features(tensors: Mapping[str, np.ndarray]) -> int:
-    if "norm.weight" in tensors:
-        return len(tensors["norm.weight"])
-    last = [name for name in tensors if name.startswith("layer") and ".bn" in name]
-    return len(tensors[last[-1]] if tensors[last[-1]].ndim else tensors[last[-2]])
-
-
-def _channels(tensors: Mapping[str, np.ndarray]) -> int:
-    name = "conv1.weight" if "conv1.weight" in tensors else "patch_embed.proj.weight"
-    return tensors[name].shape[1]
-
-
 def _readme(card: Mapping[str, Any]) -> str:
     """The model card for Hugging Face's hub: front matter, then the facts."""
     tag = "apache-2.0" if card["licence"] == LICENCE else "other"
     figures = card["figures"].get("knn_top1")
-    lines = [
-        "---",
-        "library_name: timm",
-        f"license: {tag}",
-        "pipeline_tag: image-feature-extraction",
-        "---",
-        "",
-        f"# {card['backbone']} by {card['method']}",
-        "",
-        "Pretrained without labels by gsg_jax; the pooled features of the backbone, no classifier.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| method, recipe | {card['method']}, {card['recipe']} |",
-        f"| images | {card['data']}, {card['image_size']} pixels |",
-        f"| steps, epochs | {card['step']}, {_or_unknown(card['epochs'])} |",
-        f"| k-NN top-1 of the run's log | {_or_unknown(figures)} |",
-        f"| mean, std | {card['mean']}, {card['std']} |",
-        f"| licence | {card['licence']} |",
-        "",
-        f"Load: `{card['load']}`",
-        "",
-    ]
-    return "\n".join(lines)
+    return f"""---
+library_name: timm
+license: {tag}
+pipeline_tag: image-feature-extraction
+---
+
+# {card["backbone"]} by {card["method"]}
+
+Pretrained without labels by gsg_jax; the pooled features of the backbone, no classifier.
+
+| | |
+|---|---|
+| method, recipe | {card["method"]}, {card["recipe"]} |
+| images | {card["data"]}, {card["image_size"]} pixels |
+| steps, epochs | {card["step"]}, {_or_unknown(card["epochs"])} |
+| k-NN top-1 of the run's log | {_or_unknown(figures)} |
+| mean, std | {card["mean"]}, {card["std"]} |
+| licence | {card["licence"]} |
+
+Load: `{card["load"]}`
+"""
 
 
 def _or_unknown(value: Any) -> str:

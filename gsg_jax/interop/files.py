@@ -69,7 +69,10 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
-    return {name: _as_ours(array) for name, array in tensors.items()}
+    return {
+        name: array if array.dtype.kind in "iubc" else array.astype(np.float32)
+        for name, array in tensors.items()
+    }
 
 
 def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
@@ -79,9 +82,11 @@ def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error) and "Unsupported" not in str(error):
             raise _cut_short(path, error) from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
             f"{path} holds more than tensors, which could run as code, and was not loaded "
-            f"({_culprit(error)}): save its state_dict alone, or as .safetensors"
+            f"({found[1] if found else 'a Python type'}): save its state_dict alone, or as "
+            ".safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _cut_short(path, error) from error
@@ -115,17 +120,6 @@ def _is_mapping_in(content: Any, key: str) -> bool:
 def _from_torch(tensor) -> np.ndarray:
     tensor = tensor.detach()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
-
-
-def _as_ours(array: np.ndarray) -> np.ndarray:
-    is_whole = array.dtype.kind in "iubc"
-    return array if is_whole else array.astype(np.float32)
-
-
-def _culprit(error: Exception) -> str:
-    """The type that a pickle needs, from PyTorch's error."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return found[1] if found else "a Python type"
 
 
 def _cut_short(path: pathlib.Path, error: Exception) -> UserError:

@@ -25,24 +25,13 @@ class Head(NamedTuple):
     last_bias: str = ""
 
 
-def projector_tensors(model: ml_collections.ConfigDict, last_norm: str = "") -> list[Tensor]:
-    """Lists the tensors of a projector; paths begin below "projector".
+def projector_tensors(num_layers: int, last_norm: str = "") -> list[Tensor]:
+    """Lists the tensors of a projector in PyTorch's order; paths begin below "projector".
 
     Args:
-      model: the config group.
+      num_layers: of linear layers, each with a norm.
       last_norm: name of the last norm if it is not a layer of the nn.Sequential.
-
-    Returns:
-      The tensors in PyTorch's order.
-
-    Raises:
-      UserError: if the layout has no names for it.
     """
-    check_travels(model)
-    return _projector(model.projector_layers, last_norm)
-
-
-def _projector(num_layers: int, last_norm: str) -> list[Tensor]:
     tensors = []
     for layer in range(1, num_layers + 1):
         is_last = layer == num_layers
@@ -52,13 +41,8 @@ def _projector(num_layers: int, last_norm: str) -> list[Tensor]:
     return tensors
 
 
-def predictor_tensors(model: ml_collections.ConfigDict) -> list[Tensor]:
+def predictor_tensors() -> list[Tensor]:
     """Lists the tensors of a predictor; paths begin below "predictor"."""
-    check_travels(model)
-    return _predictor()
-
-
-def _predictor() -> list[Tensor]:
     return [*linear("0", "linear1", has_bias=False), *norm("1", "bn1"), *linear("3", "linear2")]
 
 
@@ -85,7 +69,7 @@ def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
     num_layers = sum(bool(re.fullmatch(r"\d+\.weight", n)) and len(shapes[n]) == 2 for n in shapes)
     last = 3 * num_layers - 3
     last_bias = f"{last}.bias" if f"{last}.bias" in shapes else ""
-    expected = {tensor.name for tensor in _projector(num_layers, last_norm)}
+    expected = {tensor.name for tensor in projector_tensors(num_layers, last_norm)}
     if not num_layers or _without_counters(shapes) - {last_bias} != expected:
         return None
     hidden = {shapes[f"{number}.weight"][0] for number in range(0, last, 3)}
@@ -102,7 +86,7 @@ def infer_projector(shapes: Shapes, last_norm: str = "") -> Head | None:
 
 def infer_predictor(shapes: Shapes) -> Head | None:
     """Infers a predictor's sizes from its tensors; None if it is of another kind than ours."""
-    if _without_counters(shapes) != {tensor.name for tensor in _predictor()}:
+    if _without_counters(shapes) != {tensor.name for tensor in predictor_tensors()}:
         return None
     return Head({"predictor_hidden_width": shapes["0.weight"][0]})
 

@@ -11,6 +11,7 @@ import numpy as np
 from gsg_jax.console import UserError
 from gsg_jax.interop.backbones import Shapes, backbone_tensors, infer_backbone
 from gsg_jax.interop.heads import (
+    check_travels,
     infer_predictor,
     infer_projector,
     predictor_tensors,
@@ -140,7 +141,8 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
 
     last_biases = {}
     branches = {"backbone": backbone_tensors(model, channels)}
-    has_target = _has(shapes, layout.target_backbone, layout.names)
+    target = layout.target_backbone
+    has_target = target is not None and _num_named(shapes, target, layout.names) > 0
     for branch in ("projector", "predictor"):
         head = _infer_head(branch, shapes, layout)
         if head is None or model.head_norm != "batch" or model.num_prototypes:
@@ -152,9 +154,8 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
             mean = [t.name for t in branches[branch] if t.name.endswith("running_mean")][-1]
             for prefix in (layout.projector, layout.target_projector if has_target else None):
                 if prefix is not None:
-                    last_biases[prefix + head.last_bias] = (
-                        mean if layout.last_norm else prefix + mean
-                    )
+                    norm = mean if layout.last_norm else prefix + mean
+                    last_biases[prefix + head.last_bias] = norm
 
     tensors = list(_placed(branches, layout))
     target_tensors = list(_placed(branches, layout, "target_")) if has_target else []
@@ -175,7 +176,7 @@ def nearest_layout(shapes: Shapes) -> str:
       UserError: if no name matches any.
     """
     counts = {
-        name: sum(bool(re.match(re.escape(layout.backbone) + layout.names, key)) for key in shapes)
+        name: _num_named(shapes, layout.backbone, layout.names)
         + any(key.startswith(layout.last_norm + ".") for key in shapes if layout.last_norm)
         for name, layout in LAYOUTS.items()
     }
@@ -255,18 +256,15 @@ def _placed(branches: Mapping[str, list[Tensor]], layout: Layout, of: str = "") 
 def _below(shapes: Shapes, prefix: str, is_numbered: bool = False) -> dict[str, tuple[int, ...]]:
     """The shapes below a prefix, by names without it."""
     below = {key.removeprefix(prefix): s for key, s in shapes.items() if key.startswith(prefix)}
-    if not is_numbered:
-        return below
-    children = {number: child for child, number in NUMBERED.items()}
-    parts = {key: key.partition(".") for key in below}
+    children = {number: child for child, number in NUMBERED.items()} if is_numbered else {}
     return {
-        f"{children.get(number, number)}.{rest}": below[key]
-        for key, (number, _, rest) in parts.items()
+        re.sub(r"^\d+(?=\.)", lambda number: children.get(number[0], number[0]), key): shape
+        for key, shape in below.items()
     }
 
 
-def _has(shapes: Shapes, prefix: str | None, names: str) -> bool:
-    return prefix is not None and any(re.match(re.escape(prefix) + names, key) for key in shapes)
+def _num_named(shapes: Shapes, prefix: str, names: str) -> int:
+    return sum(bool(re.match(re.escape(prefix) + names, key)) for key in shapes)
 
 
 def _infer_head(branch: str, shapes: Shapes, layout: Layout):
@@ -282,9 +280,10 @@ def _infer_head(branch: str, shapes: Shapes, layout: Layout):
 
 
 def _head_tensors(branch: str, model: ml_collections.ConfigDict, layout: Layout) -> list[Tensor]:
+    check_travels(model)
     if branch == "predictor":
-        return predictor_tensors(model)
-    return projector_tensors(model, layout.last_norm)
+        return predictor_tensors()
+    return projector_tensors(model.projector_layers, layout.last_norm)
 
 
 def _check_names(

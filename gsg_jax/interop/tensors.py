@@ -47,15 +47,11 @@ def _patches_to_flax(weight: np.ndarray) -> np.ndarray:
     return weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
 KINDS = {
-    "vector": Kind(_same, _same),  # [C], and other arrays with one layout on both sides
-    "linear": Kind(
-        lambda weight: weight.T, lambda kernel: kernel.T
-    ),  # [out, in] there, [in, out] here
+    # [C], and other arrays with one layout on both sides
+    "vector": Kind(lambda array: array, lambda array: array),
+    # [out, in] there, [in, out] here
+    "linear": Kind(lambda weight: weight.T, lambda kernel: kernel.T),
     "conv": Kind(  # [out, in, h, w] there, [h, w, in, out] here
         lambda weight: weight.transpose(2, 3, 1, 0), lambda kernel: kernel.transpose(3, 2, 0, 1)
     ),
@@ -73,15 +69,7 @@ def linear(name: str, *path: str, has_bias: bool = True) -> list[Tensor]:
 
 def norm(name: str, *path: str, is_affine: bool = True, has_statistics: bool = True) -> list:
     """The tensors of a normalisation layer."""
-    tensors = []
-    if is_affine:
-        tensors += [
-            Tensor(f"{name}.weight", "params", (*path, "scale"), "vector"),
-            Tensor(f"{name}.bias", "params", (*path, "bias"), "vector"),
-        ]
-    if has_statistics:
-        tensors += [
-            Tensor(f"{name}.running_mean", "batch_stats", (*path, "mean"), "vector"),
-            Tensor(f"{name}.running_var", "batch_stats", (*path, "var"), "vector"),
-        ]
-    return tensors
+    affine = [("weight", "params", "scale"), ("bias", "params", "bias")]
+    statistics = [("running_mean", "batch_stats", "mean"), ("running_var", "batch_stats", "var")]
+    parts = affine * is_affine + statistics * has_statistics
+    return [Tensor(f"{name}.{of}", group, (*path, key), "vector") for of, group, key in parts]

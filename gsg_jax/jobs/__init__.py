@@ -1,6 +1,7 @@
 """JOBS: what `python -m gsg_jax.main` can do, by the name in `config.job`; one file for each.
 
-A job takes its config and the folder it may write to, and returns the figures of its last line.
+A job takes its config, of the file of its name in configs/, and the folder it may write to, and
+returns the figures of its last line.
 """
 
 from gsg_jax.jobs.evaluate_all import run_every_evaluation

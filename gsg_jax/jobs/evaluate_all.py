@@ -1,5 +1,6 @@
 """The job that runs every evaluation of one checkpoint and writes one file and one table."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -33,11 +34,8 @@ def run_every_evaluation(
 ) -> dict[str, Any]:
     """Runs every evaluation of one checkpoint, one after another.
 
-    Figures are saved after each evaluation: a stopped job resumes after the last one saved.
-
-    Args:
-      config: of configs/evaluate_all.py.
-      workdir: gets evaluation.json, evaluation.md, features/ and finetune/.
+    Figures are saved in evaluation.json and .md after each evaluation: a stopped job resumes after
+    the last one saved. Embeddings are kept in features/, fine-tuning in finetune/.
 
     Returns:
       The job's last line: the figures of all.
@@ -62,15 +60,6 @@ class Evaluation:
     """All evaluations of one checkpoint and the file that keeps them."""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
-        """Opens images and checkpoint.
-
-        Args:
-          config: checked.
-          workdir: of evaluation.json.
-
-        Raises:
-          UserError: if there is no run, checkpoint, label or test split.
-        """
         self.config, self.workdir = config, workdir
         self.path = workdir / "evaluation.json"
         self.run_config = read_run(config)
@@ -78,7 +67,6 @@ class Evaluation:
         self.test = open_test(self.run_config, needs_test=True)
         check_bank(config, len(self.train), has_test=True)
         self.encoder = open_encoder(config, self.run_config, self.train)
-        self._labelled = None
         self.labelled_parts = {}
         for share in config.finetune_labels if "finetune" in config.parts else ():
             part = official_part(self.run_config, share)
@@ -91,11 +79,11 @@ class Evaluation:
         settings = json.loads(as_json(self.config)) | {"digest": self.encoder.digest}
         for key in ("pretrained", "parts"):  # the digest identifies the encoder, the file its parts
             settings.pop(key)
-        found = self._found(settings)
+        found, options = self._found(settings), self.config.eval
         meshes.wait_for_hosts("the figures are looked at")
         self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
-            "knn": self._knn,
+            "knn": lambda: score_by_knn(self.labelled, options.knn_k, options.knn_temperature),
             "probe": lambda: score_by_probe(self.labelled, self.config, "linear"),
             "lbfgs": lambda: score_by_lbfgs(self.labelled, self.config, "lbfgs"),
             "finetune": self._finetune,
@@ -113,17 +101,12 @@ class Evaluation:
         say(f"the figures are in {self.path} and {self.path.with_suffix('.md').name}")
         return {"job": "evaluate_all", **self.encoder.about, **figures}
 
-    @property
+    @functools.cached_property
     def labelled(self) -> Labelled:
-        """Embeddings of both splits, computed once."""
-        if self._labelled is None:
-            self._labelled = Labelled(
-                self._features("train", self.train),
-                self._features("test", self.test),
-                self.train.class_names,
-                self.encoder.about,
-            )
-        return self._labelled
+        """Embeddings of both splits."""
+        train = self._features("train", self.train)
+        test = self._features("test", self.test)
+        return Labelled(train, test, self.train.class_names, self.encoder.about)
 
     def _features(self, split: str, source: Source) -> LabelledFeatures:
         path = self.workdir / "features" / f"{split}.npz"
@@ -131,9 +114,6 @@ class Evaluation:
         features = features_in_file(path, self.encoder, source, split, batch_size)
         check_finite(features.h, str(path))
         return features
-
-    def _knn(self) -> dict[str, Any]:
-        return score_by_knn(self.labelled, self.config.eval.knn_k, self.config.eval.knn_temperature)
 
     def _finetune(self) -> dict[str, Any]:
         figures = {}
@@ -162,15 +142,7 @@ class Evaluation:
 
 
 def as_markdown(about: dict[str, Any], figures: dict[str, Any]) -> str:
-    """The figures as a Markdown table, shares in percent.
-
-    Args:
-      about: method, encoder, step.
-      figures: of the evaluations; an interval is NAME_interval.
-
-    Returns:
-      The text of a file.
-    """
+    """The figures as a Markdown table, shares in percent; the interval of NAME is NAME_interval."""
     title = ", ".join(f"{key} {value}" for key, value in about.items())
     lines = [f"# Evaluation: {title}", "", "| figure | % | 95 % interval |", "|---|---|---|"]
     for name, value in figures.items():

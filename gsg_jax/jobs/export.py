@@ -26,11 +26,7 @@ SUFFIXES = {"detectron2": (".pkl",), "onnx": (".onnx",)}
 
 
 def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Writes the newest checkpoint of a run in a layout of PyTorch's libraries.
-
-    Args:
-      config: of configs/export.py.
-      workdir: not read; the file is written to config.output.
+    """Writes the newest checkpoint of a run in a layout of PyTorch's libraries, to config.output.
 
     Returns:
       The job's last line: the layout, the files, and how many tensors they hold.
@@ -59,10 +55,17 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
             f"--config.output={config.output}: timm has no {run.model.backbone} of these sizes and "
             "could not load a folder; give a file"
         )
-    if output.suffix:
-        files = _write_file(output, tensors, run, card, config.layout, wrapper)
-    else:
+    files = [output, _card_path(output)]
+    if not output.suffix:
         files = write_folder(output, tensors, card, run)
+    elif config.layout == "detectron2":
+        write_detectron(tensors, output)
+    elif config.layout == "onnx":
+        write_onnx(tensors, run, output)
+    else:
+        write_checkpoint(tensors, output, wrapper)
+    if output.suffix:
+        write_atomically(_card_path(output), json.dumps(card, indent=2) + "\n")
     say(card["load"])
     return {
         "job": "export",
@@ -93,25 +96,6 @@ def _as_reference(
     if about["is_parallel"]:
         tensors = {PARALLEL + name: array for name, array in tensors.items()}
     return tensors, about["wrapper"]
-
-
-def _write_file(
-    output: pathlib.Path,
-    tensors: dict[str, np.ndarray],
-    run: ml_collections.ConfigDict,
-    card: dict[str, Any],
-    layout: str,
-    wrapper: str,
-) -> list[pathlib.Path]:
-    """Writes the weights and, beside them, their card; returns both paths."""
-    if layout == "detectron2":
-        write_detectron(tensors, output)
-    elif layout == "onnx":
-        write_onnx(tensors, run, output)
-    else:
-        write_checkpoint(tensors, output, wrapper)
-    write_atomically(_card_path(output), json.dumps(card, indent=2) + "\n")
-    return [output, _card_path(output)]
 
 
 def _checked_output(config: ml_collections.ConfigDict) -> pathlib.Path:

@@ -15,9 +15,7 @@ from gsg_jax.evaluation.feature_files import LabelledFeatures, write_features
 def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Embeds splits of a set of images by a backbone.
 
-    Args:
-      config: of configs/features.py.
-      workdir: gets SPLIT.npz (h, label, id) for each split; a stopped job resumes there.
+    Each is written to SPLIT.npz (h, label, id); a stopped job resumes there.
 
     Returns:
       The job's last line: num_images and width of the embeddings, and the files.
@@ -53,17 +51,7 @@ def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
 def features_in_file(
     path: pathlib.Path, encoder: Encoder, source: Source, split: str, batch_size: int
 ) -> LabelledFeatures:
-    """Embeddings of a split, read from their file or written to it.
-
-    Args:
-      path: the .npz file.
-      encoder: embeds them.
-      source: the images.
-      split: its name.
-      batch_size: images at a time.
-
-    Returns:
-      The contents of the file.
+    """Embeddings of a split's images, read from their .npz file or written to it.
 
     Raises:
       UserError: if the file is of another encoder or of other images.

@@ -34,9 +34,7 @@ DIVERGED = -1.0
 def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Fine-tunes a backbone with a linear classifier behind it.
 
-    Args:
-      config: of configs/finetune.py.
-      workdir: gets checkpoints and the sweep's figures; a stopped job resumes there.
+    Checkpoints and the sweep's figures are written; a stopped job resumes there.
 
     Returns:
       The job's last line: finetune_top1, finetune_top5 and finetune_mean_per_class, each with the
@@ -134,7 +132,7 @@ def tune(
     Raises:
       UserError: if every pair of learning rates diverged.
     """
-    rates = choose_rates(encoder, train, config, folder)
+    rates = _chosen_rates(encoder, train, config, folder)
     training = _run(encoder, train, config, rates)
     state = training.train(folder / "chosen", prefix)
     scores = training.scores(state, test, config.eval.batch_size)
@@ -146,22 +144,12 @@ def tune(
     }
 
 
-def choose_rates(
+def _chosen_rates(
     encoder: Encoder, train: Source, config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> tuple[float, float]:
-    """The learning rates of backbone and head that are best on held-out training images.
+    """The pair (backbone's, head's) that is best on held-out images, the first among equals.
 
-    Args:
-      encoder: where each training starts.
-      train: images whose labels may be used; some are held out.
-      config: reads optim, views, data, eval and run.
-      folder: gets sweep.json, one figure a pair; pairs found there are not trained again.
-
-    Returns:
-      (backbone's, head's), per 256 images; the first among equals.
-
-    Raises:
-      UserError: if every pair diverged.
+    Figures are kept in sweep.json; pairs found there are not trained again.
     """
     pairs = _pairs(config)
     if len(pairs) == 1:

@@ -1,10 +1,9 @@
 """The import job: a PyTorch checkpoint becomes a run that can be evaluated and trained."""
 
-import contextlib
 import pathlib
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -30,11 +29,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Turns a PyTorch checkpoint into a run at step 0.
-
-    Args:
-      config: of configs/import_torch.py.
-      workdir: of the new run; must not hold one.
+    """Turns a PyTorch checkpoint into a run at step 0, in a folder that holds none.
 
     Returns:
       The job's last line: layout, method and backbone, how many tensors have a place in the run,
@@ -69,11 +64,15 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     run = resolve(run)
 
     state, placed, fresh = _filled(run, found, file.tensors, path)
-    with _whole_or_nothing(workdir):
+    try:
         write_imported(workdir, file, found, placed)
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(state, None)
         write_record(workdir / "config.json", run)  # last: without it the folder is no run
+    except BaseException:
+        for name in (IMPORTED, "checkpoints"):
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        raise
     for branch in fresh:
         say(f"{branch}: the checkpoint has none that fits {method}; it is initialised anew")
     command = ["python", "-m", "gsg_jax.main", f"--config={run_config}", f"--workdir={workdir}"]
@@ -90,17 +89,6 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     }
 
 
-@contextlib.contextmanager
-def _whole_or_nothing(workdir: pathlib.Path) -> Iterator[None]:
-    """Removes what was written if not all of it could be."""
-    try:
-        yield
-    except BaseException:
-        for name in (IMPORTED, "checkpoints"):
-            shutil.rmtree(workdir / name, ignore_errors=True)
-        raise
-
-
 def _filled(
     run: ml_collections.ConfigDict,
     found: Found,
@@ -115,7 +103,7 @@ def _filled(
     experiment = build_experiment(run, num_steps=1, steps_per_epoch=1)
     everywhere = replicated(all_devices())
     init = partial(init_state, experiment, found.channels)
-    _check_shapes(jax.eval_shape(init), found, tensors, path)
+    _check_tensors(jax.eval_shape(init), found, tensors, path)
     state = jax.jit(init, out_shardings=everywhere)()
     groups = {name: _copied(getattr(state, name)) for name in ("params", "batch_stats")}
     mine = [t for t in found.tensors if t.path[0] in groups["params"]]
@@ -157,33 +145,13 @@ def _put(
     return {tensor.name for tensor in places}
 
 
-def _check_shapes(
+def _check_tensors(
     like: TrainState, found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path
 ) -> None:
-    """Raises UserError if a tensor does not fit the network that the names describe."""
+    """Raises UserError if a tensor is not finite floats of the network that the names describe."""
     wrong = []
-    _check_values(found, tensors, path)
     for tensor in [*found.tensors, *found.target_tensors]:
-        here = getattr(like, tensor.group)
-        if tensor.path[0] not in here:
-            continue
-        for key in tensor.path:
-            here = here[key]
-        expected = jax.eval_shape(KINDS[tensor.kind].to_torch, here).shape
-        if expected != (shape := tensors[tensor.name].shape):
-            wrong.append(f"{tensor.name} is {shape}, not {expected}")
-    if wrong:
-        more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{path}: {wrong[0]}{more}: the checkpoint is not of the network that its names "
-            "describe; give one of our ResNets or ViTs"
-        )
-
-
-def _check_values(found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-    """Raises UserError if a weight is not a finite float."""
-    for tensor in [*found.tensors, *found.target_tensors]:
-        array = tensors[tensor.name]
+        array, here = tensors[tensor.name], getattr(like, tensor.group)
         if array.dtype != np.float32:
             raise UserError(f"{path}: {tensor.name} is {array.dtype}: give floats")
         if not np.isfinite(array).all():
@@ -191,6 +159,19 @@ def _check_values(found: Found, tensors: Mapping[str, np.ndarray], path: pathlib
                 f"{path}: {tensor.name} holds NaN or inf, or is beyond float32: give a checkpoint "
                 "from before the training diverged"
             )
+        if tensor.path[0] not in here:
+            continue
+        for key in tensor.path:
+            here = here[key]
+        expected = jax.eval_shape(KINDS[tensor.kind].to_torch, here).shape
+        if expected != array.shape:
+            wrong.append(f"{tensor.name} is {array.shape}, not {expected}")
+    if wrong:
+        more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{path}: {wrong[0]}{more}: the checkpoint is not of the network that its names "
+            "describe; give one of our ResNets or ViTs"
+        )
 
 
 def _flags(run: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -> list[str]:

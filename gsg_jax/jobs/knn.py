@@ -12,11 +12,7 @@ from gsg_jax.evaluation.labelled import Labelled, labelled_features
 
 
 def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Scores embeddings by k-NN.
-
-    Args:
-      config: of configs/knn.py.
-      workdir: unused; nothing is written.
+    """Scores embeddings by k-NN; nothing is written.
 
     Returns:
       The job's last line: knn_top1, of the first k, and knn_top1_k<k> for each.

@@ -26,9 +26,7 @@ TOP1 = partial(top_k_accuracy, k=1)
 def classify_linearly(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores embeddings, or a frozen backbone, by a linear classifier.
 
-    Args:
-      config: of configs/linear.py.
-      workdir: gets checkpoints if protocol is "images"; otherwise nothing is written.
+    Checkpoints are written if protocol is "images"; otherwise nothing is.
 
     Returns:
       The job's last line: linear_top1, linear_top5 and linear_mean_per_class, each with the

@@ -19,10 +19,6 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     The run does not depend on its report: a report that is stopped or cannot be written is reported
     in one line. On several hosts such an error ends the job, because the others may wait.
 
-    Args:
-      config: of configs/, with its overrides.
-      workdir: DIR.
-
     Returns:
       The job's last line: the figures of `pretrain`.
 

@@ -30,10 +30,6 @@ METRICS = {
 def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores embeddings of other sets by logistic regression, each by its own metric.
 
-    Args:
-      config: of configs/transfer.py.
-      workdir: unused; nothing is written.
-
     Returns:
       The job's last line: transfer_<set>_<metric>, its interval and its l2 for every set on the
       machine; the names of missing sets; and sets that cannot be scored, with the reason (a

@@ -4,6 +4,7 @@ No plotting library offers all that a page needs: colours that follow light and 
 a phone, figures that a screen reader finds, and 10 KB a chart.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -212,18 +213,14 @@ def _finite(line: Line, log_y: bool) -> Line:
 def _axes(place: _Place, x_name: str) -> Markup:
     parts, bottom = [], HEIGHT - BOTTOM
     grid = Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}">{}</text>')
+    text = Markup('<text class="x" x="{}" y="{}">{}</text>')
     for value in place.ticks_y:
         y = place.y(value)
         parts.append(grid.format(LEFT, y, WIDTH - RIGHT, LEFT - 6, y + 4, _tick(value)))
     for value in ticks(place.x0, place.x1, 5):
         if place.x0 <= value <= place.x1:
-            parts.append(
-                Markup('<text class="x" x="{}" y="{}">{}</text>').format(
-                    place.x(value), bottom + 15, _tick(value)
-                )
-            )
-    name = Markup('<text class="x" x="{}" y="{}">{}</text>')
-    parts.append(name.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 2, x_name))
+            parts.append(text.format(place.x(value), bottom + 15, _tick(value)))
+    parts.append(text.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 2, x_name))
     return Markup('<g aria-hidden="true">{}</g>').format(Markup("").join(parts))
 
 
@@ -238,23 +235,16 @@ def _line(place: _Place, line: Line, number: int) -> Markup:
     if line.is_level:
         level = line.points[0][1]
         return Markup('<path {} d="M{} {}H{}"/>').format(style, LEFT, place.y(level), WIDTH - RIGHT)
-    path, dots, is_drawing = [], [], False
-    for i, (x, y) in enumerate(line.points):
-        if math.isnan(y):
-            is_drawing = False
+    path, dots = "", Markup("")
+    dot = Markup('<circle cx="{}" cy="{}" r="2.5" style="fill:var(--c{})"/>')
+    for is_gap, stretch in itertools.groupby(line.points, lambda point: math.isnan(point[1])):
+        if is_gap:
             continue
-        before_gap = i + 1 == len(line.points) or math.isnan(line.points[i + 1][1])
-        if not is_drawing and before_gap:  # a point alone
-            dots.append((place.x(x), place.y(y)))
-        path.append(f"{'L' if is_drawing else 'M'}{place.x(x):g} {place.y(y):g}")
-        is_drawing = True
-    alone = Markup("").join(
-        Markup('<circle cx="{}" cy="{}" r="2.5" style="fill:var(--c{})"/>').format(
-            x, y, colour(number)
-        )
-        for x, y in dots
-    )
-    return Markup('<path {} d="{}"/>').format(style, "".join(path)) + alone
+        places = [(place.x(x), place.y(y)) for x, y in stretch]
+        path += "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
+        if len(places) == 1:  # a point alone
+            dots += dot.format(*places[0], colour(number))
+    return Markup('<path {} d="{}"/>').format(style, path) + dots
 
 
 def _in_words(lines: Sequence[Line], x_name: str) -> str:
@@ -284,24 +274,13 @@ def _table(lines: Sequence[Line], x_name: str) -> tuple[tuple[str, ...], tuple]:
     xs = sorted({x for points in by_x for x in points}) or [0.0]
     constant = tuple(figure(line.points[0][1]) for line in levels)
     return head, tuple(
-        (
-            figure(x),
-            *(figure(points[x]) if x in points else "" for points in by_x),
-            *constant,
-        )
+        (figure(x), *(figure(points[x]) if x in points else "" for points in by_x), *constant)
         for x in xs
     )
 
 
 def bar(share: float) -> Markup:
-    """Draws a bar beside a figure of a table; screen readers skip it.
-
-    Args:
-      share: in [0, 1].
-
-    Returns:
-      HTML.
-    """
+    """Draws a share in [0, 1] as a bar beside a figure of a table; screen readers skip it."""
     return Markup('<span class="bar" aria-hidden="true" style="width:{}%"></span>').format(
         escape(f"{100 * share:.1f}")
     )

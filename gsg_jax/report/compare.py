@@ -1,12 +1,11 @@
 """`python -m gsg_jax.report.compare DIR DIR ...`: runs side by side, on a terminal and in a page.
 
-Prints two tables on standard error: the keys in which the configs differ, and the runs' last
-figures. Writes both tables, and a chart of each figure over all runs, to --output. The last line
-of standard output is one JSON object of the figures. Exit status: 0 done, 1 failed with one clear
-line, 2 wrong usage.
+The last line of standard output is one JSON object of the runs' last figures. Exit status: 0 done,
+1 failed with one clear line, 2 wrong usage.
 """
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -54,20 +53,13 @@ class Comparison(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Compares runs.
-
-    Args:
-      argv: the command line without the program's name.
-
-    Returns:
-      The exit status.
-    """
+    """Compares the runs of a command line; returns the exit status."""
     arguments = parse(argv)
     try:
         records = [read_run_record(folder) for folder in arguments.workdirs]
         comparison = compare(records)
         show(comparison)
-        write_page(arguments.output, comparison, records)
+        _write_page(arguments.output, comparison, records)
     except (UserError, OSError) as error:
         say(f"error: {' '.join(str(error).splitlines())}")
         return 1
@@ -112,14 +104,7 @@ def _path(text: str) -> pathlib.Path:
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
-    """Compares the figures and the configs of runs.
-
-    Args:
-      records: of two or more runs.
-
-    Returns:
-      The differing keys and the figures.
-    """
+    """Compares the figures and the configs of two or more runs."""
     configs = [flat(record.config) for record in records]
     keys = dict.fromkeys(key for config in configs for key in config)
     differences = {}
@@ -128,16 +113,13 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         if len(set(values)) > 1:
             differences[key] = values
     figures = [_figures(record) for record in records]
-    known = dict.fromkeys((*FIRST, *(name for of in figures for name in of)))
+    logged = dict.fromkeys(name for of in figures for name in of)
+    known = dict.fromkeys([name for name in FIRST if name in logged]) | logged
     names = run_names([record.workdir for record in records])
     return Comparison(
         names,
         differences,
-        {
-            name: [of.get(name) for of in figures]
-            for name in known
-            if any(name in of for of in figures)
-        },
+        {name: [of.get(name) for of in figures] for name in known},
         [
             f"{name}: {sentence}"
             for name, record in zip(names, records, strict=True)
@@ -156,21 +138,12 @@ def run_names(folders: Sequence[pathlib.Path]) -> list[str]:
       A name for each, all different.
     """
     parts = [folder.resolve().parts for folder in folders]
-    names = [of[-1] for of in parts]
-    length = 1
-    while len(set(names)) < len(names):
-        length += 1
-        names = ["/".join(of[-length:]) for of in parts]
-    return names
+    ends = (["/".join(of[-length:]) for of in parts] for length in itertools.count(1))
+    return next(names for names in ends if len(set(names)) == len(names))
 
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints the comparison on a terminal.
-
-    Args:
-      comparison: of runs.
-      console: standard error by default.
-    """
+    """Prints the comparison on a terminal, by default on standard error."""
     console = console or Console(stderr=True, highlight=False)
     if comparison.differences:
         table = Table("key", *map(escape, comparison.names), title="Where the configs differ")
@@ -180,21 +153,22 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     else:
         console.print("The configs are the same.")
     table = Table("figure", *map(escape, comparison.names), title="Last figures of the runs")
-    for name, values in comparison.figures.items():
-        table.add_row(name, *("" if v is None else figure(v) for v in values))
+    for row in _rows(comparison):
+        table.add_row(*row)
     console.print(table)
     for sentence in comparison.missing:
         console.print(Text(sentence))
 
 
-def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[RunRecord]) -> None:
-    """Writes the comparison as one HTML file that needs no network.
+def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [
+        (name, *("" if value is None else figure(value) for value in values))
+        for name, values in comparison.figures.items()
+    ]
 
-    Args:
-      path: of the file; its folder is made.
-      comparison: of the runs.
-      records: of the same runs.
-    """
+
+def _write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[RunRecord]) -> None:
+    """Writes the comparison as one HTML file that needs no network."""
     sections = {
         ("missing", "What is missing"): comparison.missing,
         ("differences", "Differences"): True,
@@ -208,10 +182,7 @@ def write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[Run
         sections=[section for section, content in sections.items() if content],
         missing=comparison.missing,
         differences=[(key, *values) for key, values in comparison.differences.items()],
-        figures=[
-            (name, *("" if v is None else figure(v) for v in values))
-            for name, values in comparison.figures.items()
-        ],
+        figures=_rows(comparison),
         charts=charts,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

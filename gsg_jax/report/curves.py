@@ -58,14 +58,7 @@ SHARES = ("Closest of the four view pairs", "Waiting for data")  # drawn from 0 
 
 
 def curves(record: RunRecord) -> list[Chart]:
-    """Draws the charts of one run.
-
-    Args:
-      record: of the run.
-
-    Returns:
-      A chart for each logged figure; those in CHARTS come first.
-    """
+    """Draws a chart for each logged figure of a run; those in CHARTS come first."""
     axis = _Axis([record])
     charts = []
     for title, names, note in (*CHARTS, *SPEED):
@@ -84,14 +77,11 @@ def curves(record: RunRecord) -> list[Chart]:
 
 
 def curves_of_several(records: Sequence[RunRecord], names: Sequence[str]) -> list[Chart]:
-    """Draws each figure of several runs in one chart.
+    """Draws a chart for each figure that at least one of several runs has logged.
 
     Args:
       records: of the runs.
       names: of the runs, for the legend.
-
-    Returns:
-      A chart for each figure that at least one run has logged.
     """
     axis = _Axis(records)
     known = {name: (title, note) for title, of, note in (*CHARTS, *SPEED) for name, _ in of}
@@ -101,10 +91,8 @@ def curves_of_several(records: Sequence[RunRecord], names: Sequence[str]) -> lis
     for figure in (*known, *others):
         title, note = known.get(figure, (figure, ""))
         title = title if figure in alone or figure in others else f"{title}: {figure}"
-        lines = [
-            Line(name, axis.points(record, figure))
-            for record, name in zip(records, names, strict=True)
-        ]
+        runs = zip(names, records, strict=True)
+        lines = [Line(name, axis.points(record, figure)) for name, record in runs]
         charts.append(axis.chart(title, lines, note))
     return [chart for chart in charts if chart]
 

@@ -1,5 +1,6 @@
 """What embeddings show: maps, clusters, spectrum, neighbours, confusion."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +87,10 @@ def embedding_maps(h: np.ndarray, *, seed: int, umap: bool) -> dict[str, np.ndar
     )
     places = [tsne.fit_transform(channels), principal_components(unit, 2)]
     if umap:
-        places.append(_umap(channels, seed))
+        from umap import UMAP
+
+        num = min(15, len(channels) - 1)
+        places.append(UMAP(n_neighbors=num, random_state=seed, n_jobs=1).fit_transform(channels))
     return {name: place.astype(np.float32) for name, place in zip(names, places, strict=True)}
 
 
@@ -99,13 +103,6 @@ def check_umap() -> None:
             f"--config.report.umap=true needs umap-learn ({error}): pip install 'gsg_jax[report]', "
             "or leave it out"
         ) from error
-
-
-def _umap(channels: np.ndarray, seed: int) -> np.ndarray:
-    from umap import UMAP
-
-    num = min(15, len(channels) - 1)
-    return UMAP(n_neighbors=num, random_state=seed, n_jobs=1).fit_transform(channels)
 
 
 def clusters(h: np.ndarray, *, seed: int) -> np.ndarray:
@@ -195,14 +192,8 @@ def _by_turns(labels: np.ndarray, num: int) -> list[int]:
         by_class.setdefault(int(labels[row]), []).append(int(row))
     if len(by_class) == 1:
         return list(dict.fromkeys(np.linspace(0, len(labels) - 1, num).round().astype(int)))
-    turns = max(map(len, by_class.values()))
-    rows = [
-        by_class[label][turn]
-        for turn in range(turns)
-        for label in sorted(by_class)
-        if turn < len(by_class[label])
-    ]
-    return rows[:num]
+    turns = itertools.zip_longest(*(by_class[label] for label in sorted(by_class)))
+    return [row for turn in turns for row in turn if row is not None][:num]
 
 
 class Confusion(NamedTuple):

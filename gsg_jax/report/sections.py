@@ -303,12 +303,9 @@ def _cards(
     record: RunRecord, embedded: Embedded | None, confusion: embeddings.Confusion | None
 ) -> list[tuple[str, str]]:
     """The figures of the headline."""
-
-    def last(name: str) -> float | None:
-        return next((line[name] for line in reversed(record.lines) if name in line), None)
-
+    last = {name: value for line in record.lines for name, value in line.items()}
     shares = {
-        "k-NN accuracy": last("knn_top1"),
+        "k-NN accuracy": last.get("knn_top1"),
         "untrained": record.baselines.get("knn_top1_untrained"),
         "raw pixels": record.baselines.get("knn_top1_pixels"),
     }
@@ -320,7 +317,7 @@ def _cards(
     if record.lines:
         cards.append(("step", f"{record.lines[-1]['step']:,}"))
     for name, text in (("loss", "loss"), ("embedding_rank", "effective rank")):
-        if _is_some(value := last(name)):
+        if _is_some(value := last.get(name)):
             cards.append((text, figure(value)))
     seconds = record.clock[-1].get("train_seconds") if record.clock else None
     if seconds and math.isfinite(seconds):

@@ -1,10 +1,8 @@
 """`python -m gsg_jax.search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
 
---image finds the images most similar to one, --duplicates those that are nearly the same, and
---outliers those that are unlike all others. Each prints a table on standard error, writes a contact
-sheet and ends standard output with one JSON object. Exit status: 0 done, 1 failed with one clear
-line, 2 wrong usage. Images are only read; everything but a --sheet elsewhere is written to
-DIR/search/.
+Each mode prints a table on standard error, writes a contact sheet and ends standard output with one
+JSON object. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage. Images are only read;
+everything but a --sheet elsewhere is written to DIR/search/.
 """
 
 import argparse
@@ -13,7 +11,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import ml_collections
 import numpy as np
@@ -21,7 +19,7 @@ from absl import logging as absl_logging
 from rich.console import Console
 
 from gsg_jax.config.evaluations import evaluation
-from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.console import UsageError, UserError, explain, say
 from gsg_jax.data.crops import EVAL_RESIZE
 from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.compile_cache import use_compile_cache
@@ -52,46 +50,19 @@ MODES = {
 }
 
 
-class Searched(NamedTuple):
-    """Images to search, with their embeddings.
-
-    Attributes:
-      images: all of them.
-      index: the embeddings of those that can be decoded.
-      query_h: embeddings of the --image files, float32 [Q, F].
-      about: the first figures of the last line.
-    """
-
-    images: Listing
-    index: Index
-    query_h: np.ndarray
-    about: dict[str, Any]
-
-
 def main(argv: list[str]) -> int:
-    """Searches as the command line says.
-
-    Args:
-      argv: the command line without the program's name.
-
-    Returns:
-      The exit status.
-    """
+    """Searches as the command line says; returns the exit status."""
     try:
         figures = search(parse(argv))
-    except UserError as error:
-        # Names in a message may have line breaks.
-        status, text = (2 if isinstance(error, UsageError) else 1), " ".join(str(error).split("\n"))
-    except KeyboardInterrupt:
-        status, text = 1, "interrupted; the same command resumes from what it has embedded"
-    except OSError as error:  # a full disk, a folder that vanished
-        where = f"{error.filename}: " if error.filename else ""
-        status, text = 1, f"{where}{error.strerror or error}; fix that and run the command again"
-    else:
-        print(json.dumps(figures), flush=True)
-        return 0
-    say(f"error: {text}")
-    return status
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if not explained:
+            raise
+        status, text = explained
+        say(f"error: {text}")
+        return status
+    print(json.dumps(figures), flush=True)
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,13 +71,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Reads the flags.
-
-    Args:
-      argv: the command line without the program's name.
-
-    Returns:
-      workdir, mode, image (a list), folder, k, threshold, show and sheet.
+    """Reads the flags: workdir, mode, image (a list), folder, k, threshold, show and sheet.
 
     Raises:
       UsageError: if one is unknown, out of range, or not of the mode.
@@ -136,10 +101,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         )
     arguments.mode = modes[0]
     _check_numbers(arguments)
-    for flag in ("workdir", "folder", "sheet"):
-        value = getattr(arguments, flag)
-        setattr(arguments, flag, None if value is None else _path(flag, value))
-    arguments.image = [_path("image", value) for value in arguments.image]
+    arguments.workdir = _path("DIR", arguments.workdir)
+    arguments.image = [_path("--image", value) for value in arguments.image]
+    for flag in ("folder", "sheet"):
+        if (value := getattr(arguments, flag)) is not None:
+            setattr(arguments, flag, _path(f"--{flag}", value))
     if arguments.sheet and arguments.sheet.suffix.lower() not in FORMATS:
         raise UsageError(f"--sheet={arguments.sheet}: must end in one of {', '.join(FORMATS)}")
     return arguments
@@ -161,31 +127,17 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 def _path(flag: str, value: str) -> Path:
     if not value:
-        raise UsageError(f"{_flag(flag)} is empty: give a path")
+        raise UsageError(f"{flag} is empty: give a path")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{_flag(flag)}={value}: {error} Give its whole path") from error
-
-
-def _flag(name: str) -> str:
-    return "DIR" if name == "workdir" else f"--{name}"
+        raise UsageError(f"{flag}={value}: {error} Give its whole path") from error
 
 
 def search(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Updates the index, searches it and shows the results.
-
-    Args:
-      arguments: of `parse`.
-
-    Returns:
-      The last line.
-
-    Raises:
-      UserError: the message says how to fix it.
-    """
+    """Updates the index, searches it and shows the results; returns the last line."""
     use_compile_cache()
-    images, index, query_h, about = open_searched(arguments)
+    images, index, query_h, about = _opened(arguments)
     if arguments.mode == "image":
         found = find_similar(images, index, arguments.image, query_h, arguments.k)
     elif arguments.mode == "duplicates":
@@ -202,23 +154,19 @@ def search(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures | {"sheet": str(arguments.sheet)}
 
 
-def open_searched(arguments: argparse.Namespace) -> Searched:
-    """Opens run and images and updates the index.
-
-    Args:
-      arguments: of `parse`; sets its sheet if none was given.
+def _opened(
+    arguments: argparse.Namespace,
+) -> tuple[Listing, Index, np.ndarray, dict[str, Any]]:
+    """Opens run and images, updates the index, and sets the sheet if none was given.
 
     Returns:
-      The images to search.
-
-    Raises:
-      UserError: the message says how to fix it.
+      (images, index, embeddings of the --image files [Q, F], first figures of the last line).
     """
     config = evaluation("search")
     config.pretrained = str(arguments.workdir)
     run = read_run(config)
     check_checkpoint(config)
-    prepare = preparation(arguments.workdir, run)
+    prepare = _preparation(arguments.workdir, run)
     queries = [prepare(read_photo(path, prepare.channels)) for path in arguments.image]
     images = _listed(arguments.folder, run)
     if prepare.channels == 1 and (images.root or queries):
@@ -231,37 +179,23 @@ def open_searched(arguments: argparse.Namespace) -> Searched:
     index = update_index(index_path, images, encoder.embed, prepare, about)
     parts = [queries[i : i + BATCH_SIZE] for i in range(0, len(queries), BATCH_SIZE)]
     query_h = [encoder.embed(np.stack(part)) for part in parts]
-    return Searched(
-        images,
-        index,
-        np.concatenate(query_h) if queries else index.h[:0],
-        {
-            **encoder.about,
-            "images": images.title,
-            "num_images": len(index.h),
-            "num_embedded": index.num_embedded,
-            "num_left_out": len(images.id) + len(images.not_files) - len(index.h),
-            "index": str(index_path),
-        },
-    )
+    figures = {
+        **encoder.about,
+        "images": images.title,
+        "num_images": len(index.h),
+        "num_embedded": index.num_embedded,
+        "num_left_out": len(images.id) + len(images.not_files) - len(index.h),
+        "index": str(index_path),
+    }
+    return images, index, np.concatenate(query_h) if queries else index.h[:0], figures
 
 
-def preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
+def _preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
     """How images of any size become what a run's network takes.
 
     They are cut as in evaluation if the run cuts its images while decoding (data.crop="host"). A
     run that takes its images whole gets squares of the same side, with only the ends of the long
     side cut off: its own images, if they are such squares, stay as they are.
-
-    Args:
-      workdir: of the run.
-      run: its config.
-
-    Returns:
-      The preparation, with the channels of the network in the newest checkpoint.
-
-    Raises:
-      UserError: if the checkpoint is damaged.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         shapes = checkpoints.shapes(checkpoints.required_step(), ("params",))

@@ -1,5 +1,6 @@
 """Contact sheets: many images on one picture, each with a caption, in groups of rows."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +53,10 @@ def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
       UserError: if an image cannot be read.
       OSError: if the file cannot be written.
     """
-    shown = _first(groups, MOST_IMAGES)
+    before = [0, *itertools.accumulate(map(len, groups))]
+    shown = [
+        of[: MOST_IMAGES - n] for of, n in zip(groups, before, strict=False) if n < MOST_IMAGES
+    ]
     with ThreadPoolExecutor(num_decode_threads()) as pool:
         tiles = pool.map(_tile, [picture for group in shown for picture in group])
         laid = []
@@ -64,16 +68,6 @@ def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
         Image.fromarray(sheet(laid, COLUMNS)).save(file, FORMATS[path.suffix.lower()])
     partial.replace(path)
     return sum(map(len, shown))
-
-
-def _first(groups: Sequence[Sequence[Picture]], most: int) -> list[Sequence[Picture]]:
-    """The first pictures of groups; only the last group may be cut."""
-    shown = []
-    for group in groups:
-        if most:
-            shown.append(group[:most])
-            most -= len(shown[-1])
-    return shown
 
 
 def _tile(picture: Picture) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Images to search: listed by name, with what shows that one has changed, and read one by one."""
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +12,6 @@ from gsg_jax.console import UserError
 from gsg_jax.data.decode import DECODE_ERRORS, decode
 from gsg_jax.data.folder import EXTENSIONS, images_below, training_folder
 from gsg_jax.data.open import open_source
-
-# For an image that is not a file, and so does not change by itself.
-_NO_STAMP = (-1, -1)
 
 
 class Listing(NamedTuple):
@@ -77,20 +72,18 @@ def list_folder(root: Path) -> Listing:
         raise UserError(f"there is no folder {root}: give --folder=PHOTOS, a folder of images")
     names, stamps, not_files = [], [], []
     for path in images_below(root):
-        found = _stat(path)
-        if found is None:
+        # Opening a pipe would block; a broken link has no size.
+        if not path.is_file():
             not_files.append(path)
             continue
         names.append(str(path.relative_to(root)))
+        found = path.stat()
         stamps.append((found.st_size, found.st_mtime_ns))
     if not names:
         raise UserError(
             f"{root} holds no image: give a folder with JPEG, PNG or WebP files "
             f"({' '.join(EXTENSIONS)})"
         )
-
-    def read(name: str | int, channels: int) -> np.ndarray:
-        return read_photo(root / name, channels)
 
     return Listing(
         title=str(root),
@@ -99,7 +92,7 @@ def list_folder(root: Path) -> Listing:
         id=np.array(names),
         stamp=np.array(stamps, np.int64),
         not_files=tuple(not_files),
-        read=read,
+        read=lambda name, channels: read_photo(root / name, channels),
     )
 
 
@@ -119,18 +112,14 @@ def list_training_images(data: ml_collections.ConfigDict) -> Listing:
         return list_folder(training_folder(data.dir))
     source = open_source(data, "train")
 
-    def read(number: str | int, channels: int) -> np.ndarray:
-        del channels  # the run's own
-        return source.image(int(number))
-
     return Listing(
         title=f"{data.name}, {data.train_split}",
         key=f"{data.name}:{data.train_split}:{data.dir}",
         root=None,
         id=np.arange(len(source)),
-        stamp=np.full((len(source), 2), _NO_STAMP, np.int64),
+        stamp=np.full((len(source), 2), -1, np.int64),  # they do not change by themselves
         not_files=(),
-        read=read,
+        read=lambda number, channels: source.image(int(number)),  # in the run's own channels
     )
 
 
@@ -154,12 +143,3 @@ def read_photo(path: Path, channels: int) -> np.ndarray:
         raise UserError(
             f"cannot decode {path} ({reason}): give a JPEG, PNG or WebP file"
         ) from error
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    """Size and time of a file; None for anything else, since opening a pipe would block."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found if stat.S_ISREG(found.st_mode) else None

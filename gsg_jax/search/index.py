@@ -18,7 +18,12 @@ import numpy as np
 
 from gsg_jax.console import UserError, counting, say
 from gsg_jax.data.crops import centre_cut
-from gsg_jax.evaluation.feature_files import READ_ERRORS, read_features
+from gsg_jax.evaluation.feature_files import (
+    READ_ERRORS,
+    LabelledFeatures,
+    read_features,
+    save_features,
+)
 from gsg_jax.evaluation.features import Embed, embed_batches
 from gsg_jax.search.images import Listing
 
@@ -43,13 +48,8 @@ class Preparation:
     resize: float
     channels: int
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the result."""
-        return self.size, self.size, self.channels
-
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Resizes and cuts uint8 [H, W, channels] to `shape`."""
+        """Resizes and cuts uint8 [H, W, channels] to [size, size, channels]."""
         return centre_cut(pixels, self.size, self.resize)
 
 
@@ -65,7 +65,7 @@ class Prepared:
     def __init__(self, images: Listing, rows: np.ndarray, prepare: Preparation):
         """Takes the images of the given rows, in their order."""
         self.name = images.title
-        self.image_shape = prepare.shape
+        self.image_shape = (prepare.size, prepare.size, prepare.channels)
         self.unreadable: set[int] = set()
         self._images, self._rows, self._prepare = images, rows, prepare
 
@@ -237,13 +237,8 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
 
 
 def _save(path: Path, about: dict[str, Any], index: Index) -> None:
-    partial_path = path.with_suffix(".npz.partial")
-    with partial_path.open("wb") as file:
-        label = np.full(len(index.h), -1, np.int32)
-        np.savez(
-            file, about=json.dumps(about), label=label, h=index.h, id=index.id, stamp=index.stamp
-        )
-    partial_path.replace(path)
+    features = LabelledFeatures(index.h, np.full(len(index.h), -1, np.int32), index.id)
+    save_features(path, features, about=json.dumps(about), stamp=index.stamp)
 
 
 def _report(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone: int) -> None:

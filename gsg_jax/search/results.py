@@ -64,12 +64,9 @@ def find_similar(
         if len(queries) > 1:
             table.add_row("", "", Text(f"like {query}:"))
         pictures.append([Picture(partial(read_photo, query, 3), "query", query.name, True)])
-        for rank, (cosine, row) in enumerate(zip(of_query, found, strict=True), 1):
-            image = index.id[row]
-            entry = {"query": str(query), "rank": rank, **_named(images, image, cosine)}
-            table.add_row(str(rank), f"{entry['similarity']:.4f}", _path(images, image))
-            pictures[-1].append(_picture(images, image, f"{rank}   {entry['similarity']:.4f}"))
-            figures.append(entry)
+        entries, shown = _ranked(images, index.id[found], of_query, table)
+        figures += [{"query": str(query)} | entry for entry in entries]
+        pictures[-1] += shown
     return Found({"k": k, "neighbours": figures}, table, pictures)
 
 
@@ -93,13 +90,22 @@ def find_outliers(images: Listing, index: Index, k: int, show: int) -> Found:
     k = _at_most(k, len(index.h) - 1)
     similarity = _checked(nearest_mean, index.h, k)
     table = Table("rank", "similarity", "image", title=f"least similar to their {k} nearest")
-    figures, pictures = [], []
-    for rank, row in enumerate(np.argsort(similarity, kind="stable")[:show], 1):
-        entry = {"rank": rank, **_named(images, index.id[row], similarity[row])}
-        table.add_row(str(rank), f"{entry['similarity']:.4f}", _path(images, index.id[row]))
-        pictures.append(_picture(images, index.id[row], f"{rank}   {entry['similarity']:.4f}"))
-        figures.append(entry)
-    return Found({"k": k, "outliers": figures}, table, [pictures])
+    rows = np.argsort(similarity, kind="stable")[:show]
+    entries, pictures = _ranked(images, index.id[rows], similarity[rows], table)
+    return Found({"k": k, "outliers": entries}, table, [pictures])
+
+
+def _ranked(
+    images: Listing, found: np.ndarray, similarity: np.ndarray, table: Table
+) -> tuple[list[dict[str, Any]], list[Picture]]:
+    """Figures and pictures of images from rank 1 on, with a row of the table for each."""
+    entries, pictures = [], []
+    for rank, (image, cosine) in enumerate(zip(found, similarity, strict=True), 1):
+        entries.append({"rank": rank, **_named(images, image, cosine)})
+        said = f"{entries[-1]['similarity']:.4f}"
+        table.add_row(str(rank), said, _path(images, image))
+        pictures.append(_picture(images, image, f"{rank}   {said}"))
+    return entries, pictures
 
 
 def find_duplicates(images: Listing, index: Index, threshold: float, show: int) -> Found:
@@ -165,12 +171,11 @@ def _shown_groups(
 def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> dict[str, Any]:
     """A group of duplicates for the last line."""
     copy_of = _copies(images, index, rows)
-    members = []
-    for row in rows:
-        original = copy_of.get(row)
-        original = None if original is None else images.name(index.id[original])
-        entry = _named(images, index.id[row], found.closest[row])
-        members.append({**entry, "copy_of": original})
+    names = {row: images.name(index.id[original]) for row, original in copy_of.items()}
+    members = [
+        {**_named(images, index.id[row], found.closest[row]), "copy_of": names.get(row)}
+        for row in rows
+    ]
     return {"identical": len(copy_of) == len(rows) - 1, "images": members}
 
 

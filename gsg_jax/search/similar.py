@@ -1,7 +1,5 @@
 """Groups of nearly equal images, and how close each image is to others, by embeddings."""
 
-from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -53,16 +51,13 @@ def similar_groups(h: np.ndarray, threshold: float) -> Groups:
     size = -(-len(h) // num_blocks)
     group = np.arange(len(h), dtype=np.int32)  # images with one number are joined
     closest = np.full(len(h), -1, np.float32)
-    for first, unit in _blocks(h, size):
-        for other_first, other in _blocks(h, size, first):
+    for first in range(0, len(h), size):
+        for other_first in range(first, len(h), size):
             here, there = slice(first, first + size), slice(other_first, other_first + size)
             is_linked, of_here, of_there = _links(
-                unit,
-                other,
-                _padded(group[here], size),
-                _padded(group[there], size),
+                *(_padded(part[block], size) for part in (h, group) for block in (here, there)),
                 threshold - ROUNDING,
-                is_same=first == other_first,
+                first == other_first,
             )
             for part, highest in ((closest[here], of_here), (closest[there], of_there)):
                 np.maximum(part, np.asarray(highest)[: len(part)], out=part)
@@ -73,26 +68,13 @@ def similar_groups(h: np.ndarray, threshold: float) -> Groups:
 
 
 def nearest_mean(h: np.ndarray, k: int) -> np.ndarray:
-    """How close each image is to the others: the mean cosine of its k nearest neighbours.
-
-    Args:
-      h: embeddings, float [N, F].
-      k: neighbours, from 1 to N - 1.
-
-    Returns:
-      float32 [N], in [-1, 1].
+    """How close each of N images is to the others: the mean cosine of its k nearest, float32 [N].
 
     Raises:
-      ValueError: if k is too large, or an embedding is not finite.
+      ValueError: if k exceeds N - 1, or an embedding is not finite.
     """
     similarity, _ = neighbours(h, h, k, leave_one_out=True)
     return similarity.mean(axis=1)
-
-
-def _blocks(h: np.ndarray, size: int, first: int = 0) -> Iterator[tuple[int, jax.Array]]:
-    """Yields the first row of each block from `first` on, and its unit rows, padded with zeros."""
-    for start in range(first, len(h), size):
-        yield start, _unit(_padded(h[start : start + size], size))
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
@@ -100,20 +82,15 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 @jax.jit
-def _unit(rows):
-    return normalize(rows.astype(jnp.float32))
-
-
-@partial(jax.jit, static_argnames="is_same")
-def _links(rows, others, group, other_group, threshold, *, is_same):
+def _links(rows, others, group, other_group, threshold, is_same):
     """Pairs [Q, B] that join two groups, and the highest similarity of each row and of each other.
 
     Similarities below the threshold count as -1, as do those of a row to itself and of padding.
     """
+    rows, others = (normalize(part.astype(jnp.float32)) for part in (rows, others))
     similarity = jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
-    similarity = jnp.where(similarity >= threshold, similarity, -1.0)
-    if is_same:
-        similarity = jnp.where(jnp.eye(len(rows), dtype=bool), -1.0, similarity)
+    is_itself = is_same & jnp.eye(len(rows), dtype=bool)
+    similarity = jnp.where((similarity >= threshold) & ~is_itself, similarity, -1.0)
     is_linked = (similarity > -1) & (group[:, None] != other_group[None, :])
     return is_linked, similarity.max(axis=1), similarity.max(axis=0)
 
