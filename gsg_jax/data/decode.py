@@ -61,13 +61,7 @@ def decode(
 
 
 def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Returns the shape of an image file after its EXIF orientation, from its header alone.
-
-    Args:
-      path: the image file.
-
-    Returns:
-      (H, W, 3).
+    """Returns (H, W, 3) of an image file after its EXIF orientation, from its header alone.
 
     Raises:
       One of DECODE_ERRORS: if the header cannot be read.

@@ -48,13 +48,7 @@ class FolderSource:
         return vars(self) | {"paths": tuple(map(str, self.paths)), "labels": None}
 
     def image(self, i: int) -> np.ndarray:
-        """Decodes image i.
-
-        Args:
-          i: position in [0, N).
-
-        Returns:
-          uint8 [H, W, channels], in the orientation of its EXIF data.
+        """Decodes image i, uint8 [H, W, channels], in the orientation of its EXIF data.
 
         Raises:
           UserError: if the file cannot be decoded; it is not replaced by another.

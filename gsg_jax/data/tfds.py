@@ -82,24 +82,11 @@ class RecordSource:
         return len(self._records)
 
     def image(self, i: int) -> np.ndarray:
-        """Decodes image i.
-
-        Args:
-          i: position in [0, N).
-
-        Returns:
-          uint8 [H, W, C].
-
-        Raises:
-          UserError: if the image cannot be read or decoded.
-        """
+        """Decodes image i, uint8 [H, W, C]; raises UserError if it cannot be read or decoded."""
         return self._decode(int(i), self._read([int(i)])[0])
 
     def decode_all(self) -> np.ndarray:
-        """Decodes every image once, with threads; all must have one shape.
-
-        Returns:
-          uint8 [N, H, W, C].
+        """Decodes every image once, with threads, uint8 [N, H, W, C]; all must have one shape.
 
         Raises:
           UserError: if an image cannot be read or decoded.

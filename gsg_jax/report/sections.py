@@ -248,8 +248,7 @@ def _gallery(
     of_bank = pictures.image_uris(bank.source, [n for row in found for n in row.rows])
     query_names, bank_names = image_names(query), image_names(bank)
 
-    def class_of(images: EmbeddedImages, row: int) -> str:
-        label = images.label[row]
+    def name_of(label: int) -> str:
         return class_names[label] if class_names and label >= 0 else ""
 
     def mark(of_query: int, of_bank: int) -> str:
@@ -262,12 +261,12 @@ def _gallery(
         {
             "uri": of_query[row.query],
             "name": query_names[row.query],
-            "label": class_of(query, row.query),
+            "label": name_of(query.label[row.query]),
             "neighbours": [
                 {
                     "uri": of_bank[int(n)],
                     "name": bank_names[n],
-                    "label": class_of(bank, n),
+                    "label": name_of(bank.label[n]),
                     "similarity": f"{similarity:.3f}",
                     "mark": mark(row.query, n),
                 }

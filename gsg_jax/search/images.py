@@ -59,12 +59,6 @@ class Listing(NamedTuple):
 def list_folder(root: Path) -> Listing:
     """Lists all images in and below a folder, by their names only.
 
-    Args:
-      root: the folder.
-
-    Returns:
-      Its images.
-
     Raises:
       UserError: if the folder is missing, cannot be listed, or holds no image.
     """
@@ -97,13 +91,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_training_images(data: ml_collections.ConfigDict) -> Listing:
-    """Lists the images that a run was trained on.
-
-    Args:
-      data: config group of the run.
-
-    Returns:
-      Its training images; those of a folder as files, others by their numbers.
+    """Lists the images that a run was trained on: those of a folder as files, others by number.
 
     Raises:
       UserError: if they are no longer there.
