@@ -6,14 +6,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gsg_jax.console import UserError
-from gsg_jax.data.folder import FolderSource, open_folder
+from gsg_jax.data.folder import open_folder
 from gsg_jax.data.source import ArraySource, Source
-from gsg_jax.data.tfds import RecordSource, open_tfds
+from gsg_jax.data.tfds import open_tfds
 
-__all__ = ["ArraySource", "EncodedSource", "Source", "open_source"]
-
-# Sources that decode an image each time it is read.
-EncodedSource = FolderSource | RecordSource
+__all__ = ["ArraySource", "Source", "open_source"]
 
 EMBEDDED_FILE = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 FASHION_MNIST_CLASSES = (

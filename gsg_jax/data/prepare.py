@@ -1,12 +1,10 @@
-"""Prepare data sets once, so that training reads them without TensorFlow.
+"""Prepares data sets once, so that training reads them without TensorFlow.
 
     python -m gsg_jax.data.prepare NAME --data_dir=DIR                  # an official TFDS set
     python -m gsg_jax.data.prepare NAME --data_dir=DIR --idx_dir=DIR    # MNIST-style IDX files
-    python -m gsg_jax.data.prepare fashion_mnist --idx_dir=DIR --embedded
+    python -m gsg_jax.data.prepare fashion_mnist --idx_dir=DIR --embedded   # the package's own
 
-The first two write ArrayRecord, which can be read in any order without TensorFlow; the last writes
-the package's own .npz. Preparing official sets needs TensorFlow (`pip install 'gsg_jax[prepare]'`);
-reading them does not.
+Only preparing an official set needs TensorFlow (`pip install 'gsg_jax[prepare]'`).
 """
 
 import argparse

@@ -29,7 +29,12 @@ def write_onnx(
     Raises:
       UserError: if the onnx package is not installed, or the file cannot be written.
     """
-    onnx = _import_onnx()
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(
+            "--config.layout=onnx: needs the onnx package: pip install -e '.[onnx]'"
+        ) from error
     is_vit = run.model.backbone in VITS
     graph = _Graph(onnx, tensors)
     embeddings = _vit(graph, run.model) if is_vit else _resnet(graph, run.model)
@@ -177,13 +182,3 @@ def _linear(graph: _Graph, name: str, x: str) -> str:
 def _layer_norm(graph: _Graph, name: str, x: str) -> str:
     weights = [graph.weight(f"{name}.{part}") for part in ("weight", "bias")]
     return graph.add("LayerNormalization", x, *weights, axis=-1, epsilon=NORM_EPSILON)
-
-
-def _import_onnx():
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(
-            "--config.layout=onnx: needs the onnx package: pip install -e '.[onnx]'"
-        ) from error
-    return onnx

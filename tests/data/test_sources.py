@@ -214,7 +214,7 @@ def test_images_of_one_shape_are_held_in_memory_up_to_the_limit(tmp_path):
     assert isinstance(held, sources.ArraySource)
     assert held.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
     read = open_train(tmp_path, memory_limit_mb=3)
-    assert isinstance(read, sources.EncodedSource)
+    assert not isinstance(read, sources.ArraySource)
     assert read.image_shape == (512, 512, 3)
     for i in range(4):
         np.testing.assert_array_equal(read.image(i), held.image(i))
@@ -224,7 +224,7 @@ def test_images_of_differing_shapes_are_not_held(tmp_path):
     save(tmp_path / "a.png", size=(6, 4))
     save(tmp_path / "b.png", size=(4, 6))
     source = open_train(tmp_path)
-    assert isinstance(source, sources.EncodedSource)
+    assert not isinstance(source, sources.ArraySource)
     assert source.image_shape is None
     assert source.image(1).shape == (6, 4, 3)
 
@@ -240,7 +240,7 @@ def test_many_files_are_checked_by_their_headers_and_not_held(
     save(tmp_path / "turned.jpg", size=(4, 6), exif=exif)
     (tmp_path / "c.png").write_bytes(b"broken")
     source = open_train(tmp_path)
-    assert isinstance(source, sources.EncodedSource)
+    assert not isinstance(source, sources.ArraySource)
     assert len(source) == 3
     assert source.image_shape == (4, 6, 3)
     assert [source.image(i).shape for i in range(3)] == [(4, 6, 3)] * 3
@@ -374,7 +374,7 @@ def open_tfds(folder, name, **changes):
 
 def test_tfds_photographs_of_differing_sizes_are_read_one_by_one(tfds_dir):
     source = open_tfds(tfds_dir, "photos")
-    assert isinstance(source, sources.EncodedSource)
+    assert not isinstance(source, sources.ArraySource)
     assert source.image_shape is None
     assert [source.image(i).shape for i in (0, 7)] == [(6, 8, 3), (6, 15, 3)]
     assert source.image(7)[0, 0].tolist() == [7, 0, 0]
@@ -400,7 +400,7 @@ def test_tfds_gray_images_keep_one_channel_and_are_held_if_they_fit(tfds_dir):
     assert held.images[:, 0, 0, 0].tolist() == list(range(20))
     assert held.labels is None
     read = open_tfds(tfds_dir, "gray", memory_limit_mb=0)
-    assert isinstance(read, sources.EncodedSource)
+    assert not isinstance(read, sources.ArraySource)
     assert read.image_shape == (6, 8, 1)
     np.testing.assert_array_equal([read.image(i) for i in range(20)], held.images)
 
