@@ -24,9 +24,17 @@ if _cache:  # the workers, which start later, inherit it
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.runs import write_images  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _resident = {}  # MiB by worker
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of images, which no test changes."""
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True, scope="module")

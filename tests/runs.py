@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -84,6 +85,11 @@ def tiny(name: str, folder: pathlib.Path, workdir: pathlib.Path, *overrides: str
     return [config(name), f"--workdir={workdir}", *given.values()]
 
 
+def job(name: str, *flags: str) -> list[str]:
+    """The flags of a job; later ones win."""
+    return [config(name), *{flag.partition("=")[0]: flag for flag in flags}.values()]
+
+
 def call(*flags: str) -> tuple[int, str, str]:
     """Runs the command line in this process: exit status, standard output, standard error."""
     out, err = io.StringIO(), io.StringIO()
@@ -92,12 +98,38 @@ def call(*flags: str) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
-def start(*flags: str) -> subprocess.Popen:
+def done(*flags: str) -> tuple[dict, str]:
+    """Runs to the end in this process: its last line and standard error."""
+    status, out, err = call(*flags)
+    assert status == 0, err
+    return figures(out), err
+
+
+def refused(*flags: str, status: int = 1) -> str:
+    """The one line "error: ..." that a command line ends with, in this process."""
+    found, out, err = call(*flags)
+    *before, last = err.splitlines()
+    assert (found, out) == (status, "") and last.startswith("error: "), err
+    assert all(line.strip() and not line.startswith(("error", "Trace")) for line in before), err
+    return last
+
+
+def warnings(standard_error: str) -> list[str]:
+    """The lines of standard error that warn."""
+    return [line for line in standard_error.splitlines() if line.startswith("warning: ")]
+
+
+def logged(workdir: pathlib.Path) -> list[dict]:
+    """The logged steps of a run."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(*flags: str, xla: str = "--xla_backend_optimization_level=1") -> subprocess.Popen:
     """Starts the command line in a process of its own, on one device."""
     return subprocess.Popen(
         [sys.executable, "-m", "gsg_jax.main", *flags],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"},
+        env=os.environ | {"XLA_FLAGS": xla},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -110,6 +142,13 @@ def finish(*flags: str) -> tuple[dict, str]:
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     return figures(out), err
+
+
+@contextlib.contextmanager
+def stop_after(num_steps: int = 3):
+    """In place of stop_signals: a signal to stop that comes after so many steps."""
+    asked = itertools.count()
+    yield lambda: next(asked) >= num_steps
 
 
 def wait_until(condition: Callable[[], bool], run: subprocess.Popen, seconds: float = 200) -> None:

@@ -1,28 +1,39 @@
 """Small configs and batches for the tests."""
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
+from gsg_jax.console import UsageError
 from gsg_jax.data.open import EMBEDDED_FILE
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import Experiment
+from tests.runs import ROOT
+
+
+def load(name: str = "simsiam_gsg", recipe: str = "") -> ConfigDict:
+    """A file of configs/."""
+    return load_config(f"{ROOT}/configs/{name}.py{recipe and ':' + recipe}")
+
+
+def refusal(config: ConfigDict, check: Callable[[ConfigDict], None] = check_pretraining) -> str:
+    """What is said of a config that is refused."""
+    with pytest.raises(UsageError) as error:
+        check(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def small_config(method: str, **method_overrides) -> ConfigDict:
     """A resolved config of one stage, 8 channels wide, on 12 x 12 views."""
-    config = load_config(f"configs/{method}.py")
+    config = load(method)
     config.method.update(method_overrides)
-    config.model.update(
-        {
-            "width": 8,
-            "num_stages": 1,
-            "projector_hidden_width": 12,
-            "projector_width": 12,
-            "predictor_hidden_width": 6,
-        }
-    )
+    config.model.update({"width": 8, "num_stages": 1, "projector_width": 12})
+    config.model.update({"projector_hidden_width": 12, "predictor_hidden_width": 6})
     config.views.size = 12
     # They cost compile time, and have tests of their own.
     config.views.update(

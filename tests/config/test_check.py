@@ -3,19 +3,7 @@
 import pytest
 
 from gsg_jax.config.check import check_pretraining
-from gsg_jax.config.load import load_config
-from gsg_jax.console import UsageError
-from tests.runs import ROOT
-
-
-def load(name="simsiam_gsg", recipe=""):
-    return load_config(f"{ROOT}/configs/{name}.py{recipe and ':' + recipe}")
-
-
-def refusal(config):
-    with pytest.raises(UsageError) as error:
-        check_pretraining(config)
-    return str(error.value)
+from tests.small import load, refusal
 
 
 def test_steps_to_keep_that_are_not_saved_are_refused_with_the_nearest_that_are():
@@ -57,60 +45,48 @@ def test_keys_that_do_not_fit_together_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "fixes"),
     [
         (
             {"backbone": "vit_micro", "patch_size": 9},
-            "--config.views.size=28: must be a multiple of model.patch_size, 9; set "
-            "--config.views.size=27 or --config.model.patch_size=7",
+            "--config.views.size=28: must be a multiple of model.patch_size, 9; set ",
+            [{"views.size": 27}, {"model.patch_size": 7}],
         ),
-        (
-            {"backbone": "vit_small"},
-            "--config.views.size=28: must be a multiple of model.patch_size, 16; set "
-            "--config.views.size=32 or --config.model.patch_size=14",
-        ),
-        (
-            {"backbone": "vit_small", "patch_size": 100},
-            "--config.views.size=100 or --config.model.patch_size=28",
-        ),
+        ({"backbone": "vit_small", "patch_size": 100}, "", [{"views.size": 100}]),
         (
             {"norm": "group"},
             "--config.model.norm_groups=32: must divide model.width, 24, the channels of the "
-            "first stage; set --config.model.norm_groups=24",
+            "first stage; set ",
+            [{"model.norm_groups": 24}],
         ),
         (
             {"backbone": "vit_micro", "patch_size": 7, "norm": "group"},
-            "--config.model.norm=group: vit_micro has no such thing; set --config.model.norm=batch",
+            "--config.model.norm=group: vit_micro has no such thing; set ",
+            [{"model.norm": "batch"}],
         ),
         (
             {"backbone": "vit_micro", "patch_size": 7, "weight_standardization": True},
-            "set --config.model.weight_standardization=False",
+            "",
+            [{"model.weight_standardization": False}],
         ),
         (
             {"freeze_patches": True},
-            "--config.model.freeze_patches=True: resnet10 has no such thing; set "
-            "--config.model.freeze_patches=False or take another --config.model.backbone",
+            "--config.model.freeze_patches=True: resnet10 has no such thing; set ",
+            [{"model.freeze_patches": False}],
         ),
-        ({"drop_path": 0.1}, "set --config.model.drop_path=0.0"),
+        ({"drop_path": 0.1}, "", [{"model.drop_path": 0.0}]),
     ],
 )
-def test_a_network_that_cannot_be_built_as_asked_is_refused_with_the_fix(changes, said):
+def test_a_network_that_cannot_be_built_as_asked_is_refused_with_the_fix(changes, said, fixes):
     config = load()
     config.model.update(changes)
     message = refusal(config)
-    assert said in message and "\n" not in message
-
-
-def test_the_fixes_of_a_network_pass():
-    for changes, size in (
-        ({"backbone": "vit_micro", "patch_size": 7}, 28),
-        ({"backbone": "vit_micro", "patch_size": 9}, 27),
-        ({"backbone": "vit_small", "patch_size": 100}, 100),
-        ({"norm": "group", "norm_groups": 24}, 28),
-    ):
+    told = [f"--config.{key}={value}" for fix in fixes for key, value in fix.items()]
+    assert said + " or ".join(told) in message
+    for fix in fixes:
         config = load()
         config.model.update(changes)
-        config.views.size = size
+        config.update_from_flattened_dict(fix)
         check_pretraining(config)
 
 
@@ -123,7 +99,6 @@ def test_the_fixes_of_a_network_pass():
     ],
 )
 def test_sources_that_cannot_be_selected_are_refused_with_the_fix(method, changes, said):
-    config = load_config(f"configs/{method}.py:cifar10")
+    config = load(method, "cifar10")
     config.method.update({"sources": "selected", **changes})
-    with pytest.raises(UsageError, match=said):
-        check_pretraining(config)
+    assert said in refusal(config)

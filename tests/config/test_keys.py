@@ -5,12 +5,12 @@ import math
 import pytest
 
 from gsg_jax.config import evaluations
-from gsg_jax.config.check import check_evaluation, check_pretraining
+from gsg_jax.config.check import check_evaluation
 from gsg_jax.config.keys import KEYS, OPTIONS, free_keys
-from gsg_jax.config.load import FIXED_KEYS, flat, load_config
+from gsg_jax.config.load import FIXED_KEYS, flat
 from gsg_jax.config.recipes import RECIPES
-from gsg_jax.console import UsageError
-from tests.runs import METHOD_CONFIGS, ROOT
+from tests.runs import METHOD_CONFIGS
+from tests.small import load, refusal
 
 # Their readers check these texts: the data by opening them, the method by its own check.
 CHECKED_BY_THEIR_READER = {
@@ -25,19 +25,9 @@ NUMBERS = [key for key in NUMBERS if key not in TEXTS and key not in TUPLES]
 EVALUATIONS = ("features", "knn", "linear", "finetune", "transfer", "evaluate_all", "report")
 
 
-def load(name="simsiam_gsg", recipe=""):
-    return load_config(f"{ROOT}/configs/{name}.py{recipe and ':' + recipe}")
-
-
 def load_with(key):
     """A config that has the key."""
     return next(config for config in map(load, METHOD_CONFIGS) if key in flat(config))
-
-
-def refusal(config, check=check_pretraining):
-    with pytest.raises(UsageError) as error:
-        check(config)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("name", METHOD_CONFIGS)

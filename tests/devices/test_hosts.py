@@ -9,7 +9,13 @@ from gsg_jax import console, main
 from gsg_jax.console import UserError
 from gsg_jax.devices import hosts
 from gsg_jax.devices.hosts import HostFlags, are_several, is_writer, join_hosts
-from tests.runs import call, config
+from tests.runs import config, refused
+
+TIMEOUTS = (
+    "initialization_timeout",
+    "heartbeat_timeout_seconds",
+    "shutdown_timeout_seconds",
+)
 
 
 @pytest.fixture
@@ -43,16 +49,9 @@ def free_port():
 def test_host_0_listens_at_the_coordinators_address_alone(joined):
     address = f"127.0.0.1:{free_port()}"
     join_hosts(HostFlags(address, 3, 0, timeout=90), ask_cluster=True)
-    assert joined == {
-        "coordinator_address": address,
-        "coordinator_bind_address": address,
-        "num_processes": 3,
-        "process_id": 0,
-        "cluster_detection_method": "deactivate",
-        "initialization_timeout": 90,
-        "heartbeat_timeout_seconds": 60,
-        "shutdown_timeout_seconds": 3600,
-    }
+    place = {"coordinator_address": address, "coordinator_bind_address": address}
+    place |= {"num_processes": 3, "process_id": 0, "cluster_detection_method": "deactivate"}
+    assert joined == place | dict(zip(TIMEOUTS, (90, 60, 3600), strict=True))
 
 
 def test_a_name_that_its_own_machine_maps_to_loopback_is_not_listened_at_alone(joined, monkeypatch):
@@ -92,11 +91,7 @@ def test_jax_asks_the_cluster_and_one_process_a_machine_has_all_its_devices(
         monkeypatch.setenv(name, value)
     join_hosts(HostFlags(port=port), ask_cluster=True)
     assert joined.pop("local_device_ids") == local_devices
-    assert set(joined) == {
-        "initialization_timeout",
-        "heartbeat_timeout_seconds",
-        "shutdown_timeout_seconds",
-    }
+    assert set(joined) == set(TIMEOUTS)
     assert hosts.os.environ["JAX_COORDINATOR_PORT"] == (str(port) if port else "")
 
 
@@ -149,12 +144,11 @@ def test_the_port_is_the_flags_the_coordinators_or_our_own(
     ],
 )
 def test_wrong_flags_are_named_with_their_limits(flags, said, tmp_path):
-    status, out, err = call(config("simsiam"), f"--workdir={tmp_path}", *flags)
-    assert (status, out) == (2, "") and said in err and err.count("\n") == 1
+    assert said in refused(config("simsiam"), f"--workdir={tmp_path}", *flags, status=2)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_job_of_one_file_is_refused_on_several_hosts(tmp_path, monkeypatch):
     monkeypatch.setattr(main, "are_several", lambda: True)
-    status, _, err = call(config("export"), f"--workdir={tmp_path}")
-    assert status == 2 and "the job export runs on one host, not on several" in err
+    said = refused(config("export"), f"--workdir={tmp_path}", status=2)
+    assert "the job export runs on one host, not on several" in said

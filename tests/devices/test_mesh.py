@@ -1,9 +1,7 @@
 """The batch and the state split over devices give the numbers of one; wrong meshes are reported."""
 
 import functools
-import itertools
 import math
-from contextlib import nullcontext
 
 import chex
 import jax
@@ -21,8 +19,9 @@ from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.train import loop as train
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import init_state
-from tests.runs import call, figures, tiny, write_images
-from tests.small import images, small_experiment
+from tests.runs import done, stop_after, tiny
+from tests.small import images as some_images
+from tests.small import small_experiment
 
 
 @pytest.mark.parametrize(
@@ -41,26 +40,16 @@ def test_a_mesh_that_does_not_fit_is_reported_with_the_fix(batch_size, fsdp, sai
 
 
 def test_the_longest_axis_that_divides_is_split():
-    shapes = {
-        "a": (3, 8, 12),
-        "b": (7,),
-        "c": (),
-        "d": (4, 4),
-        "e": (6, 16),
-        "f": (0, 4),
-        "g": (8,),
+    expected = {
+        (3, 8, 12): PartitionSpec(None, None, "fsdp"),
+        (4, 4): PartitionSpec("fsdp", None),
+        (6, 16): PartitionSpec(None, "fsdp"),
+        (0, 4): PartitionSpec(None, "fsdp"),
+        **dict.fromkeys([(7,), (), (8,)], PartitionSpec()),
     }
-    tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    specs = {name: found.spec for name, found in sharded(make_mesh(16, 4), tree).items()}
-    assert specs == {
-        "a": PartitionSpec(None, None, "fsdp"),
-        "b": PartitionSpec(),
-        "c": PartitionSpec(),
-        "d": PartitionSpec("fsdp", None),
-        "e": PartitionSpec(None, "fsdp"),
-        "f": PartitionSpec(None, "fsdp"),
-        "g": PartitionSpec(),
-    }
+    tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in expected}
+    specs = {shape: found.spec for shape, found in sharded(make_mesh(16, 4), tree).items()}
+    assert specs == expected
 
 
 def start(experiment, mesh):
@@ -75,7 +64,7 @@ def trained(experiment, mesh, num_steps):
     state, step = start(experiment, mesh)
     losses = []
     for n in range(num_steps):
-        state, metrics = step(state, global_batch(mesh, images(seed=n)))
+        state, metrics = step(state, global_batch(mesh, some_images(seed=n)))
         losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -140,23 +129,12 @@ def test_shards_have_the_digest_of_the_whole_and_are_restored_onto_another_mesh(
 
 
 @pytest.mark.extended
-def test_a_run_in_shards_resumes_with_a_whole_state(tmp_path, monkeypatch):
-    folder = write_images(tmp_path / "images")
+def test_a_run_in_shards_resumes_with_a_whole_state(images, tmp_path, monkeypatch):
     more = ["--config.eval.knn_every_epochs=0", "--config.run.num_steps=6"]
-    losses = []
-    for name, parts in (("whole", (1,)), ("mixed", (8, 1))):
-        for fsdp in parts:
-            signals = nullcontext(after_three_steps() if name == "mixed" else lambda: False)
-            monkeypatch.setattr(train, "stop_signals", lambda signals=signals: signals)
-            flags = tiny("simsiam_gsg", folder, tmp_path / name, *more)
-            status, out, err = call(*flags, f"--config.run.fsdp={fsdp}")
-            assert status == 0, err
-        assert figures(out)["step"] == 6
-        losses.append(figures(out)["loss"])
-    np.testing.assert_allclose(losses, losses[0], atol=1e-5)
-
-
-def after_three_steps():
-    """A signal to stop that comes when it has been asked for three times."""
-    asked = itertools.count()
-    return lambda: next(asked) >= 3
+    whole, _ = done(*tiny("simsiam_gsg", images, tmp_path / "whole", *more))
+    monkeypatch.setattr(train, "stop_signals", stop_after)
+    for fsdp, step in ((8, 3), (1, 6)):
+        flags = tiny("simsiam_gsg", images, tmp_path / "mixed", *more)
+        last, _ = done(*flags, f"--config.run.fsdp={fsdp}")
+        assert last["step"] == step
+    np.testing.assert_allclose(last["loss"], whole["loss"], atol=1e-5)

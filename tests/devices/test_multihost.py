@@ -1,8 +1,6 @@
 """Two hosts, each a process on this machine, compute what one computes with as many devices."""
 
-import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -11,7 +9,18 @@ import sys
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, call, config, figures, last_step, tiny, wait_until, write_images
+from tests.runs import (
+    ROOT,
+    config,
+    done,
+    figures,
+    last_step,
+    logged,
+    start,
+    tiny,
+    wait_until,
+    write_images,
+)
 
 pytestmark = pytest.mark.extended
 
@@ -28,9 +37,13 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"), 80, 16)
 
 
-def environment(num_devices):
+def xla(num_devices):
     fakes = f"--xla_force_host_platform_device_count={num_devices}"
-    return os.environ | {"XLA_FLAGS": f"{fakes} --xla_backend_optimization_level=0"}
+    return f"{fakes} --xla_backend_optimization_level=0"
+
+
+def losses(workdir):
+    return [line["loss"] for line in logged(workdir)]
 
 
 def start_hosts(flags, other_flags=None, num_devices=4):
@@ -38,14 +51,7 @@ def start_hosts(flags, other_flags=None, num_devices=4):
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = [f"--coordinator=127.0.0.1:{server.getsockname()[1]}", "--num_hosts=2"]
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "gsg_jax.main", *own, *place, f"--host_index={host}"],
-            cwd=ROOT,
-            env=environment(num_devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(*own, *place, f"--host_index={host}", xla=xla(num_devices))
         for host, own in enumerate((flags, other_flags or flags))
     ]
 
@@ -56,11 +62,6 @@ def finish_hosts(processes):
     return [(p.returncode, *texts) for p, texts in zip(processes, told, strict=True)]
 
 
-def losses(workdir: pathlib.Path) -> list[float]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
 @pytest.fixture(scope="module", params=METHODS)
 def two_hosts(request, images, tmp_path_factory):
     """A whole run of a method on two hosts with four devices each, by the launch script."""
@@ -69,7 +70,7 @@ def two_hosts(request, images, tmp_path_factory):
     flags = tiny(request.param, images, workdir, *STEPS, *calm, "--config.run.report=true")
     run = subprocess.run(
         [ROOT / "launch" / "local_multihost.sh", "2", *flags],
-        env=environment(4) | {"PYTHON": sys.executable},
+        env=os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": xla(4)},
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -81,12 +82,12 @@ def two_hosts(request, images, tmp_path_factory):
 
 def test_two_hosts_train_as_one_with_as_many_devices(two_hosts, images, tmp_path):
     name, workdir, last, err = two_hosts
-    status, out, _ = call(*tiny(name, images, tmp_path, *STEPS, *CALM.get(name, ())))
-    assert status == 0 and len(losses(workdir)) == 8
+    alone, _ = done(*tiny(name, images, tmp_path, *STEPS, *CALM.get(name, ())))
+    assert len(losses(workdir)) == 8
     np.testing.assert_allclose(losses(workdir), losses(tmp_path), rtol=0, atol=1e-5)
-    assert figures(out).keys() == last.keys()
+    assert alone.keys() == last.keys()
     for key in ("step", "knn_top1", "knn_top1_untrained"):
-        assert figures(out)[key] == last[key]
+        assert alone[key] == last[key]
     # Host 0 alone speaks and writes.
     assert err.count("2 hosts, 8 devices") == 1 and "host 1:" not in err
     assert err.count("k-NN top-1 to beat") == 1
@@ -104,13 +105,12 @@ def test_an_evaluation_on_two_hosts_gives_the_figures_of_one(two_hosts, job):
         flags.append("--config.eval.knn_k=(3,5)")
     (status, out, err), (other, *_) = finish_hosts(start_hosts(flags, num_devices=2))
     assert (status, other) == (0, 0), err
-    status, alone, _ = call(*flags)
-    assert status == 0 and figures(alone) == figures(out)
+    assert done(*flags)[0] == figures(out)
 
 
 def test_sigterm_on_one_host_stops_both_at_one_step_and_one_host_resumes(images, tmp_path):
     long = ("--config.run.num_steps=40", *STEPS[1:], "--config.eval.knn_every_epochs=0")
-    assert call(*tiny("simsiam_gsg", images, tmp_path / "whole", *long))[0] == 0
+    done(*tiny("simsiam_gsg", images, tmp_path / "whole", *long))
     flags = tiny("simsiam_gsg", images, tmp_path / "parts", *long)
     hosts = start_hosts(flags)
     wait_until(lambda: last_step(tmp_path / "parts") >= 3, hosts[0])
@@ -119,8 +119,8 @@ def test_sigterm_on_one_host_stops_both_at_one_step_and_one_host_resumes(images,
     assert (status, other, other_out.count("{")) == (0, 0, 0), err
     stopped = figures(out)["step"]
     assert 3 <= stopped < 40 and f"stopped at step {stopped} and saved" in err
-    status, out, err = call(*flags)  # on one host, of eight devices
-    assert status == 0 and f"resuming from the checkpoint of step {stopped}" in err
+    _, err = done(*flags)  # on one host, of eight devices
+    assert f"resuming from the checkpoint of step {stopped}" in err
     np.testing.assert_allclose(
         losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=0, atol=1e-5
     )

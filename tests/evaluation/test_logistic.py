@@ -8,13 +8,7 @@ import pytest
 from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
-from gsg_jax.evaluation.logistic import (
-    binary_loss,
-    fit,
-    linear_scores,
-    softmax_loss,
-    sweep,
-)
+from gsg_jax.evaluation.logistic import binary_loss, fit, linear_scores, softmax_loss, sweep
 from gsg_jax.evaluation.scores import mean_average_precision, top_k_accuracy
 from tests.evaluation.planted import digits, gaussians
 
@@ -121,12 +115,13 @@ def test_the_strongest_regularisation_of_the_protocol_takes_few_steps_too():
     np.testing.assert_allclose(shares, np.bincount(labels, minlength=5) / 203, atol=1e-3)
 
 
+sweep_of = partial(sweep, num_classes=5)
+
+
 def test_a_sweep_equals_fits_from_zero_and_takes_the_best():
     (train, labels), (val, val_labels) = points(seed=6)
     l2s = [0.1, 1e-3, 1e3, 3.0, 1e-2]
-    found = sweep(
-        train, labels, val, val_labels, num_classes=5, l2s=l2s, metric=top1, tolerance=1e-6
-    )
+    found = sweep_of(train, labels, val, val_labels, l2s=l2s, metric=top1, tolerance=1e-6)
     figures = []
     for l2 in l2s:
         alone = fit(train, labels, num_classes=5, l2=l2, tolerance=1e-6)
@@ -135,9 +130,8 @@ def test_a_sweep_equals_fits_from_zero_and_takes_the_best():
             np.testing.assert_allclose(found.fit.kernel, alone.kernel, atol=1e-3)
     np.testing.assert_allclose(found.figures, figures, atol=1.5 / 307)
     assert found.l2 == l2s[np.argmax(found.figures)]
-    assert top1(linear_scores(val, found.fit.kernel, found.fit.bias), val_labels) == max(
-        found.figures
-    )
+    figure = top1(linear_scores(val, found.fit.kernel, found.fit.bias), val_labels)
+    assert figure == max(found.figures)
     assert all(f.num_steps < 1000 and f.gradient_norm <= 1e-6 for f in found.fits)
 
 
@@ -153,17 +147,9 @@ def test_a_sweep_traces_once_begins_where_it_was_and_takes_the_strongest_of_equa
         judged.append(len(traces))
         return 0.5
 
-    judged = []
-    found = sweep(
-        train,
-        labels,
-        val,
-        val_labels,
-        num_classes=5,
-        l2s=[0.01, 0.0101, 0.0102],
-        metric=traces_so_far,
-        loss=counted_loss,
-    )
+    judged, l2s = [], [0.01, 0.0101, 0.0102]
+    options = {"metric": traces_so_far, "loss": counted_loss}
+    found = sweep_of(train, labels, val, val_labels, l2s=l2s, **options)
     assert judged == [judged[0]] * 3
     assert found.l2 == 0.0102
     weak, middle, strong = (fitted.num_steps for fitted in found.fits)
@@ -173,16 +159,8 @@ def test_a_sweep_traces_once_begins_where_it_was_and_takes_the_strongest_of_equa
 def test_a_sweep_of_multi_label_targets_is_judged_by_average_precision():
     (train, classes), (val, val_classes) = points(seed=8)
     labels, val_labels = np.eye(5, dtype=int)[classes], np.eye(5, dtype=int)[val_classes]
-    found = sweep(
-        train,
-        labels,
-        val,
-        val_labels,
-        num_classes=5,
-        l2s=[1.0, 0.01],
-        metric=mean_average_precision,
-        loss=binary_loss,
-    )
+    options = {"metric": mean_average_precision, "loss": binary_loss}
+    found = sweep_of(train, labels, val, val_labels, l2s=[1.0, 0.01], **options)
     models = [reference(train, labels[:, c], found.l2) for c in range(5)]
     scores = np.stack([model.decision_function(val) for model in models], axis=1)
     figure = mean_average_precision(scores, val_labels)

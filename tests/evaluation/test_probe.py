@@ -17,18 +17,8 @@ from tests.evaluation.planted import digits, gaussians
 top1 = partial(top_k_accuracy, k=1)
 
 
-def plain_sgd(
-    features,
-    labels,
-    num_classes,
-    *,
-    learning_rate,
-    weight_decay,
-    num_epochs,
-    batch_size,
-    momentum,
-    key,
-):
+def plain_sgd(features, labels, learning_rate, weight_decay, *, num_epochs, batch_size, key):
+    num_classes, momentum = 4, 0.9
     kernel, bias = np.zeros((features.shape[1], num_classes)), np.zeros(num_classes)
     kernel_velocity, bias_velocity = np.zeros_like(kernel), np.zeros_like(bias)
     batch_size = min(batch_size, len(features))
@@ -52,18 +42,21 @@ def plain_sgd(
     return kernel, bias
 
 
+def train_small(features, labels, learning_rates, weight_decays, **options):
+    """Probes of these rates and decays, of four classes unless told otherwise."""
+    grid = {"learning_rates": learning_rates, "weight_decays": weight_decays}
+    few = {"num_classes": 4, "num_epochs": 5, "batch_size": 32, "momentum": 0.9}
+    return train_probes(features, labels, **grid, **few | options)
+
+
 @pytest.mark.parametrize("batch_size", [17, 1000])
 def test_every_probe_of_a_grid_equals_plain_sgd_alone(batch_size):
     ((features, labels),) = gaussians(61, num_classes=4, num_channels=5, seed=0)
-    options = {"num_epochs": 5, "batch_size": batch_size, "momentum": 0.9, "key": jax.random.key(3)}
+    options = {"num_epochs": 5, "batch_size": batch_size, "key": jax.random.key(3)}
     rates, decays = [0.3, 3.0, 1.0], [0.0, 0.02, 0.5]
-    probes = train_probes(
-        features, labels, num_classes=4, learning_rates=rates, weight_decays=decays, **options
-    )
+    probes = train_small(features, labels, rates, decays, **options)
     for p in range(3):
-        kernel, bias = plain_sgd(
-            features, labels, 4, learning_rate=rates[p], weight_decay=decays[p], **options
-        )
+        kernel, bias = plain_sgd(features, labels, rates[p], decays[p], **options)
         np.testing.assert_allclose(probes.kernel[p], kernel, atol=1e-4)
         np.testing.assert_allclose(probes.bias[p], bias, atol=1e-4)
 
@@ -71,17 +64,8 @@ def test_every_probe_of_a_grid_equals_plain_sgd_alone(batch_size):
 def test_the_accuracy_is_that_of_scikit_learn_at_every_strength():
     (train, labels), (test, test_labels) = digits()
     decays = [1e-3, 1e-2, 0.1, 1.0]
-    probes = train_probes(
-        train,
-        labels,
-        num_classes=labels.max() + 1,
-        learning_rates=[0.3] * 4,
-        weight_decays=decays,
-        num_epochs=100,
-        batch_size=128,
-        momentum=0.9,
-        key=jax.random.key(0),
-    )
+    options = {"num_classes": labels.max() + 1, "num_epochs": 100, "batch_size": 128}
+    probes = train_small(train, labels, [0.3] * 4, decays, key=jax.random.key(0), **options)
     for kernel, bias, decay in zip(*probes, decays, strict=True):
         expected = LogisticRegression(C=1 / (decay * len(train)), max_iter=1000).fit(train, labels)
         accuracy = top1(linear_scores(test, kernel, bias), test_labels)
@@ -90,40 +74,20 @@ def test_the_accuracy_is_that_of_scikit_learn_at_every_strength():
 
 def test_the_orders_depend_on_the_key_alone():
     ((features, labels),) = gaussians(61, num_classes=4, num_channels=5, seed=2)
-    train = partial(
-        train_probes,
-        features,
-        labels,
-        num_classes=4,
-        learning_rates=[1.0] * 3,
-        weight_decays=[0.0] * 3,
-        num_epochs=5,
-        batch_size=17,
-        momentum=0.9,
-    )
+    train = partial(train_small, features, labels, [1.0] * 3, [0.0] * 3, batch_size=17)
     once, again, other = (train(key=jax.random.key(seed)).kernel for seed in [0, 0, 1])
     np.testing.assert_array_equal(once, again)
     np.testing.assert_array_equal(once[0], once[2])
     assert not np.array_equal(once, other)
 
 
+RATES, DECAYS = [0.001, 1.0, 0.1], [1e-3, 0.1]
+
+
 def fit_small(features, labels, **options):
-    return fit_probe(
-        features,
-        labels,
-        **{
-            "num_classes": 4,
-            "learning_rates": [0.001, 1.0, 0.1],
-            "weight_decays": [1e-3, 0.1],
-            "num_epochs": 5,
-            "batch_size": 32,
-            "momentum": 0.9,
-            "held_out": 0.25,
-            "metric": top1,
-            "seed": 5,
-        }
-        | options,
-    )
+    few = {"num_classes": 4, "num_epochs": 5, "batch_size": 32, "momentum": 0.9, "seed": 5}
+    few |= {"learning_rates": RATES, "weight_decays": DECAYS, "held_out": 0.25, "metric": top1}
+    return fit_probe(features, labels, **few | options)
 
 
 def test_the_chosen_probe_is_the_best_on_the_held_out_part_trained_again_on_all():
@@ -131,33 +95,17 @@ def test_the_chosen_probe_is_the_best_on_the_held_out_part_trained_again_on_all(
     ((features, labels),) = gaussians(151, num_classes=4, num_channels=5, seed=3)
     chosen = fit_small(features, labels, metric=metric)
     fitted, held_out = split_held_out(labels, 0.25, seed=5)
-    train = partial(
-        train_probes,
-        num_classes=4,
-        num_epochs=5,
-        batch_size=32,
-        momentum=0.9,
-        key=jax.random.key(5),
-    )
+    train = partial(train_small, key=jax.random.key(5))
     figures = np.zeros((3, 2))
-    for i, rate in enumerate([0.001, 1.0, 0.1]):
-        for j, decay in enumerate([1e-3, 0.1]):
-            alone = train(
-                features[fitted], labels[fitted], learning_rates=[rate], weight_decays=[decay]
-            )
+    for i, rate in enumerate(RATES):
+        for j, decay in enumerate(DECAYS):
+            alone = train(features[fitted], labels[fitted], [rate], [decay])
             scores = linear_scores(features[held_out], alone.kernel[0], alone.bias[0])
             figures[i, j] = metric(scores, labels[held_out])
     np.testing.assert_allclose(chosen.held_out_figures, figures, atol=1e-6)
-    best = max(
-        (figures[i, j], -rate, -j) for i, rate in enumerate([0.001, 1.0, 0.1]) for j in range(2)
-    )
-    assert (chosen.learning_rate, chosen.weight_decay) == (-best[1], [1e-3, 0.1][-best[2]])
-    whole = train(
-        features,
-        labels,
-        learning_rates=[chosen.learning_rate],
-        weight_decays=[chosen.weight_decay],
-    )
+    best = max((figures[i, j], -rate, -j) for i, rate in enumerate(RATES) for j in range(2))
+    assert (chosen.learning_rate, chosen.weight_decay) == (-best[1], DECAYS[-best[2]])
+    whole = train(features, labels, [chosen.learning_rate], [chosen.weight_decay])
     np.testing.assert_allclose(chosen.kernel, whole.kernel[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(chosen.bias, whole.bias[0], rtol=1e-5, atol=1e-6)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import pathlib
 import random
 import shutil
@@ -13,7 +12,7 @@ import pytest
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from tests.faults.conftest import FULL
 from tests.run.test_checkpoint import flip, halve, state_of
-from tests.runs import ROOT, assert_same, call, figures, hashes, tiny, write_images
+from tests.runs import assert_same, done, hashes, job, tiny, warnings
 
 pytestmark = [
     pytest.mark.extended,
@@ -94,17 +93,14 @@ def test_every_file_of_a_checkpoint_may_be_damaged(saved, tmp_path, tally, damag
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(images, tmp_path_factory):
     """A run that nobody disturbed: its flags, its workdir and its last line."""
-    images = write_images(tmp_path_factory.mktemp("images"))
     workdir = tmp_path_factory.mktemp("whole")
 
     def flags(workdir):
         return tiny("simsiam", images, workdir, "--config.run.checkpoint_every_steps=3")
 
-    status, out, _ = call(*flags(workdir))
-    assert status == 0
-    return flags, workdir, figures(out)
+    return flags, workdir, done(*flags(workdir))[0]
 
 
 def test_a_run_with_a_damaged_or_half_written_newest_checkpoint_ends_with_the_same_bits(
@@ -124,27 +120,13 @@ def test_a_run_with_a_damaged_or_half_written_newest_checkpoint_ends_with_the_sa
             newest.rename(newest.with_name("10.orbax-checkpoint-tmp"))
         else:
             DAMAGES[rng.choice([*DAMAGES])](newest / rng.choice(files))
-        status, out, err = call(*flags(workdir))
-        assert status == 0, err
+        last, err = done(*flags(workdir))
         how = "only half written: step 9 is used" if number % 2 else "damaged ("
         assert err.startswith(f"warning: the checkpoint of step 10 is {how}")
         assert "resuming from the checkpoint of step 9 " in err
-        assert_same(workdir, figures(out), reference, wanted)
+        assert_same(workdir, last, reference, wanted)
         assert newest.is_dir() and not list((workdir / "checkpoints").glob("*tmp*"))
     tally("run whose newest checkpoint is damaged", num_tries, num_tries)
-
-
-def test_without_a_whole_checkpoint_a_run_says_so_and_touches_nothing(whole, tmp_path, tally):
-    flags, reference, _ = whole
-    workdir = shutil.copytree(reference, tmp_path / "run")
-    for path in workdir.glob("checkpoints/*/default/manifest.ocdbt"):
-        path.write_bytes(b"")
-    before = hashes(workdir / "checkpoints") | hashes(workdir / "tensorboard")
-    status, out, err = call(*flags(workdir))
-    assert (status, out) == (1, "") and err.count("\n") == 1
-    assert err.startswith("error: none of the ") and "is whole" in err
-    assert hashes(workdir / "checkpoints") | hashes(workdir / "tensorboard") == before
-    tally("run none of whose checkpoints is whole", 1, 1)
 
 
 def test_an_evaluation_takes_the_newest_whole_checkpoint_and_moves_nothing(whole, tmp_path, tally):
@@ -152,11 +134,9 @@ def test_an_evaluation_takes_the_newest_whole_checkpoint_and_moves_nothing(whole
     workdir = shutil.copytree(reference, tmp_path / "run")
     flip(workdir / "checkpoints" / "10" / "default" / "manifest.ocdbt")
     before = hashes(workdir / "checkpoints")
-    knn = f"--config={ROOT / 'configs' / 'knn.py'}"
-    status, out, err = call(knn, f"--config.pretrained={workdir}", "--config.eval.knn_k=(3,)")
-    assert status == 0, err
-    assert json.loads(out.splitlines()[-1])["step"] == 9
-    told = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert len(told) == 1 and "step 10 is damaged" in told[0] and "step 9 is used" in told[0]
+    flags = (f"--config.pretrained={workdir}", "--config.eval.knn_k=(3,)")
+    last, err = done(*job("knn", *flags))
+    (told,) = warnings(err)
+    assert last["step"] == 9 and "step 10 is damaged" in told and "step 9 is used" in told
     assert hashes(workdir / "checkpoints") == before and not (workdir / "damaged").exists()
     tally("evaluation whose newest checkpoint is damaged", 1, 1)

@@ -20,42 +20,37 @@ from tests.runs import (
     start,
     tiny,
     wait_until,
-    write_images,
 )
 
 NUM_STEPS = 1000 if FULL else 120
 LAST_GOAL = NUM_STEPS * 7 // 10  # later ones would find the run at its end before they stop it
 DISK_BYTES = 24 << 20
+FLAGS = (
+    f"--config.run.num_steps={NUM_STEPS}",
+    "--config.run.checkpoint_every_steps=15",
+    "--config.run.log_every_steps=5",
+    "--config.run.keep_checkpoints=1",
+    "--config.eval.knn_every_epochs=20",
+)
+
+pytestmark = pytest.mark.extended  # tests/train/test_resume.py kills a run once
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(images, tmp_path_factory):
     """A run that nobody disturbed: what makes its flags, its workdir and its last line."""
-    images = write_images(tmp_path_factory.mktemp("images"))
     workdir = tmp_path_factory.mktemp("whole")
 
     def flags(workdir):
-        return tiny(
-            "byol_gsg",
-            images,
-            workdir,
-            f"--config.run.num_steps={NUM_STEPS}",
-            "--config.run.checkpoint_every_steps=15",
-            "--config.run.log_every_steps=5",
-            "--config.run.keep_checkpoints=1",
-            "--config.eval.knn_every_epochs=20",
-        )
+        return tiny("byol_gsg", images, workdir, *FLAGS)
 
     return flags, workdir, finish(*flags(workdir))[0]
 
 
-@pytest.mark.parametrize(
-    "num_kills", [1, pytest.param(50 if FULL else 3, marks=pytest.mark.extended)]
-)
-def test_kills_at_random_moments_and_while_saving_leave_no_trace(whole, tmp_path, tally, num_kills):
+def test_kills_at_random_moments_and_while_saving_leave_no_trace(whole, tmp_path, tally):
     flags, reference, wanted = whole
     rng = random.Random(0)
-    num_saving = 0
+    num_kills, num_saving = 50 if FULL else 3, 0
     for number, goal in enumerate(sorted(rng.randrange(15, LAST_GOAL) for _ in range(num_kills))):
         begin, run = time.time(), start(*flags(tmp_path))
         wait_until(lambda g=goal: last_step(tmp_path) >= g, run)
@@ -96,7 +91,6 @@ def fill(disk, left):
 
 
 # What is left of the disk, bytes: nothing, room for some lines, and less than a save asks for.
-@pytest.mark.extended
 @pytest.mark.parametrize("left", [0, 1 << 16, 1_000_000] if FULL else [0, 1_000_000])
 def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_resumes(
     whole, disk, tally, left
@@ -118,7 +112,6 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_resumes(
     tally("disk that fills up", 1, 1)
 
 
-@pytest.mark.extended
 def test_a_workdir_that_vanishes_ends_the_run_in_one_line_and_it_resumes_once_it_is_back(
     whole, tmp_path, tally
 ):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.devices.test_multihost import finish_hosts, start_hosts
 from tests.faults.conftest import FULL
-from tests.runs import figures, last_step, tiny, wait_until, write_images
+from tests.runs import figures, last_step, tiny, wait_until
 
 pytestmark = pytest.mark.extended
 
@@ -16,19 +16,17 @@ HEARTBEAT = 20  # seconds
 SECONDS = HEARTBEAT + 60  # of a loaded machine
 
 
+FLAGS = (
+    f"--config.run.num_steps={NUM_STEPS}",
+    "--config.run.log_every_steps=1",
+    "--config.run.checkpoint_every_steps=10",
+    "--config.eval.knn_every_epochs=0",
+    f"--host_timeout={HEARTBEAT}",
+)
+
+
 def flags(images, workdir):
-    return [
-        *tiny(
-            "simsiam_gsg",
-            images,
-            workdir,
-            f"--config.run.num_steps={NUM_STEPS}",
-            "--config.run.log_every_steps=1",
-            "--config.run.checkpoint_every_steps=10",
-            "--config.eval.knn_every_epochs=0",
-        ),
-        f"--host_timeout={HEARTBEAT}",
-    ]
+    return tiny("simsiam_gsg", images, workdir, *FLAGS)
 
 
 def finished(images, workdir):
@@ -39,8 +37,7 @@ def finished(images, workdir):
     return figures(out), err
 
 
-def test_a_killed_host_ends_the_other_and_the_restart_resumes(tmp_path, tally):
-    images = write_images(tmp_path / "images")
+def test_a_killed_host_ends_the_other_and_the_restart_resumes(images, tmp_path, tally):
     rng, survived, workdir = random.Random(0), 0, tmp_path / "parts"
     victims = (1, 0, 1, 0) if FULL else (1, 0)  # 0 takes JAX's own service down with it
     for number, victim in enumerate(victims):

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.config.load import flat, load_config
+from gsg_jax.config.load import flat
 from gsg_jax.train import loop
 from tests.faults.conftest import FULL
-from tests.runs import ROOT, call, hashes, tiny, write_images
+from tests.run.test_checkpoint import halve
+from tests.runs import call, hashes, tiny
+from tests.small import load
 
 pytestmark = pytest.mark.extended
 # What a run that succeeds may write again.
@@ -67,12 +69,6 @@ def judge(kind, tries, tally, attempt, number=9):
     tally(kind, len(tries), survived)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of images."""
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
 WRONG = {
     bool: ("maybe", "2", "''", "None"),
     int: ("nan", "1.5", "x", "-7", "9" * 30, "1e3", "''", "None", "(1,)"),
@@ -80,13 +76,14 @@ WRONG = {
     tuple: ("(", "x", "(nan,nan)", "((1,2),3)", "None", "('a','b')", "(1e999,1)", "1;2"),
 }
 FLAGS = (
+    *("views.num_local=65", "optim.num_microbatches=7", "views.mean=(0.1,0.2)"),
     *(
-        "views.num_local=65",
-        "optim.num_microbatches=7",
-        "views.mean=(0.1,0.2)",
         "data.batch_size=17",
+        "data.batch_size=4096",
+        "data.train_split=train[:10%]",
+        "data.dir=",
+        "data.dir=/dev/null",
     ),
-    *("data.batch_size=4096", "data.train_split=train[:10%]", "data.dir=", "data.dir=/dev/null"),
     *("data.dir=~nobody-by-this-name/x", "data.dir=/" + "x" * 5000, "data.name=nonsense"),
     *("data.name=../../etc", "run=3", "=1", "job=knn", "model.backbone=a\nb", "run.seed"),
 )
@@ -108,9 +105,19 @@ CONFIG_LINES = (
 )
 
 
+CONFIG_FILE = """from gsg_jax.config.recipes import pretraining
+def get_config(recipe='default'):
+    config = pretraining(recipe)
+    config.method.name = 'simsiam'
+    with config.ignore_type():
+        {}
+    return config
+"""
+
+
 def config_tries():
     rng = random.Random(0)
-    leaves = flat(load_config(f"{ROOT}/configs/byol_gsg.py:folder"))
+    leaves = flat(load("byol_gsg", "folder"))
     for key in rng.sample([key for key in leaves if not isinstance(leaves[key], str)], 40):
         value = rng.choice(WRONG[type(leaves[key])])
         yield f"{key}={value}", [f"--config.{key}={value}"]
@@ -121,15 +128,7 @@ def config_tries():
     for text in CONFIG_FILES:
         yield f"file: {text}", text
     for line in CONFIG_LINES:
-        yield (
-            f"file: {line}",
-            (
-                "from gsg_jax.config.recipes import pretraining\n"
-                "def get_config(recipe='default'):\n"
-                "    config = pretraining(recipe)\n    config.method.name = 'simsiam'\n"
-                f"    with config.ignore_type():\n        {line}\n    return config\n"
-            ),
-        )
+        yield f"file: {line}", CONFIG_FILE.format(line)
 
 
 def test_malformed_configs(images, tmp_path, tally, monkeypatch):
@@ -250,10 +249,7 @@ def workdir_tries():
     for name in ("config.json", "metrics.jsonl", "throughput.jsonl", "baselines.json"):
         for content in contents:
             yield f"{name}: {content[:9]}", (name, lambda path, c=content: path.write_bytes(c))
-        yield (
-            f"{name}: half",
-            (name, lambda p: p.write_bytes(p.read_bytes()[: len(p.read_bytes()) // 2])),
-        )
+        yield f"{name}: half", (name, halve)
         yield f"{name}: a folder", (name, replaced_by_folder)
         yield f"{name}: gone", (name, pathlib.Path.unlink)
     for name, changes in (

@@ -1,5 +1,6 @@
 """The features job: the same embeddings whatever the batches, the devices and the interruptions."""
 
+import io
 import json
 import pathlib
 import shutil
@@ -11,20 +12,20 @@ from jax.sharding import Mesh
 
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation import feature_files, features
-from gsg_jax.evaluation.encoder import Encoder
+from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs.features import file_stem
 from gsg_jax.main import parse_flags
-from tests.runs import call, config, figures, hashes
+from tests.runs import config, done, hashes, job, refused
 
 
 def embed(pretrained, workdir, *flags):
     """Runs the job: its last line and the files of it."""
-    flags = (f"--config.pretrained={pretrained}", f"--workdir={workdir}", *flags)
-    status, out, err = call(config("features"), *flags)
-    assert status == 0, err
-    return figures(out), {
-        split: dict(np.load(workdir / f"{split}.npz")) for split in ("train", "test")
-    }
+    last, _ = done(*features_job(pretrained, workdir, *flags))
+    return last, {split: dict(np.load(workdir / f"{split}.npz")) for split in ("train", "test")}
+
+
+def features_job(pretrained, workdir, *flags):
+    return job("features", f"--config.pretrained={pretrained}", f"--workdir={workdir}", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +44,23 @@ def test_the_files_hold_every_image_in_its_order_with_label_and_path(whole, imag
         assert names[0] == str(images / split / "even" / "000.png") and len(set(names)) == count
 
 
-def test_features_do_not_depend_on_the_batch_size(whole, pretrained, tmp_path):
-    _, files = embed(pretrained, tmp_path, "--config.eval.batch_size=7")
-    for split in files:
-        np.testing.assert_allclose(files[split]["h"], whole[1][split]["h"], rtol=0, atol=1e-6)
-
-
-def test_features_do_not_depend_on_the_number_of_devices(whole, pretrained, tmp_path, monkeypatch):
+def test_features_depend_on_neither_batches_nor_devices(whole, pretrained, tmp_path, monkeypatch):
     mesh = Mesh(np.array(jax.devices()[:3]), ("data",))
     monkeypatch.setattr("gsg_jax.evaluation.encoder.all_devices", lambda: mesh)
-    _, files = embed(pretrained, tmp_path, "--config.eval.batch_size=10")
+    _, files = embed(pretrained, tmp_path, "--config.eval.batch_size=7")
     for split in files:
         np.testing.assert_allclose(files[split]["h"], whole[1][split]["h"], rtol=0, atol=1e-6)
 
 
 def test_an_image_alone_has_the_features_that_it_has_among_others(whole, pretrained, images):
     """So that neither padding nor the other images of a batch have a say."""
-    encoder, source = open_encoder_of(pretrained)
-    for n in (0, 39):
-        alone = encoder.embed(source.image(n)[None])
-        np.testing.assert_allclose(alone[0], whole[1]["train"]["h"][n], rtol=0, atol=1e-6)
-
-
-def open_encoder_of(pretrained) -> tuple[Encoder, feature_files.Source]:
-    from gsg_jax.evaluation.encoder import open_encoder, read_run
-
     flags, *_ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
     run = read_run(flags)
     source = open_source(run.data, "train")
-    return open_encoder(flags, run, source), source
+    encoder = open_encoder(flags, run, source)
+    for n in (0, 39):
+        alone = encoder.embed(source.image(n)[None])
+        np.testing.assert_allclose(alone[0], whole[1]["train"]["h"][n], rtol=0, atol=1e-6)
 
 
 class Stopped(Exception):
@@ -106,12 +95,8 @@ def test_a_job_that_was_killed_resumes_and_ends_with_the_same_file(
     assert embedded[0] == 8 * killed_at
     np.testing.assert_array_equal(files["train"]["label"], whole[1]["train"]["label"])
     np.testing.assert_allclose(files["train"]["h"], whole[1]["train"]["h"], rtol=0, atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "test.json",
-        "test.npz",
-        "train.json",
-        "train.npz",
-    ]
+    names = {f"{split}.{kind}" for split in ("train", "test") for kind in ("json", "npz")}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_finished_embeddings_and_those_of_another_encoder_or_program_are_left_alone(
@@ -121,22 +106,17 @@ def test_finished_embeddings_and_those_of_another_encoder_or_program_are_left_al
     before = hashes(tmp_path)
     embed(pretrained, tmp_path)
     assert hashes(tmp_path) == before
-    flags = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path}")
-    status, out, err = call(config("features"), *flags, "--config.encoder=untrained")
-    assert (status, out) == (1, "") and "holds embeddings of something else" in err
+    flags = features_job(pretrained, tmp_path)
+    assert "holds embeddings of something else" in refused(*flags, "--config.encoder=untrained")
     (tmp_path / "train.json").unlink()
-    status, out, err = call(config("features"), *flags)
-    assert (status, out) == (1, "") and "is not of this program" in err.splitlines()[-1]
+    assert "is not of this program" in refused(*flags)
     assert before.items() >= hashes(tmp_path).items()
 
 
 def test_without_a_workdir_the_files_lie_beside_the_checkpoints(pretrained):
-    _, workdir, *_ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
-    assert workdir == pretrained / "features"
-    _, workdir, *_ = parse_flags(
-        ["main", config("evaluate_all"), f"--config.pretrained={pretrained}"]
-    )
-    assert workdir == pretrained
+    for name, folder in (("features", pretrained / "features"), ("evaluate_all", pretrained)):
+        _, workdir, *_ = parse_flags(["main", config(name), f"--config.pretrained={pretrained}"])
+        assert workdir == folder
 
 
 def test_encoders_to_compare_with_are_the_run_before_its_first_step_and_the_pixels(
@@ -150,21 +130,6 @@ def test_encoders_to_compare_with_are_the_run_before_its_first_step_and_the_pixe
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--config.splits=('train','holdout')"], "'folder' has no split 'holdout'"),
-        (["--config.splits=('train[:50%]','train[50%:]')"], "file names are equal or empty"),
-        (["--config.data.test_split=holdout"], "has no such split"),
-    ],
-)
-def test_wrong_input_gets_one_line_before_anything_is_written(pretrained, tmp_path, flags, said):
-    common = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path / 'new'}")
-    status, out, err = call(config("features"), *common, *flags)
-    assert status in (1, 2) and out == "" and said in err and err.count("\n") == 1
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
     ("arrays", "said"),
     [
         ({"h": np.zeros((3, 2))}, "cannot be read"),
@@ -175,39 +140,26 @@ def test_wrong_input_gets_one_line_before_anything_is_written(pretrained, tmp_pa
         ({"h": np.zeros((3, 2)), "label": np.full(3, 2**40)}, "labels from 1099511627776"),
         ({"h": np.array([[1.0], [np.nan]]), "label": np.zeros(2, int)}, "1 of the 2 embeddings"),
         (None, "there is no"),
+        (b"PK\x03\x04", "cannot be read"),
     ],
 )
 def test_files_of_other_programs_are_read_or_refused_with_what_is_wrong(tmp_path, arrays, said):
-    if arrays is not None:
+    if isinstance(arrays, bytes):
+        (tmp_path / "train.npz").write_bytes(arrays)
+    elif arrays:
         np.savez(tmp_path / "train.npz", **arrays)
-    status, out, err = call(config("knn"), f"--config.features={tmp_path}")
-    assert (status, out) == (1, "") and said in err and err.count("\n") == 1
+    assert said in refused(*job("knn", f"--config.features={tmp_path}"))
 
 
-def test_a_damaged_file_is_refused(whole, pretrained, tmp_path):
-    embed(pretrained, tmp_path)
-    content = (tmp_path / "train.npz").read_bytes()
-    (tmp_path / "train.npz").write_bytes(content[: len(content) // 2])
-    status, out, err = call(config("knn"), f"--config.features={tmp_path}")
-    assert (status, out) == (1, "") and "cannot be read" in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("rows", "num_done"),
-    [
-        (lambda x: x[:200], 16),
-        (lambda x: x, 999),
-    ],
-)
-def test_damaged_beginnings_are_made_anew(whole, pretrained, tmp_path, rows, num_done):
+@pytest.mark.parametrize(("num_bytes", "num_done"), [(200, 16), (None, 999)])
+def test_damaged_beginnings_are_made_anew(whole, pretrained, tmp_path, num_bytes, num_done):
     embed(pretrained, tmp_path)
     record = json.loads((tmp_path / "train.json").read_text())
     (tmp_path / "train.json").write_text(json.dumps(record | {"num_done": num_done}))
     (tmp_path / "train.npz").unlink()
-    zeros = tmp_path / "zeros.npy"
+    zeros = io.BytesIO()
     np.save(zeros, np.zeros((40, 4), np.float32))
-    (tmp_path / "train.partial").write_bytes(rows(zeros.read_bytes()))
-    zeros.unlink()
+    (tmp_path / "train.partial").write_bytes(zeros.getvalue()[:num_bytes])
     _, files = embed(pretrained, tmp_path)
     np.testing.assert_allclose(files["train"]["h"], whole[1]["train"]["h"], rtol=0, atol=1e-6)
 
@@ -218,15 +170,9 @@ def test_embeddings_of_other_images_are_left_alone(pretrained, images, tmp_path)
     flags = (f"--config.data.dir={folder}",)
     embed(pretrained, tmp_path / "out", *flags)
     (folder / "train" / "even" / "000.png").rename(folder / "train" / "uneven" / "000.png")
-    common = (f"--config.pretrained={pretrained}", f"--workdir={tmp_path / 'out'}", *flags)
-    status, out, err = call(config("features"), *common)
-    assert (status, out) == (1, "") and "images_digest" in err and err.count("\n") == 1
+    assert "images_digest" in refused(*features_job(pretrained, tmp_path / "out", *flags))
 
 
 def test_a_splits_name_is_a_files_name():
-    assert [file_stem(split) for split in ("train", "train[:10%]", "a/b+c", "..")] == [
-        "train",
-        "train_10pct",
-        "a_b_c",
-        "..",
-    ]
+    names = {"train": "train", "train[:10%]": "train_10pct", "a/b+c": "a_b_c", "..": ".."}
+    assert {split: file_stem(split) for split in names} == names

@@ -5,17 +5,14 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tests.jobs.test_knn_job import gaussians
-from tests.runs import call, config, figures, hashes
+from tests.runs import done, hashes, job
 
 SMALL = ("--config.probe.num_epochs=30", "--config.lbfgs.num_l2=7", "--config.lbfgs.l2=(1e-4,1.0)")
 
 
 def linear(*flags):
     """Runs the job: its last line."""
-    given = {flag.partition("=")[0]: flag for flag in (*SMALL, *flags)}
-    status, out, err = call(config("linear"), *given.values())
-    assert status == 0, err
-    return figures(out)
+    return done(*job("linear", *SMALL, *flags))[0]
 
 
 @pytest.mark.parametrize("protocol", ["probe", "lbfgs"])
@@ -68,25 +65,3 @@ def test_the_protocol_on_images_learns_and_leaves_the_backbone_alone(pretrained,
     last = linear(*flags)
     assert last["linear_top1"] > 0.9 and last["protocol"] == "images"
     assert hashes(pretrained) == before
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--config.protocol=sgd"], "take one of probe, lbfgs, images"),
-        (["--config.protocol=images", "--config.encoder=pixels"], "needs a network and images"),
-        ([f"--config.probe.{x}=(1e3,)" for x in ("learning_rates", "weight_decays")], "diverged"),
-        (["--config.lbfgs.l2=(1.0,1e-4)"], "the first must not exceed the second"),
-    ],
-)
-def test_wrong_input_gets_one_line(pretrained, flags, said):
-    status, out, err = call(config("linear"), f"--config.pretrained={pretrained}", *flags)
-    assert status in (1, 2) and out == "" and said in err.splitlines()[-1]
-
-
-def test_a_missing_test_split_is_reported(pretrained, images):
-    status, out, err = call(
-        config("linear"), f"--config.pretrained={pretrained}", f"--config.data.dir={images}/train"
-    )
-    assert (status, out) == (1, "") and "'folder' has no test split" in err
-    assert err.count("\n") == 1

@@ -29,33 +29,22 @@ def test_two_views_equal_the_reference_vectors(name, precision):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=atol)
 
 
-def test_more_views_are_the_mean_over_all_ordered_pairs():
-    rng = np.random.default_rng(0)
-    p, z = rng.normal(size=(2, 3, 7, 5))
-    loss, _, (memory, metrics) = loss_and_gradient(asymmetric_loss, p, z)
-    cosines = [
-        p[i, n] @ z[j, n] / np.linalg.norm(p[i, n]) / np.linalg.norm(z[j, n])
-        for i in range(3)
-        for j in range(3)
-        if i != j
-        for n in range(7)
-    ]
-    np.testing.assert_allclose(loss, -np.mean(cosines), rtol=1e-12)
-    assert memory == {} and set(metrics) == {"attraction"}
-
-
-def test_local_views_follow_both_targets_and_patches_both_images():
+@pytest.mark.parametrize(("num_global", "num_local", "share"), [(3, 0, None), (2, 2, 0.3)])
+def test_a_view_follows_the_other_global_views_and_patches_both_images(
+    num_global, num_local, share
+):
     rng = np.random.default_rng(2)
-    p, z = rng.normal(size=(4, 7, 5)), rng.normal(size=(2, 7, 5))
-    partner, share = rng.permutation(7), 0.3
+    p, z = rng.normal(size=(num_global + num_local, 7, 5)), rng.normal(size=(num_global, 7, 5))
+    partner = rng.permutation(7)
     cosine = lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
-    cosines = []
-    for v in range(4):
+    losses = []
+    for v in range(len(p)):
         for n in range(7):
-            for image, weight in ((n, 1 - share), (partner[n], share)):
-                followed = [z[1 - v, image]] if v < 2 else [z[0, image], z[1, image]]
-                cosines.append(weight * np.mean([cosine(p[v, n], t) for t in followed]))
-    mix = CutMix(partner, share)
-    loss, _, (_, metrics) = loss_and_gradient(asymmetric_loss, p, z, others={"mix": mix})
-    np.testing.assert_allclose(loss, -np.sum(cosines) / 28, rtol=1e-10)
+            for image, weight in ((n, 1 - (share or 0)), (partner[n], share or 0)):
+                followed = [z[w, image] for w in range(num_global) if w != v]
+                losses.append(-weight * np.mean([cosine(p[v, n], t) for t in followed]))
+    others = {"mix": None if share is None else CutMix(partner, share)}
+    loss, _, (memory, metrics) = loss_and_gradient(asymmetric_loss, p, z, others=others)
+    np.testing.assert_allclose(loss, np.sum(losses) / len(p) / 7, rtol=1e-10)
     np.testing.assert_allclose(metrics["attraction"], loss, rtol=1e-5)
+    assert memory == {} and set(metrics) == {"attraction"}

@@ -7,13 +7,8 @@ import pytest
 from gsg_jax.methods.clustering import check_dino, dino_loss, init_centre, twist_loss
 from tests.methods.loops import fresh, loss_and_gradient
 
-DINO = {
-    "temperature": 0.5,
-    "target_temperature": 0.3,
-    "first_target_temperature": 0.1,
-    "temperature_warmup_steps": 4,
-    "centre_momentum": 0.9,
-}
+DINO = {"temperature": 0.5, "target_temperature": 0.3, "first_target_temperature": 0.1}
+DINO |= {"temperature_warmup_steps": 4, "centre_momentum": 0.9}
 
 
 def softmax(x):
@@ -21,37 +16,27 @@ def softmax(x):
     return e / e.sum()
 
 
-@pytest.mark.parametrize(("steps", "sharpness"), [(0, 0.1), (3, 0.25), (4, 0.3), (9, 0.3)])
-def test_dino_equals_a_loop_and_warms_its_target_up(steps, sharpness):
+@pytest.mark.parametrize(
+    ("steps", "sharpness", "num_local"), [(0, 0.1, 0), (3, 0.25, 2), (4, 0.3, 0), (9, 0.3, 2)]
+)
+def test_dino_equals_a_loop_and_warms_its_target_up(steps, sharpness, num_local):
     p, z = fresh(0)
+    p = np.concatenate([p, fresh(4)[0][:num_local]])  # local views follow both targets
     centre = np.random.default_rng(1).normal(size=5)
     memory = {"centre": centre, "steps": np.int32(steps)}
     value, _, (after, metrics) = loss_and_gradient(dino_loss, p, z, memory, **DINO)
-    terms, entropies = [], []
-    for view in range(2):
+    q = np.array([[softmax((row - centre) / sharpness) for row in view] for view in z])
+    entropies = [-np.sum(row * np.log(row)) for view in q for row in view]
+    terms = []
+    for view in range(2 + num_local):
         for n in range(7):
-            q = softmax((z[1 - view, n] - centre) / sharpness)
-            terms.append(-np.sum(q * np.log(softmax(p[view, n] / 0.5))))
-            entropies.append(-np.sum(q * np.log(q)))
+            followed = q[1 - view, n] if view < 2 else (q[0, n] + q[1, n]) / 2
+            terms.append(-np.sum(followed * np.log(softmax(p[view, n] / 0.5))))
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-10)
     np.testing.assert_allclose(metrics["target_temperature"], sharpness)
     np.testing.assert_allclose(metrics["target_entropy"], np.mean(entropies), rtol=1e-10)
     np.testing.assert_allclose(after["centre"], 0.9 * centre + 0.1 * z.mean((0, 1)), rtol=1e-12)
     assert after["steps"] == steps + 1
-
-
-def test_dinos_local_views_follow_both_targets():
-    rng = np.random.default_rng(4)
-    p, z = rng.normal(size=(4, 6, 5)), rng.normal(size=(2, 6, 5))
-    memory = {"centre": np.zeros(5), "steps": np.int32(9)}
-    value, _, _ = loss_and_gradient(dino_loss, p, z, memory, **DINO)
-    terms = []
-    for view in range(4):
-        for n in range(6):
-            followed = [1 - view] if view < 2 else [0, 1]
-            q = np.mean([softmax(z[target, n] / 0.3) for target in followed], axis=0)
-            terms.append(-np.sum(q * np.log(softmax(p[view, n] / 0.5))))
-    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-10)
 
 
 def test_dino_starts_without_a_centre():

@@ -28,6 +28,7 @@ def rows(seed, shape):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_with_a_stop_gradient_none_enters_target_or_negatives_and_without_it_some_does(method):
     p, z, negative = (rows(seed, (2, 6, WIDTH)) for seed in range(3))
+    values = []
     for stop_gradient in (True, False):
         loss, memory = loss_and_memory(method, stop_gradient)
 
@@ -35,11 +36,13 @@ def test_with_a_stop_gradient_none_enters_target_or_negatives_and_without_it_som
             outputs = Outputs(h=p, z=p, p=p, z_target=targets[0], z_negative=targets[1])
             return loss(outputs, memory, KEY)[0]
 
-        into_z, into_negative = jax.jit(jax.grad(of_targets))((z, negative))
+        value, (into_z, into_negative) = jax.jit(jax.value_and_grad(of_targets))((z, negative))
+        values.append(value)
         if stop_gradient:
             assert not np.asarray(into_z).any() and not np.asarray(into_negative).any()
         elif method != "unigrad":  # its targets never get gradient
             assert np.asarray(into_z).any()
+    np.testing.assert_allclose(*values)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -6,6 +6,7 @@ import functools
 import chex
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from gsg_jax.config.check import check_pretraining
@@ -19,6 +20,7 @@ NUM_STEPS = 30
 # A network in which no image's output depends on another image's.
 NO_BATCH_NORM = {"norm": "group", "norm_groups": 4, "head_norm": "layer"}
 VIT = {"backbone": "vit_micro", "patch_size": 4, "drop_path": 0.1}
+extended = functools.partial(pytest.param, marks=pytest.mark.extended)
 LABELS = (np.arange(16) % 3).astype(np.int32)
 
 
@@ -38,6 +40,12 @@ def abstract_step(experiment):
     """Shapes of the state before and after a step, and of its metrics; nothing is compiled."""
     before = jax.eval_shape(functools.partial(init_state, experiment, 1))
     return before, *jax.eval_shape(functools.partial(train_step, experiment), before, images())
+
+
+def traced(experiment):
+    """The program of a step, not compiled."""
+    state = jax.eval_shape(functools.partial(init_state, experiment, 1))
+    return jax.make_jaxpr(functools.partial(train_step, experiment))(state, images())
 
 
 def run(experiment, num_steps=1, num_devices=1):

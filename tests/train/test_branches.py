@@ -1,4 +1,4 @@
-"""A batch in microbatches, and blocks that are recomputed, give the same step with less memory."""
+"""The passes of both branches: microbatches, recomputed blocks, local views, patches, targets."""
 
 import functools
 
@@ -10,15 +10,17 @@ import pytest
 
 from gsg_jax.console import UsageError
 from gsg_jax.devices.mesh import make_mesh
-from gsg_jax.train.branches import run_branch
+from gsg_jax.methods import TARGETS
+from gsg_jax.methods.method import Outputs
+from gsg_jax.train.branches import online_pass, run_branch, target_pass, with_targets
 from gsg_jax.train.build import jit_step
+from gsg_jax.train.figures import FIGURES, outputs_of_projections
 from gsg_jax.train.state import init_state
-from gsg_jax.train.step import train_step
+from gsg_jax.train.views import draw_views
 from tests.small import images
-from tests.train.steps import NO_BATCH_NORM, VIT, experiment_of, run
+from tests.train.steps import NO_BATCH_NORM, VIT, experiment_of, extended, run, traced
 
 IN_FOUR = {"num_microbatches": 4}
-extended = functools.partial(pytest.param, marks=pytest.mark.extended)
 
 
 @functools.cache
@@ -57,8 +59,7 @@ def test_without_batch_norm_microbatches_give_the_whole_batchs_step(method):
 @pytest.mark.parametrize("model", [NO_BATCH_NORM, extended(VIT)])
 def test_recomputed_blocks_give_the_same_step(model):
     anew = experiment_of("byol_gsg", model={**model, "recompute": True})
-    state = jax.eval_shape(functools.partial(init_state, anew, 1))
-    text = str(jax.make_jaxpr(functools.partial(train_step, anew))(state, images()))
+    text = str(traced(anew))
     assert "checkpoint" in text or "remat" in text  # not a comparison of a step with itself
     kept = whole_step("byol_gsg")
     if model is not NO_BATCH_NORM:
@@ -102,12 +103,6 @@ def test_a_part_is_every_nth_image_and_has_batch_statistics_of_its_own():
 
 
 @pytest.mark.extended
-def test_microbatches_on_eight_devices_equal_those_on_one():
-    experiment = experiment_of("byol_gsg", optim={"num_microbatches": 2})
-    assert_close(run(experiment, num_devices=8), run(experiment))
-
-
-@pytest.mark.extended
 @pytest.mark.parametrize("saving", [{"optim": IN_FOUR}, {"model": {"recompute": True}}])
 def test_both_save_memory(saving):
     mesh = make_mesh(64)
@@ -126,3 +121,117 @@ def test_both_save_memory(saving):
 def test_microbatches_that_do_not_divide_the_batch_are_refused(number, nearest):
     with pytest.raises(UsageError, match=f"divide data.batch_size, 16.*num_microbatches={nearest}"):
         experiment_of("simsiam", optim={"num_microbatches": number})
+
+
+def passes(experiment, state, key=0):
+    """Outputs of a step's passes before any update, and both branches' running statistics."""
+
+    @jax.jit
+    def both(state):
+        views = draw_views(experiment, jnp.asarray(images()), jax.random.key(key))
+        z_target, of_target = target_pass(experiment, state, views.whole)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        outputs, of_online = online_pass(
+            experiment, variables, views, z_target, jax.random.key(key + 1)
+        )
+        again = outputs_of_projections(experiment, state, outputs, outputs.z)
+        return outputs, of_online, of_target, again
+
+    return both(state)
+
+
+def with_views(method, views, **choices):
+    """A small experiment with local views of 8 pixels, or patches."""
+    views = {"local_size": 8, "local_crop_area": (0.1, 0.5), **views}
+    return experiment_of(method, views=views, **choices)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "views"),
+    [
+        ("simsiam", "auto", {"cutmix_probability": 1.0}),
+        ("byol_gsg", "auto", {"num_local": 3}),
+        extended("unigrad", "ema_positive", {"cutmix_probability": 1.0}),
+    ],
+)
+def test_local_views_and_patches_leave_targets_and_statistics_to_whole_global_views(
+    method, target, views
+):
+    plain, experiment = (with_views(method, v, target=target) for v in ({}, views))
+    state = jax.jit(functools.partial(init_state, plain, 1))()
+    # Weights of its own, so that a mistaken branch shows.
+    state = state.replace(target_params=jax.tree.map(lambda x: x + 0.05, state.target_params))
+    whole, whole_stats, whole_target_stats, _ = passes(plain, state)
+    outputs, stats, target_stats, again = passes(experiment, state)
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
+    close(outputs.z_target, whole.z_target)
+    close(outputs.negatives, whole.negatives)
+    close(target_stats, whole_target_stats)
+    assert (plain.target_branch == "online") != bool(target_stats)
+    if experiment.views.num_local:
+        chex.assert_shape(outputs.h, (2 + 3, 16, 8))
+        close((outputs.z[:2], stats), (whole.z, whole_stats))
+    else:
+        assert np.abs(outputs.z - whole.z).max() > 1e-3  # what the patches cover
+    # What the gradient's inspector makes of the step's projections is what the step made.
+    for name in ("p", "z_target", "negatives"):
+        ours, theirs = getattr(again, name), getattr(outputs, name)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
+
+
+def test_targets_and_negatives_come_from_the_branches_that_the_config_names():
+    outputs = Outputs(h=0, z="online", p=0, z_target=None)
+    found = {}
+    for target in TARGETS:
+        experiment = experiment_of("unigrad", target=target)
+        assert experiment.has_target_pass == (target != "online")
+        z_ema = None if target == "online" else "ema"
+        found[target] = with_targets(experiment, outputs._replace(z_target=z_ema), "online")
+    assert {target: (o.z_target, o.negatives) for target, o in found.items()} == {
+        "online": ("online", "online"),
+        "ema": ("ema", "ema"),
+        "ema_positive": ("ema", "online"),
+    }
+
+
+SELECTED = {"sources": "selected", "pairing": "halves", "num_views": 2}
+CUTMIX = {"cutmix_probability": 1.0}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("method", "choices", "views"),
+    [
+        ("simsiam", {}, CUTMIX),
+        ("byol_gsg", {}, {"num_local": 3}),
+        ("unigrad", {"target": "ema_positive"}, CUTMIX),
+        ("byol_gsg", {"optim": {"num_microbatches": 2}}, {}),
+        ("byol", {"model": {**VIT, "drop_path": 0.9}}, {}),  # who skips follows the global batch
+        ("byol_gsg", SELECTED, {}),
+        ("simsiam_gsg", SELECTED, {"num_local": 2}),
+        ("simsiam_gsg", SELECTED, CUTMIX),
+    ],
+)
+def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, choices, views):
+    figures = {"evaluation": {"inspect_gradients": True, "online_linear": True}}
+    choices = choices | {"optim": {"learning_rate": 0.5, **choices.get("optim", {})}}
+    experiment = with_views(method, views, **choices, **figures)
+    (before, one), (one_log,) = run(experiment)
+    (_, eight), (eight_log,) = run(experiment, num_devices=8)
+    for group in ("params", "target_params", "batch_stats", "memory"):
+        ours, theirs = getattr(eight, group), getattr(one, group)
+        chex.assert_trees_all_close(ours, theirs, rtol=0, atol=2e-5)
+    assert set(one_log) >= set(FIGURES) and 0 <= one_log["online_linear_top1"] <= 1
+    chex.assert_tree_all_finite(one_log)
+    chex.assert_trees_all_close(eight_log, one_log, rtol=1e-3, atol=1e-4)
+    old, new = (state.batch_stats["projector"]["bn3"]["mean"] for state in (before, one))
+    assert not np.array_equal(old, new)
+
+
+def test_four_views_take_four_running_statistics_updates():
+    experiment = experiment_of("simsiam_gsg", pairing="permutation", num_views=4)
+    state = jax.jit(functools.partial(init_state, experiment, 1))()
+    # What is left of a start 1e6 higher says how many updates of momentum 0.1 there were.
+    higher = state.replace(batch_stats=jax.tree.map(lambda x: x + 1e6, state.batch_stats))
+    means = [passes(experiment, start)[1]["projector"]["bn3"]["mean"] for start in (higher, state)]
+    np.testing.assert_allclose((means[0] - means[1]) / 1e6, 0.9**4, rtol=1e-4)

@@ -1,11 +1,7 @@
 """Bad steps are skipped, counted and reported, and too many of them stop the run."""
 
 import dataclasses
-import functools
-import json
-import signal
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +10,9 @@ import pytest
 from gsg_jax.console import UserError
 from gsg_jax.train import loop as train
 from gsg_jax.train.guards import LossGuard, check_finite
-from gsg_jax.train.state import TrainState, finite_groups, init_state, skipped_steps
-from gsg_jax.train.step import train_step
-from tests.runs import call, figures, tiny, write_images
-from tests.small import images as some_images
-from tests.train.steps import experiment_of, run
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of images."""
-    return write_images(tmp_path_factory.mktemp("images"))
+from gsg_jax.train.state import TrainState, skipped_steps
+from tests.runs import done, logged, refused, tiny, warnings
+from tests.train.steps import experiment_of, traced
 
 
 def poisoned(experiment, bad_steps):
@@ -45,22 +33,6 @@ def poisoned(experiment, bad_steps):
     return dataclasses.replace(experiment, loss=loss)
 
 
-@pytest.mark.extended
-def test_a_step_without_a_finite_loss_changes_nothing_but_the_step():
-    # moco_v2 has an EMA target and a memory.
-    experiment = poisoned(experiment_of("moco_v2", optim={"max_skipped_steps": 3}), [2])
-    states, logs = run(experiment, 3)
-    assert [int(log["skipped_steps"]) for log in logs] == [0, 1, 1]
-    assert [bool(np.isfinite(log["loss"])) for log in logs] == [True, False, True]
-    assert not np.isfinite(logs[1]["grad_norm"])
-    assert [int(state.step) for state in states] == [0, 1, 2, 3]
-    chex.assert_trees_all_equal(states[1].replace(step=0), states[2].replace(step=0))
-    with pytest.raises(AssertionError):
-        chex.assert_trees_all_equal(states[2].replace(step=0), states[3].replace(step=0))
-    assert all(finite_groups(states[3]).values())
-    assert int(skipped_steps(states[3])) == 1
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("constant_predictor_lr", [False, True])
 def test_every_optimizer_counts_the_steps_that_were_not_skipped(optimizer, constant_predictor_lr):
@@ -75,16 +47,12 @@ def test_every_optimizer_counts_the_steps_that_were_not_skipped(optimizer, const
 
 
 def test_without_skipping_the_program_is_as_if_there_were_no_limit():
-    def lowered(**optim):
-        experiment = experiment_of("simsiam", optim=optim)
-        state = jax.eval_shape(lambda: init_state(experiment, 1))
-        return (
-            jax.jit(functools.partial(train_step, experiment)).lower(state, some_images()).as_text()
-        )
+    def text(**optim):
+        return str(traced(experiment_of("simsiam", optim=optim)))
 
-    plain = lowered()
-    assert "is_finite" not in plain and lowered(grad_norm_limit=2.0) == plain
-    assert "is_finite" in lowered(max_skipped_steps=1)
+    plain = text()
+    assert "is_finite" not in plain and text(grad_norm_limit=2.0) == plain
+    assert "is_finite" in text(max_skipped_steps=1)
 
 
 def test_the_guard_counts_over_the_whole_run_reports_each_skip_and_stops_beyond_the_limit():
@@ -144,9 +112,8 @@ def test_a_state_that_is_not_finite_is_never_saved(images, tmp_path, monkeypatch
 
     monkeypatch.setattr(train, "jit_step", overflowing)
     flags = ["--config.eval.knn_every_epochs=0", "--config.run.checkpoint_every_steps=2"]
-    status, _, err = call(*tiny("simsiam", images, tmp_path, *flags))
-    assert status == 1
-    assert "error: batch_stats is not finite after step 4: step 2 is kept" in err.splitlines()[-1]
+    said = refused(*tiny("simsiam", images, tmp_path, *flags))
+    assert "error: batch_stats is not finite after step 4: step 2 is kept" in said
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
@@ -160,68 +127,28 @@ def poison_runs(monkeypatch, bad_steps):
     )
 
 
-def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_skips_bad_steps_stops_beyond_the_limit_and_resumes_as_if_it_had_not(
     images, tmp_path, monkeypatch
 ):
     poison_runs(monkeypatch, [2, 4, 7])
     allowed = "--config.optim.max_skipped_steps={}".format
     flags = tiny("byol_gsg", images, tmp_path / "whole", *SKIPPING)
-    status, out, err = call(*flags, allowed(3))
-    assert status == 0, err
-    whole, logged = figures(out), lines(tmp_path / "whole")
-    assert [int(line["skipped_steps"]) for line in logged] == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
-    assert [line["step"] for line in logged if "loss" not in line] == [2, 4, 7]
-    assert whole["loss"] == logged[-1]["loss"] and "NaN" not in str(logged)
-    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert [line.split(",")[0] for line in warnings] == [
-        f"warning: step {step} is skipped" for step in (2, 4, 7)
-    ]
+    whole, err = done(*flags, allowed(3))
+    lines = logged(tmp_path / "whole")
+    assert [int(line["skipped_steps"]) for line in lines] == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert [line["step"] for line in lines if "loss" not in line] == [2, 4, 7]
+    assert whole["loss"] == lines[-1]["loss"] and "NaN" not in str(lines)
+    expected = [f"warning: step {step} is skipped" for step in (2, 4, 7)]
+    assert [line.split(",")[0] for line in warnings(err)] == expected
 
     flags = tiny("byol_gsg", images, tmp_path / "parts", *SKIPPING)
-    status, out, err = call(*flags, allowed(2))
-    assert (status, out) == (1, "")
-    assert err.splitlines()[-1].startswith(
+    said = refused(*flags, allowed(2))
+    assert said.startswith(
         "error: the loss is nan at step 7, and 2 steps were skipped before it "
         f"(optim.max_skipped_steps is 2): step 6 is kept in {tmp_path}"
     )
-    assert "higher --config.optim.max_skipped_steps (now 2)" in err.splitlines()[-1]
-    status, out, err = call(*flags, allowed(3))
-    assert status == 0 and "resuming from the checkpoint of step 6" in err, err
-    assert figures(out)["state_digest"] == whole["state_digest"]
-    assert lines(tmp_path / "parts") == logged
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("stops", [[3], [2, 5], [7]])
-def test_a_run_with_skipped_steps_stopped_anywhere_ends_as_one_that_was_not(
-    images, tmp_path, monkeypatch, stops
-):
-    poison_runs(monkeypatch, [2, 4, 7])
-    allowed = (*SKIPPING, "--config.optim.max_skipped_steps=3")
-    wanted = call(*tiny("byol_gsg", images, tmp_path / "whole", *allowed))[1]
-    workdir = tmp_path / "parts"
-    for stop in stops:
-        with monkeypatch.context() as patch:
-            stop_after(patch, stop)
-            status, out, _ = call(*tiny("byol_gsg", images, workdir, *allowed))
-            assert status == 0 and figures(out)["step"] == stop
-    status, out, err = call(*tiny("byol_gsg", images, workdir, *allowed))
-    assert status == 0, err
-    assert figures(out)["state_digest"] == figures(wanted)["state_digest"]
-    assert lines(workdir) == lines(tmp_path / "whole")
-
-
-def stop_after(patch, step):
-    """Makes a run stop after a step, as SIGTERM does."""
-    advance = train.RunDisplay.advance
-
-    def noticed(display, now):
-        advance(display, now)
-        if now == step:
-            signal.raise_signal(signal.SIGTERM)
-
-    patch.setattr(train.RunDisplay, "advance", noticed)
+    assert "higher --config.optim.max_skipped_steps (now 2)" in said
+    last, err = done(*flags, allowed(3))
+    assert "resuming from the checkpoint of step 6" in err
+    assert last["state_digest"] == whole["state_digest"]
+    assert logged(tmp_path / "parts") == lines

@@ -1,7 +1,6 @@
 """The step is the algorithm box, and does what it must with every method of METHODS."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -17,13 +16,20 @@ from gsg_jax.methods.directpred import directpred_loss
 from gsg_jax.methods.guided import guided_loss
 from gsg_jax.methods.method import Outputs
 from gsg_jax.train import step as step_module
-from gsg_jax.train.branches import online_pass, target_pass, with_targets
-from gsg_jax.train.figures import FIGURES, outputs_of_projections
-from gsg_jax.train.state import TrainState, init_state, step_keys
+from gsg_jax.train.figures import FIGURES
+from gsg_jax.train.state import TrainState, step_keys
 from gsg_jax.train.step import train_step, update_ema
-from gsg_jax.train.views import Views, draw_views
-from tests.small import images, small_experiment
-from tests.train.steps import NUM_STEPS, abstract_step, experiment_of, history, online, run
+from gsg_jax.train.views import Views
+from tests.small import small_experiment
+from tests.train.steps import (
+    NUM_STEPS,
+    abstract_step,
+    experiment_of,
+    extended,
+    history,
+    online,
+    run,
+)
 
 # --- The common suite ------------------------------------------------------------------------
 
@@ -84,12 +90,10 @@ def test_an_ema_target_keeps_running_statistics_of_its_own(method):
     assert not np.allclose(ours, target, rtol=1e-3, atol=1e-5)
 
 
-HEAVY = [name for name in sorted(METHODS) if name != "byol_gsg"]
+HEAVY = [extended(name) for name in sorted(METHODS) if name != "byol_gsg"]
 
 
-@pytest.mark.parametrize(
-    "method", ["byol_gsg", *(pytest.param(name, marks=pytest.mark.extended) for name in HEAVY)]
-)
+@pytest.mark.parametrize("method", ["byol_gsg", *HEAVY])
 def test_one_step_on_eight_devices_equals_one_device(method):
     experiment, (_, one, *_), (one_log, *_), _ = history(method)
     (_, eight), (eight_log,) = run(experiment, num_devices=8)
@@ -282,106 +286,3 @@ def test_inspecting_the_gradient_changes_no_bit_of_the_state():
     chex.assert_trees_all_equal(states, plain[:3])
     assert all(np.isnan(between[name]) and np.isfinite(logged[name]) for name in FIGURES)
     assert logged["negative_gradient"] > 0 and not set(GRADIENT_FIGURES) & set(logs[1])
-
-
-# --- The passes of the branches: local views, patches, targets of two branches ----------------
-
-
-def passes(experiment, state, key=0):
-    """Outputs of a step's passes before any update, and both branches' running statistics."""
-
-    @jax.jit
-    def both(state):
-        views = draw_views(experiment, jnp.asarray(images()), jax.random.key(key))
-        z_target, of_target = target_pass(experiment, state, views.whole)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        outputs, of_online = online_pass(
-            experiment, variables, views, z_target, jax.random.key(key + 1)
-        )
-        again = outputs_of_projections(experiment, state, outputs, outputs.z)
-        return outputs, of_online, of_target, again
-
-    return both(state)
-
-
-def with_views(method, views, **choices):
-    """A small experiment with local views of 8 pixels, or patches."""
-    views = {"local_size": 8, "local_crop_area": (0.1, 0.5), **views}
-    return experiment_of(method, views=views, **choices)
-
-
-VARIANTS = [
-    ("simsiam", {}, {"cutmix_probability": 1.0}),
-    ("byol_gsg", {}, {"num_local": 3}),
-    pytest.param(
-        "unigrad",
-        {"target": "ema_positive"},
-        {"cutmix_probability": 1.0},
-        marks=pytest.mark.extended,
-    ),
-]
-
-
-@pytest.mark.parametrize(("method", "choices", "views"), VARIANTS)
-def test_local_views_and_patches_leave_targets_and_statistics_to_whole_global_views(
-    method, choices, views
-):
-    plain, experiment = (with_views(method, v, **choices) for v in ({}, views))
-    state = jax.jit(functools.partial(init_state, plain, 1))()
-    # Weights of its own, so that a mistaken branch shows.
-    state = state.replace(target_params=jax.tree.map(lambda x: x + 0.05, state.target_params))
-    whole, whole_stats, whole_target_stats, _ = passes(plain, state)
-    outputs, stats, target_stats, again = passes(experiment, state)
-    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
-    close(outputs.z_target, whole.z_target)
-    close(outputs.negatives, whole.negatives)
-    close(target_stats, whole_target_stats)
-    assert (plain.target_branch == "online") != bool(target_stats)
-    if experiment.views.num_local:
-        chex.assert_shape(outputs.h, (2 + 3, 16, 8))
-        close((outputs.z[:2], stats), (whole.z, whole_stats))
-    else:
-        assert np.abs(outputs.z - whole.z).max() > 1e-3  # what the patches cover
-    # What the gradient's inspector makes of the step's projections is what the step made.
-    for name in ("p", "z_target", "negatives"):
-        ours, theirs = getattr(again, name), getattr(outputs, name)
-        np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
-
-
-def test_targets_and_negatives_come_from_the_branches_that_the_config_names():
-    outputs = Outputs(h=0, z="online", p=0, z_target=None)
-    found = {}
-    for target in TARGETS:
-        experiment = experiment_of("unigrad", target=target)
-        assert experiment.has_target_pass == (target != "online")
-        z_ema = None if target == "online" else "ema"
-        found[target] = with_targets(experiment, outputs._replace(z_target=z_ema), "online")
-    assert {target: (o.z_target, o.negatives) for target, o in found.items()} == {
-        "online": ("online", "online"),
-        "ema": ("ema", "ema"),
-        "ema_positive": ("ema", "online"),
-    }
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("method", "choices", "views"), VARIANTS)
-def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, choices, views):
-    inspected = {"evaluation": {"inspect_gradients": True}, "optim": {"learning_rate": 0.5}}
-    experiment = with_views(method, views, **choices, **inspected)
-    (_, one), (one_log,) = run(experiment)
-    (_, eight), (eight_log,) = run(experiment, num_devices=8)
-    for group in ("params", "target_params", "batch_stats", "memory"):
-        ours, theirs = getattr(eight, group), getattr(one, group)
-        chex.assert_trees_all_close(ours, theirs, rtol=0, atol=2e-5)
-    assert set(one_log) >= set(FIGURES)
-    chex.assert_tree_all_finite(one_log)
-    chex.assert_trees_all_close(eight_log, one_log, rtol=1e-3, atol=1e-4)
-
-
-def test_four_views_take_four_running_statistics_updates():
-    experiment = experiment_of("simsiam_gsg", pairing="permutation", num_views=4)
-    state = jax.jit(functools.partial(init_state, experiment, 1))()
-    # What is left of a start 1e6 higher says how many updates of momentum 0.1 there were.
-    higher = state.replace(batch_stats=jax.tree.map(lambda x: x + 1e6, state.batch_stats))
-    means = [passes(experiment, start)[1]["projector"]["bn3"]["mean"] for start in (higher, state)]
-    np.testing.assert_allclose((means[0] - means[1]) / 1e6, 0.9**4, rtol=1e-4)
