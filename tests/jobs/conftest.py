@@ -1,6 +1,9 @@
 """A finished run, on images with labels."""
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from tests.runs import call, tiny, write_images
 
@@ -9,6 +12,13 @@ from tests.runs import call, tiny, write_images
 def images(tmp_path_factory):
     """A folder of images: 40 to train on, 24 to test, two classes each."""
     return write_images(tmp_path_factory.mktemp("images"), num_test=24)
+
+
+@pytest.fixture
+def on_one_device(monkeypatch):
+    """Evaluations on one device, which compile faster."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr("gsg_jax.evaluation.encoder.all_devices", lambda: mesh)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def evaluate(pretrained, workdir, *flags):
     return done(*command(pretrained, workdir, *flags))
 
 
+@pytest.mark.usefixtures("on_one_device")
 def test_all_figures_are_in_one_file_and_one_table_and_in_the_last_line(
     pretrained, tmp_path, monkeypatch
 ):

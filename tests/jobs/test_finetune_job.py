@@ -24,6 +24,7 @@ def finetune(pretrained, workdir, *flags):
     return job("finetune", *common, *SMALL, *flags)
 
 
+@pytest.mark.usefixtures("on_one_device")
 def test_the_sweep_takes_the_best_on_held_out_images_and_is_not_repeated(
     pretrained, tmp_path, monkeypatch
 ):
@@ -64,7 +65,7 @@ def test_labels_that_leave_none_to_choose_by_are_told_before_any_training(
     assert not list(tmp_path.iterdir())
 
 
-def run_of(pretrained, *flags, num_devices=8, **rates):
+def run_of(pretrained, *flags, num_devices=1, **rates):
     flags, *_ = parse_flags(
         ["main", config("finetune"), f"--config.pretrained={pretrained}", *SMALL, *flags]
     )

@@ -75,6 +75,7 @@ def transfer(pretrained, folder, sets):
     return done(*job("transfer", *flags, f"--config.transfer.sets=({sets},)", *SMALL))
 
 
+@pytest.mark.usefixtures("on_one_device")
 def test_sets_on_the_machine_are_scored_and_the_others_are_named(suite, pretrained):
     last, err = transfer(pretrained, suite, "'cifar10','pets','voc2007'")
     assert last["transfer_missing"] == ["pets"]

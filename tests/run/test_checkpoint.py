@@ -30,6 +30,12 @@ def state_of(step, **leaves):
     return TrainState(step=jnp.int32(step), params=params, opt_state=(), memory={}, **empty)
 
 
+def save(workdir, *steps):
+    with Checkpoints(workdir) as checkpoints:
+        for step in steps:
+            checkpoints.save(state_of(step), 0.5)
+
+
 def steps_of(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -68,23 +74,13 @@ def test_numbers_that_are_not_ordinary_come_back_bit_for_bit(tmp_path):
     assert state_digest(back) == state_digest(state)
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
-    scores = {1: 0.3, 2: None, 3: 0.9, 4: 0.5, 5: None, 6: 0.8, 7: None}
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step, score in scores.items():
-            checkpoints.save(state_of(step), score)
-    assert steps_of(tmp_path) == [3, 6, 7]
-
-
-def test_a_reopened_folder_still_knows_the_best(tmp_path):
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(state_of(1), 0.9)
-        checkpoints.save(state_of(2), 0.5)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        assert checkpoints.newest_step() == 2
-        for step in (3, 4):
-            checkpoints.save(state_of(step), 0.6)
-    assert steps_of(tmp_path) == [1, 4]
+def test_the_newest_and_the_best_are_kept_in_a_reopened_folder_too(tmp_path):
+    first, second = {1: 0.3, 2: None, 3: 0.9, 4: 0.5}, {5: None, 6: 0.8, 7: None}
+    for scores in (first, second):
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            for step, score in scores.items():
+                checkpoints.save(state_of(step), score)
+        assert steps_of(tmp_path) == ([3, 4] if scores is first else [3, 6, 7])
 
 
 def test_every_so_many_steps_one_is_kept(tmp_path):
@@ -98,8 +94,7 @@ def test_every_so_many_steps_one_is_kept(tmp_path):
 
 
 def test_a_save_that_was_cut_off_counts_for_nothing(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state_of(1), None)
+    save(tmp_path, 1)
     whole = tmp_path / "checkpoints" / "1"
     shutil.copytree(whole, tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
     shutil.rmtree(tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "default")
@@ -134,9 +129,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_kept_and_the_one_before_use
     tmp_path, capsys, damage
 ):
     """A flipped bit in the data is seen by the digests only."""
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(state_of(step), 0.5)
+    save(tmp_path, 1, 2)
     newest = tmp_path / "checkpoints" / "2"
     damage(max((newest / "default").rglob("d/*"), key=lambda path: path.stat().st_size))
     contents = hashes(newest)
@@ -154,8 +147,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_kept_and_the_one_before_use
 
 
 def test_reading_only_changes_nothing_and_finds_nothing_where_there_is_nothing(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state_of(1), 0.5)
+    save(tmp_path, 1)
     before = hashes(tmp_path)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         checkpoints.restore(checkpoints.newest_step(), state_of(0))
@@ -167,8 +159,7 @@ def test_reading_only_changes_nothing_and_finds_nothing_where_there_is_nothing(t
 
 
 def test_where_none_is_whole_this_is_told_in_one_line_and_nothing_is_moved(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state_of(1), None)
+    save(tmp_path, 1)
     for path in (tmp_path / "checkpoints" / "1").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:10])
@@ -188,9 +179,7 @@ def test_a_checkpoint_of_other_shapes_is_told(tmp_path):
 
 
 def test_a_damaged_score_of_an_older_checkpoint_does_not_bar_the_newest(tmp_path, capsys):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(state_of(step), 0.5)
+    save(tmp_path, 1, 2)
     (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest_step() == 2
@@ -213,8 +202,7 @@ def test_a_second_damaged_checkpoint_of_a_step_does_not_replace_the_first(tmp_pa
 
 
 def test_the_digests_are_those_of_the_files(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state_of(1), 0.5)
+    save(tmp_path, 1)
     checkpoint = tmp_path / "checkpoints" / "1"
     digests = json.loads((checkpoint / "default" / "digests.json").read_text())["sha256"]
     found = hashes(checkpoint)
@@ -261,8 +249,7 @@ def test_a_sharded_state_comes_back_bit_for_bit_on_fewer_devices_and_on_more(tmp
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state_of(1), None)
+    save(tmp_path, 1)
     before = hashes(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=300_000))
     with Checkpoints(tmp_path) as checkpoints:

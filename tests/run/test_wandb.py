@@ -10,7 +10,7 @@ from gsg_jax.run import wandb as copies
 from gsg_jax.run.files import read_lines
 from gsg_jax.run.metrics import MetricsLog
 from gsg_jax.run.wandb import open_wandb
-from tests.runs import call, tiny, write_images
+from tests.runs import refused, tiny
 from tests.small import small_config
 
 MINE = "--config.run.wandb_project=mine"
@@ -90,13 +90,11 @@ def test_a_failure_is_said_once_and_costs_no_line(tmp_path, stand_in, capsys):
 
 
 def test_a_new_run_that_wandb_refuses_ends_in_a_line_and_an_older_one_continues(
-    tmp_path, stand_in, capsys
+    images, tmp_path, stand_in, capsys
 ):
     stand_in(fails_at="init")
-    images = write_images(tmp_path / "images")
-    status, out, err = call(*tiny("simsiam", images, tmp_path / "run", MINE))
-    assert status == 1 and out == "" and err.count("\n") == 1
-    assert "wandb cannot begin (no route)" in err and "WANDB_MODE=offline" in err
+    said = refused(*tiny("simsiam", images, tmp_path / "run", MINE))
+    assert "wandb cannot begin (no route)" in said and "WANDB_MODE=offline" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     with open_wandb(project(), tmp_path, is_new=False) as copy:
         assert copy is None
@@ -110,12 +108,12 @@ def test_a_run_that_fails_is_no_finished_one_of_wandb(tmp_path, stand_in):
     assert module.exit_code == 1
 
 
-def test_without_the_package_there_is_one_line_before_anything_is_made(tmp_path, monkeypatch):
+def test_without_the_package_there_is_one_line_before_anything_is_made(
+    images, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    images = write_images(tmp_path / "images")
-    status, out, err = call(*tiny("simsiam", images, tmp_path / "run", MINE))
-    assert status == 1 and out == "" and err.count("\n") == 1
-    assert "pip install 'gsg_jax[wandb]'" in err and not (tmp_path / "run").exists()
+    said = refused(*tiny("simsiam", images, tmp_path / "run", MINE))
+    assert "pip install 'gsg_jax[wandb]'" in said and not (tmp_path / "run").exists()
 
 
 @pytest.mark.extended
