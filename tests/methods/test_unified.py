@@ -101,7 +101,7 @@ def moco_of_the_batch(outputs, memory, key):
 def directpred_by_a_root(outputs, memory, key):
     """Where nothing is added to the eigenvalues the predictor is the root of F itself."""
     values, vectors = jnp.linalg.eigh(memory["correlation"])
-    predictor = vectors * jnp.sqrt(jnp.maximum(values, 0)) @ vectors.T
+    predictor = vectors * jnp.sqrt(jnp.maximum(values, 0))[None] @ vectors.T
     q = normalize(outputs.p) @ predictor
     return -jnp.mean(cosine_similarity(q, outputs.z_target[::-1])), memory, {}
 
