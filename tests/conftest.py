@@ -4,7 +4,6 @@ Compiling is most of the suite's time. It is done with little optimisation, into
 whole session shares: both workers, and every process that a test starts.
 """
 
-import importlib.metadata
 import os
 import resource
 import shutil
@@ -14,9 +13,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-# The fusions' own compiler takes most of the time. A jaxlib without this flag would abort.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Eight devices wait for one another in threads of one pool. While two sums over them are under way
 # at once, eight threads are too few, and the process aborts.
 os.environ.setdefault("NPROC", "64")

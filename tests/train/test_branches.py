@@ -18,7 +18,7 @@ from gsg_jax.train.figures import FIGURES, outputs_of_projections
 from gsg_jax.train.state import init_state
 from gsg_jax.train.views import draw_views
 from tests.small import images
-from tests.train.steps import NO_BATCH_NORM, VIT, experiment_of, extended, run, traced
+from tests.train.steps import NO_BATCH_NORM, VIT, compiled, experiment_of, extended, run, traced
 
 IN_FOUR = {"num_microbatches": 4}
 
@@ -126,7 +126,6 @@ def test_microbatches_that_do_not_divide_the_batch_are_refused(number, nearest):
 def passes(experiment, state, key=0):
     """Outputs of a step's passes before any update, and both branches' running statistics."""
 
-    @jax.jit
     def both(state):
         views = draw_views(experiment, jnp.asarray(images()), jax.random.key(key))
         z_target, of_target = target_pass(experiment, state, views.whole)
@@ -137,7 +136,7 @@ def passes(experiment, state, key=0):
         again = outputs_of_projections(experiment, state, outputs, outputs.z)
         return outputs, of_online, of_target, again
 
-    return both(state)
+    return compiled(jax.jit(both), state)(state)
 
 
 def with_views(method, views, **choices):
