@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
@@ -26,6 +27,18 @@ def refusal(config: ConfigDict, check: Callable[[ConfigDict], None] = check_pret
         check(config)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def data_config(name: str, folder, **changes) -> ConfigDict:
+    """What opens a source: its name, folder and splits, and 10 MiB for images held in memory."""
+    data = {"name": name, "dir": str(folder), "train_split": "train", "test_split": "test"}
+    return ConfigDict({**data, "memory_limit_mb": 10, **changes})
+
+
+def save_image(path, colour=(255, 0, 0), size=(6, 4), **options) -> None:
+    """Writes an image of one colour; size is (W, H)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
 
 
 def small_config(method: str, **method_overrides) -> ConfigDict:

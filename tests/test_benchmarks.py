@@ -1,5 +1,6 @@
 """The benchmarks: each says what it does, and the counted ones count right."""
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -16,26 +17,14 @@ SCRIPTS = sorted({path.name for path in BENCHMARKS.glob("*.py")} - PARTS)
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
+def load(monkeypatch):
+    """Imports a benchmark."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-@pytest.fixture
-def growth(benchmarks):
-    import growth
-
-    return growth
-
-
-@pytest.fixture
-def run_all(benchmarks):
-    import run_all
-
-    return run_all
+    return importlib.import_module
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_says_what_it_does(benchmarks, monkeypatch, capsys, name):
+def test_a_benchmark_says_what_it_does(load, monkeypatch, capsys, name):
     path = BENCHMARKS / name
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
     with pytest.raises(SystemExit) as ended:
@@ -57,24 +46,22 @@ def test_a_benchmark_says_what_it_does(benchmarks, monkeypatch, capsys, name):
         ("  %a = f32[4]{0} fusion(%all-reduce.1), calls=%all-gather", {}),
     ],
 )
-def test_a_collective_counts_once_by_its_result(growth, line, expected):
-    assert growth.collective_bytes(line) == expected
+def test_a_collective_counts_once_by_its_result(load, line, expected):
+    assert load("growth").collective_bytes(line) == expected
 
 
-def test_a_product_in_a_loop_is_noticed(growth):
+def test_a_product_in_a_loop_is_noticed_and_one_axis_varies_at_a_time(load):
+    growth = load("growth")
     inside = 'f32[2] dot(%x, %y), metadata={op_name="jit(f)/while/body/dot_general"}'
     outside = 'f32[2] dot(%x, %y), metadata={op_name="jit(f)/dot_general"}'
     assert growth.products_in_loops(f"%a = {inside}\n%b = {outside}") == 1
-
-
-def test_one_axis_varies_at_a_time(growth):
     points = growth.points_of({"batch": [8, 16], "devices": [2, 1, 4]})
     assert [tuple(point.values()) for point in points] == [(8, 2), (16, 2), (8, 1), (8, 4)]
 
 
-def test_the_table_takes_every_number_but_those_that_name_a_line(run_all):
+def test_the_table_takes_every_number_but_those_that_name_a_line(load):
     line = {"method": "byol", "k": 20, "seconds": 0.5, "by_kind": {"k": 3}, "device": "cpu"}
-    assert run_all.numbers(line) == {"seconds": 0.5, "by_kind.k": 3}
+    assert load("run_all").numbers(line) == {"seconds": 0.5, "by_kind.k": 3}
 
 
 @pytest.mark.extended
@@ -93,6 +80,7 @@ def test_two_devices_share_the_work_and_exchange_the_gradient():
 
 
 @pytest.mark.extended
-def test_a_benchmark_that_fails_is_named(run_all):
+def test_a_benchmark_that_fails_is_named(load):
+    run_all = load("run_all")
     with pytest.raises(run_all.Failed, match="step_time.py ended with 2"):
         run_all.run("step_time.py", ["--methods=none"])

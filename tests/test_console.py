@@ -43,6 +43,10 @@ def show(console, clock, values=VALUES, steps=(1, 2, 3), num_steps=1003):
     return console.file.getvalue()
 
 
+def plain(width, **options):
+    return Console(file=io.StringIO(), width=width, soft_wrap=True, **options)
+
+
 def terminal(width):
     return Console(force_terminal=True, file=io.StringIO(), width=width, _environ={"TERM": "xterm"})
 
@@ -53,23 +57,25 @@ def last_frame(text):
 
 
 def test_plain_lines_hold_every_figure_and_the_time_left_without_the_compiling(clock):
-    text = show(Console(file=io.StringIO(), width=80, soft_wrap=True), clock)
-    assert text == (
+    line = (
         "step    3/1003  epoch   1.50  loss -0.9123  std 0.95  rank  12.3  "
         "closest 25/50/ 5/20 %  12,346 views/s  data wait  3%  2:46:40 left\n"
     )
-
-
-def test_plain_lines_have_no_colours_and_are_never_broken(clock):
-    console = Console(file=io.StringIO(), width=40, soft_wrap=True)
+    assert show(plain(80), clock) == line
+    dumb = {"force_terminal": True, "_environ": {"TERM": "dumb"}}  # it cannot move its cursor
+    assert show(plain(80, **dumb), clock) == line
+    # A resumed run counts from its own steps.
+    assert "0:10 left" in show(plain(80), clock, steps=(1001, 1002))
+    assert "0:00 left" in show(plain(80), clock, steps=(1003,))
+    console = plain(40)
     RunDisplay(10, 0, console).warn("a warning [of] " + "many words " * 20)
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("warning: a warning [of] many")
+    (line,) = console.file.getvalue().splitlines()  # never broken
+    assert line.startswith("warning: a warning [of] many")
 
 
 def test_a_plain_line_shows_the_monitor_where_it_ran_and_no_figure_that_is_missing(clock):
     values = {"epoch": 2.0, "loss": 0.5, "knn_top1": 0.83}
-    text = show(Console(file=io.StringIO(), width=80, soft_wrap=True), clock, values)
+    text = show(plain(80), clock, values)
     assert text.endswith("left  k-NN top-1 0.8300\n") and "loss  0.5000" in text
     assert not set("std rank closest".split()) & set(text.split())
 
@@ -83,25 +89,10 @@ def test_the_bar_fits_the_terminal_and_shows_speed_wait_time_left_and_every_figu
     )
     assert len(bar) <= width and len(figures) <= width and "…" not in bar + figures
     assert bar.count("━") >= 15
-
-
-def test_a_narrow_terminal_cuts_figures_but_never_adds_a_line(clock):
-    frame = last_frame(show(terminal(50), clock))
-    assert all(len(line) <= 50 for line in frame) and "epoch" in frame[1]
-
-
-def test_on_a_terminal_the_monitor_leaves_a_line_above_the_bar(clock):
-    text = show(terminal(80), clock, VALUES | {"knn_top1": 0.8312})
-    assert "step 3, epoch 1.50: k-NN top-1 0.8312" in text
-
-
-def test_on_a_terminal_a_long_warning_breaks_between_words(clock):
-    console = terminal(40)
-    RunDisplay(10, 0, console).warn("collapse, try --config.optim.learning_rate=0.01 " * 3)
-    assert all(
-        line.count("--config.optim.learning_rate=0.01") or "collapse" in line
-        for line in last_frame(console.file.getvalue())
-    )
+    monitored = show(terminal(width), clock, VALUES | {"knn_top1": 0.8312})
+    assert "step 3, epoch 1.50: k-NN top-1 0.8312" in monitored  # on a line above the bar
+    narrow = last_frame(show(terminal(50), clock))
+    assert all(len(line) <= 50 for line in narrow) and "epoch" in narrow[1]
 
 
 def test_the_bar_says_that_it_compiles_and_claims_no_time_left_before_the_second_step(clock):
@@ -113,26 +104,8 @@ def test_the_bar_says_that_it_compiles_and_claims_no_time_left_before_the_second
     assert "?:?? left" in " ".join(last_frame(console.file.getvalue()))
 
 
-def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(clock):
-    dumb = Console(
-        force_terminal=True, file=io.StringIO(), width=80, soft_wrap=True, _environ={"TERM": "dumb"}
-    )
-    text = show(dumb, clock)
-    assert text.count("\n") == 1 and text.startswith("step    3/1003")
-
-
-def test_a_resumed_run_counts_its_time_left_from_its_own_steps(clock):
-    text = show(Console(file=io.StringIO(), soft_wrap=True), clock, steps=(1001, 1002))
-    assert "0:10 left" in text
-
-
-def test_the_last_step_leaves_no_time(clock):
-    text = show(Console(file=io.StringIO(), soft_wrap=True), clock, steps=(1003,))
-    assert "0:00 left" in text
-
-
 def test_counting_says_a_line_now_and_then_and_at_the_end(clock):
-    console = Console(file=io.StringIO(), width=80, soft_wrap=True)
+    console = plain(80)
     with counting("embedding train", 5000, 1000, console) as show_count:
         for count in (2000, 3000, 4000, 5000):
             clock[0] += 20
@@ -141,11 +114,7 @@ def test_counting_says_a_line_now_and_then_and_at_the_end(clock):
         "embedding train: 3,000/5,000, 50/s",
         "embedding train: 5,000/5,000, 50/s",
     ]
-
-
-def test_counting_is_a_bar_on_a_terminal(clock):
     console = terminal(80)
     with counting("embedding train", 5000, 1000, console) as show_count:
         show_count(2000)
-    text = console.file.getvalue()
-    assert "embedding train" in text and "2000/5000" in text and "━" in text
+    assert "2000/5000" in console.file.getvalue() and "━" in console.file.getvalue()

@@ -12,8 +12,6 @@ pytest.importorskip("mkdocs")
 pytest.importorskip("latex2mathml")
 import markdown  # noqa: E402
 from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
-from mkdocs.plugins import PluginCollection  # noqa: E402
-from mkdocs.structure.files import Files  # noqa: E402
 
 pytestmark = pytest.mark.extended
 
@@ -78,17 +76,6 @@ def test_a_built_site_that_loads_from_another_host_is_reported(hooks, config, tm
         hooks.on_post_build(config=config)
     said = warnings_of(caplog)
     assert len(said) == 2 and all("cdn.example" in text for text in said)
-
-
-def test_the_roots_files_are_pages_with_links_that_start_in_docs(hooks, config):
-    config.plugins = PluginCollection()
-    config.plugins._current_plugin = ""  # as when mkdocs calls a hook
-    pages = {file.src_uri: file for file in hooks.on_files(Files([]), config=config)}
-    assert pages.keys() == {"index.md", "contributing.md", "notebooks/quickstart.ipynb"}
-    index = pages["index.md"].content_string
-    assert "](methods.md)" in index and "](report-1280.png)" in index
-    assert "](contributing.md)" in index and "](docs/" not in index
-    assert (ROOT / "README.md").read_text().splitlines()[0] in index
 
 
 def built(hooks, config, text: str) -> str:

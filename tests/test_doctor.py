@@ -18,17 +18,15 @@ def findings(capsys, *flags):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No training: losses of a given list."""
-
-    def give(*losses):
-        monkeypatch.setattr(doctor, "STEP_SECONDS", 0.0)
-        monkeypatch.setattr(doctor, "tiny_steps", lambda: iter(losses))
-
-    give(0.5, 0.25)
-    return give
+    """No training: losses that are given."""
+    monkeypatch.setattr(doctor, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(doctor, "tiny_steps", lambda: iter([0.5, 0.25]))
 
 
 def test_a_sound_machine_is_ready_and_the_step_is_a_real_one(capsys, tmp_path, monkeypatch):
+    config = doctor.pretraining("default")
+    config.views.update(size=12, blur_probability=(0.0,), jitter_probability=0.0)  # compile fast
+    monkeypatch.setattr(doctor, "pretraining", lambda recipe: config)
     monkeypatch.setattr(doctor, "STEP_SECONDS", 0.1)
     status, told, shown = findings(capsys, f"--workdir={tmp_path / 'not' / 'yet'}")
     assert status == 0 and told["ready"] is True
@@ -38,27 +36,30 @@ def test_a_sound_machine_is_ready_and_the_step_is_a_real_one(capsys, tmp_path, m
     assert "first step after" in shown
 
 
-def test_a_loss_that_is_not_finite_stops(capsys, quick):
-    quick(0.5, float("nan"))
+def refuse(**_):
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check", "state", "hint"),
+    [
+        ("tiny_steps", lambda: iter([0.5, float("nan")]), "train step", "STOP", "network is nan"),
+        ("PACKAGES", ("jax", "no-such-package"), "versions", "STOP", "requirements.txt"),
+        ("tempfile.TemporaryFile", refuse, "disk", "STOP", "--workdir"),
+        ("LEAST_DISK", 2**62, "disk", "note", "--workdir"),
+        ("LEAST_MEMORY", 2**62, "memory", "note", "--config.data.batch_size"),
+        ("ACCELERATORS", {__file__: "cuda"}, "devices", "note", "[cuda]"),  # JAX does not see it
+    ],
+)
+def test_what_stops_a_run_is_named_and_what_does_not_is_noted(
+    capsys, quick, monkeypatch, name, value, check, state, hint
+):
+    monkeypatch.setattr(f"gsg_jax.doctor.{name}", value)
     status, told, shown = findings(capsys)
-    assert status == 1 and told["ready"] is False and told["train step"]["state"] == "STOP"
-    assert "tiny network is nan" in shown
-
-
-def test_a_missing_package_stops_and_is_named(capsys, quick, monkeypatch):
-    monkeypatch.setattr(doctor, "PACKAGES", ("jax", "no-such-package"))
-    status, told, shown = findings(capsys)
-    assert status == 1 and told["versions"]["missing"] == ["no-such-package"]
-    assert "requirements.txt" in shown
-
-
-def test_a_folder_that_cannot_be_written_stops(capsys, quick, monkeypatch):
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
-    status, told, shown = findings(capsys)
-    assert status == 1 and told["disk"]["state"] == "STOP" and "--workdir" in shown
+    assert (status, told["ready"]) == ((1, False) if state == "STOP" else (0, True))
+    assert told[check]["state"] == state and hint in " ".join(shown.split())
+    missing = ["no-such-package"] if check == "versions" else []
+    assert told["versions"].get("missing", []) == missing
 
 
 def test_a_check_that_fails_is_a_finding_and_the_others_go_on(capsys, quick, monkeypatch):
@@ -71,36 +72,15 @@ def test_a_check_that_fails_is_a_finding_and_the_others_go_on(capsys, quick, mon
     assert told["train step"]["state"] == "ok"
 
 
-@pytest.mark.parametrize(
-    ("check", "limit", "hint"),
-    [("disk", "LEAST_DISK", "--workdir"), ("memory", "LEAST_MEMORY", "--config.data.batch_size")],
-)
-def test_little_room_is_noted_and_a_run_still_goes(capsys, quick, monkeypatch, check, limit, hint):
-    monkeypatch.setattr(doctor, limit, 2**62)
-    status, told, shown = findings(capsys)
-    assert status == 0 and told[check]["state"] == "note" and hint in " ".join(shown.split())
-
-
-def test_an_accelerator_that_jax_does_not_see_is_noted(capsys, quick, tmp_path, monkeypatch):
-    (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(doctor, "ACCELERATORS", {str(tmp_path / "nvidia0"): "cuda"})
-    _, told, shown = findings(capsys)
-    assert told["devices"]["state"] == "note" and "[cuda]" in shown
-
-
-def test_a_port_in_use_is_noted(capsys, quick):
+def test_a_port_in_use_and_prepared_sets_are_noted(capsys, quick, tmp_path):
+    (tmp_path / "flowers" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "flowers" / "1.0.0" / "dataset_info.json").write_text("{}")
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        _, told, _ = findings(capsys, f"--port={port}")
+        _, told, _ = findings(capsys, f"--port={port}", f"--data_dir={tmp_path}")
     assert told["port"] == {"state": "note", "port": port, "is_free": False}
-
-
-def test_prepared_sets_are_named(capsys, quick, tmp_path):
-    (tmp_path / "flowers" / "1.0.0").mkdir(parents=True)
-    (tmp_path / "flowers" / "1.0.0" / "dataset_info.json").write_text("{}")
-    _, told, _ = findings(capsys, f"--data_dir={tmp_path}")
     assert told["image sets"]["names"] == ["flowers"]
 
 

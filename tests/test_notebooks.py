@@ -68,11 +68,8 @@ def test_it_pretrains_in_the_folder_that_it_is_in_and_writes_nothing_else(ran):
     _, folder = ran
     assert [path.name for path in folder.iterdir()] == ["runs"]
     assert [path.name for path in (folder / "runs").iterdir()] == ["notebook"]
-    assert [line["step"] for line in read_lines(folder / "runs/notebook/metrics.jsonl")] == [
-        2,
-        4,
-        6,
-    ]
+    lines = read_lines(folder / "runs/notebook/metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6]
 
 
 def test_it_shows_images_views_and_neighbours(ran):

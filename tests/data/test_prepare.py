@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from gsg_jax.console import UserError
 from gsg_jax.data import open as sources
 from gsg_jax.data import prepare
+from tests.small import data_config
 
 
 def write_idx(folder, prefix, num_images, *, seed=0, shape=(6, 5)):
@@ -36,16 +36,11 @@ def idx_dir(tmp_path):
     return folder
 
 
-def config(data_dir, **changes):
-    data = {"name": "tiny", "dir": str(data_dir), "train_split": "train", "test_split": "test"}
-    return ConfigDict({**data, "memory_limit_mb": 10, **changes})
-
-
 def test_idx_files_come_back_from_the_prepared_set(tmp_path, idx_dir):
     assert prepare.main(["tiny", f"--data_dir={tmp_path}", f"--idx_dir={idx_dir}"]) == 0
     for split in ("train", "test"):
         images, labels = prepare.read_idx_split(idx_dir, split)
-        source = sources.open_source(config(tmp_path), split)
+        source = sources.open_source(data_config("tiny", tmp_path), split)
         # TFDS shuffles while preparing, so pair by content.
         expected = sorted(
             (i.tobytes(), int(label)) for i, label in zip(images, labels, strict=True)
@@ -55,10 +50,14 @@ def test_idx_files_come_back_from_the_prepared_set(tmp_path, idx_dir):
         assert source.class_names == tuple("0123456789")
 
 
-def test_fashion_mnist_gets_its_class_names(tmp_path, idx_dir):
+def test_fashion_mnist_gets_its_class_names_and_a_name_that_tfds_cannot_have_is_refused(
+    tmp_path, idx_dir
+):
     prepare.prepare_idx("fashion_mnist", tmp_path, idx_dir)
-    source = sources.open_source(config(tmp_path, name="fashion_mnist"), "train")
+    source = sources.open_source(data_config("fashion_mnist", tmp_path), "train")
     assert source.class_names[9] == "Ankle boot"
+    with pytest.raises(UserError, match="'My Set'"):
+        prepare.prepare_idx("My Set", tmp_path, idx_dir)
 
 
 @pytest.mark.extended
@@ -74,32 +73,35 @@ def test_preparing_and_reading_leave_tensorflow_alone(tmp_path, idx_dir):
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root, timeout=60)
 
 
-@pytest.mark.parametrize("damage", ["cut", "labels", "header", "no gzip", "missing", "large label"])
-def test_broken_idx_files_are_named_and_leave_nothing_prepared(tmp_path, idx_dir, damage, capsys):
-    images = idx_dir / "t10k-images-idx3-ubyte.gz"
-    content = gzip.decompress(images.read_bytes())
-    if damage == "cut":
-        images.write_bytes(gzip.compress(content[:-1]))
-    elif damage == "labels":
-        write_idx(idx_dir, "other", 20)
-        (idx_dir / "other-labels-idx1-ubyte.gz").rename(idx_dir / "t10k-labels-idx1-ubyte.gz")
-    elif damage == "header":
-        images.write_bytes(gzip.compress(b"\0\0\x0d\3" + content[4:]))
-    elif damage == "no gzip":
-        images.write_bytes(content)
-    elif damage == "missing":
-        images.unlink()
-    else:
-        header = bytes([0, 0, 8, 1]) + struct.pack(">I", 21)
-        labels = gzip.compress(header + bytes([10] * 21))
-        (idx_dir / "t10k-labels-idx1-ubyte.gz").write_bytes(labels)
+def idx_labels(*labels):
+    return bytes([0, 0, 8, 1]) + struct.pack(">I", len(labels)) + bytes(labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("images-idx3", lambda content: gzip.compress(content[:-1])),
+        ("images-idx3", lambda content: gzip.compress(b"\0\0\x0d\3" + content[4:])),
+        ("images-idx3", lambda content: content),
+        ("images-idx3", None),
+        ("labels-idx1", lambda content: gzip.compress(idx_labels(*[1] * 20))),
+        ("labels-idx1", lambda content: gzip.compress(idx_labels(*[10] * 21))),
+    ],
+    ids=["cut", "header", "no gzip", "missing", "fewer labels", "large label"],
+)
+def test_broken_idx_files_are_named_and_leave_nothing_prepared(
+    tmp_path, idx_dir, name, damage, capsys
+):
+    path = idx_dir / f"t10k-{name}-ubyte.gz"
+    content = gzip.decompress(path.read_bytes())
+    path.unlink() if damage is None else path.write_bytes(damage(content))
     out = tmp_path / "out"
     assert prepare.main(["tiny", f"--data_dir={out}", f"--idx_dir={idx_dir}"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "t10k" in message
     with pytest.raises(UserError, match="no data set 'tiny'"):
-        sources.open_source(config(out), "train")
+        sources.open_source(data_config("tiny", out), "train")
 
 
 def test_an_interrupted_preparation_does_not_count_as_prepared(tmp_path, idx_dir, monkeypatch):
@@ -111,14 +113,9 @@ def test_an_interrupted_preparation_does_not_count_as_prepared(tmp_path, idx_dir
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare_idx("tiny", tmp_path / "out", idx_dir)
     with pytest.raises(UserError, match="no data set 'tiny'"):
-        sources.open_source(config(tmp_path / "out"), "train")
+        sources.open_source(data_config("tiny", tmp_path / "out"), "train")
     prepare.prepare_idx("tiny", tmp_path / "out", idx_dir)
-    assert len(sources.open_source(config(tmp_path / "out"), "train")) == 43
-
-
-def test_a_name_that_tfds_cannot_have_is_refused(tmp_path, idx_dir):
-    with pytest.raises(UserError, match="'My Set'"):
-        prepare.prepare_idx("My Set", tmp_path, idx_dir)
+    assert len(sources.open_source(data_config("tiny", tmp_path / "out"), "train")) == 43
 
 
 def test_official_sets_ask_for_tensorflow_in_one_line(tmp_path, capsys, monkeypatch):
@@ -132,12 +129,11 @@ def test_official_sets_ask_for_tensorflow_in_one_line(tmp_path, capsys, monkeypa
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["tiny"], ["tiny", "--embedded"]])
+@pytest.mark.parametrize("arguments", [["tiny"], ["tiny", "--embedded"]])
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
         prepare.main(arguments)
-    assert exit_info.value.code == 2
-    capsys.readouterr()
+    assert exit_info.value.code == 2 and capsys.readouterr().err
 
 
 def test_embedded_subset_is_balanced_and_the_same_each_time(tmp_path, idx_dir):

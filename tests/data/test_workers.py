@@ -19,7 +19,6 @@ from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.folder import FolderSource
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.source import ArraySource, Subset
-from gsg_jax.data.workers import Threads
 from tests.data.pickled import Deadly, Faulty, Numbered
 from tests.runs import ROOT
 
@@ -76,18 +75,6 @@ def test_a_source_that_does_not_pickle_is_refused_in_one_line():
     with pytest.raises(UserError, match="num_processes=0") as error:
         batches(Local(), num_processes=2, batch_size=2)
     assert "\n" not in str(error.value) and not workers()
-
-
-def test_threads_answer_in_the_order_of_the_calls():
-    def place_of(step, place, i):
-        time.sleep(0.001 * (place % 3))
-        return {"image": np.array(place)}
-
-    threads = Threads(place_of, 3)
-    answers = threads.read([(0, place, 0) for place in range(37)])
-    assert [int(answer["image"]) for answer in answers] == list(range(37))
-    assert list(threads.read([])) == []
-    threads.close()
 
 
 @pytest.mark.extended

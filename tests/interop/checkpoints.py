@@ -5,25 +5,24 @@ The networks are narrow; test_pickles.py holds the names to those of PyTorch's o
 
 import numpy as np
 
-WIDTH = 4  # of the first stage; 8 x WIDTH channels are the embedding
+WIDTH = 4  # of the first of two stages; torchvision's have four
+EMBEDDING = 2 * WIDTH
 HIDDEN, PROJECTION, BOTTLENECK = 6, 5, 3
 Shapes = dict[str, tuple[int, ...]]
 
 
-def resnet(blocks: tuple[int, ...] = (1, 1, 1, 1), width: int = WIDTH) -> Shapes:
+def resnet(blocks: tuple[int, ...] = (1, 1), width: int = WIDTH) -> Shapes:
     """A ResNet of basic blocks by torchvision's names, without its fc."""
     shapes, inputs = {"conv1.weight": (width, 3, 7, 7)} | norm("bn1", width), width
     for stage, num_blocks in enumerate(blocks):
         outputs = width * 2**stage
         for index in range(num_blocks):
-            name = f"layer{stage + 1}.{index}"
-            shapes[f"{name}.conv1.weight"] = (outputs, inputs, 3, 3)
-            shapes |= norm(f"{name}.bn1", outputs)
-            shapes[f"{name}.conv2.weight"] = (outputs, outputs, 3, 3)
-            shapes |= norm(f"{name}.bn2", outputs)
+            block = {"conv1.weight": (outputs, inputs, 3, 3)} | norm("bn1", outputs)
+            block |= {"conv2.weight": (outputs, outputs, 3, 3)} | norm("bn2", outputs)
             if inputs != outputs:
-                shapes[f"{name}.downsample.0.weight"] = (outputs, inputs, 1, 1)
-                shapes |= norm(f"{name}.downsample.1", outputs)
+                block |= {"downsample.0.weight": (outputs, inputs, 1, 1)}
+                block |= norm("downsample.1", outputs)
+            shapes |= below(f"layer{stage + 1}.{index}", block)
             inputs = outputs
     return shapes
 
@@ -42,7 +41,7 @@ def linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Shapes
 
 def projector(*, last_bias: bool = False, last_norm: bool = True) -> Shapes:
     """Three linear layers, each but the last with a BatchNorm and a ReLU."""
-    shapes = linear("0", 8 * WIDTH, HIDDEN, bias=False) | norm("1", HIDDEN)
+    shapes = linear("0", EMBEDDING, HIDDEN, bias=False) | norm("1", HIDDEN)
     shapes |= linear("3", HIDDEN, HIDDEN, bias=False) | norm("4", HIDDEN)
     shapes |= linear("6", HIDDEN, PROJECTION, bias=last_bias)
     return shapes | norm("7", PROJECTION, is_affine=False) if last_norm else shapes
@@ -57,17 +56,18 @@ def predictor() -> Shapes:
 def vit(num_classes: int = 0) -> Shapes:
     """A vit_micro with a class token and 2 x 2 learned positions, by timm's names."""
     width, depth, side = 96, 4, 4
+
+    def layer_norm(name):
+        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width)}
     shapes |= {"patch_embed.proj.weight": (width, 3, side, side), "patch_embed.proj.bias": (width,)}
+    block = layer_norm("norm1") | linear("attn.qkv", width, 3 * width)
+    block |= linear("attn.proj", width, width) | layer_norm("norm2")
+    block |= linear("mlp.fc1", width, 4 * width) | linear("mlp.fc2", 4 * width, width)
     for index in range(depth):
-        name = f"blocks.{index}"
-        shapes |= {f"{name}.norm1.weight": (width,), f"{name}.norm1.bias": (width,)}
-        shapes |= linear(f"{name}.attn.qkv", width, 3 * width)
-        shapes |= linear(f"{name}.attn.proj", width, width)
-        shapes |= {f"{name}.norm2.weight": (width,), f"{name}.norm2.bias": (width,)}
-        shapes |= linear(f"{name}.mlp.fc1", width, 4 * width)
-        shapes |= linear(f"{name}.mlp.fc2", 4 * width, width)
-    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+        shapes |= below(f"blocks.{index}", block)
+    shapes |= layer_norm("norm")
     return shapes | linear("head", width, num_classes) if num_classes else shapes
 
 
@@ -88,12 +88,12 @@ def encoder(fc: Shapes) -> Shapes:
     return resnet() | below("fc", fc)
 
 
-MOCO = linear("0", 8 * WIDTH, 8 * WIDTH) | linear("2", 8 * WIDTH, 16)
+MOCO = linear("0", EMBEDDING, EMBEDDING) | linear("2", EMBEDDING, 16)
 QUEUE = {"queue": (16, 8), "queue_ptr": (1,)}
-VICREG = linear("0", 8 * WIDTH, HIDDEN) | norm("1", HIDDEN) | linear("3", HIDDEN, 7, bias=False)
+VICREG = linear("0", EMBEDDING, HIDDEN) | norm("1", HIDDEN) | linear("3", HIDDEN, 7, bias=False)
 # What a checkpoint holds, by a name of its own; the part before the space is its layout.
 SHAPES = {
-    "torchvision": resnet() | linear("fc", 8 * WIDTH, 10),
+    "torchvision": resnet((1, 1, 1, 1)) | linear("fc", 8 * WIDTH, 10),
     "timm": vit(),
     "timm classifier": vit(num_classes=10),
     "simsiam": below("encoder", encoder(projector(last_bias=True)))

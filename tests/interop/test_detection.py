@@ -1,20 +1,20 @@
 """The detection example begins with the exported weights, all of them, and trains them."""
 
-import importlib.util
 import json
 import math
-import pathlib
+import runpy
 
 import pytest
 import safetensors.numpy
 
 from tests.interop.networks import torch, torchvision
+from tests.runs import ROOT
 
 pytestmark = [
     pytest.mark.extended,
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # inside PyTorch
 ]
-SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "detection.py"
+MAIN = runpy.run_path(str(ROOT / "examples" / "detection.py"))["main"]
 
 
 def plain_nms(boxes, scores, iou_threshold):
@@ -39,42 +39,27 @@ def operators(monkeypatch):
         yield
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file and its card, as the export job writes them."""
-    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+def exported(path):
+    """Writes a file and its card, as the export job does; returns the tensors."""
     state_dict = torchvision.models.resnet18().state_dict()
     tensors = {name: tensor.numpy() for name, tensor in state_dict.items()}
     safetensors.numpy.save_file(tensors, path)
     card = {"architecture": "resnet18", "mean": [0.485, 0.456, 0.406], "std": [0.2, 0.2, 0.2]}
     path.with_name(f"{path.name}.json").write_text(json.dumps(card))
-    return path
+    return state_dict
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("detection", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_two_steps_on_generated_boxes_move_every_layer(script, weights, operators, tmp_path):
-    size = ["--min-size=128", "--epochs=1", "--batch-size=2", "--boxes=16"]
+def test_two_steps_on_generated_boxes_move_every_layer(operators, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    before = exported(weights)
     output = tmp_path / "detector.pt"
-    command = [
-        f"--weights={weights}",
-        "--dataset=generated",
-        f"--output={output}",
-        *size,
-        "--masks",
-    ]
-    losses = script.main(command)["last_losses"]
+    command = [f"--weights={weights}", "--dataset=generated", f"--output={output}", "--masks"]
+    command += ["--min-size=128", "--epochs=1", "--batch-size=2", "--boxes=16"]
+    losses = MAIN(command)["last_losses"]
     assert len(losses) == 5
     assert all(math.isfinite(loss) for loss in losses.values())
-    detector, before = torch.load(output), safetensors.numpy.load_file(weights)
-    for name, array in before.items():
-        tensor = torch.from_numpy(array)
+    detector = torch.load(output)
+    for name, tensor in before.items():
         if name.startswith("fc.") or name.endswith("num_batches_tracked"):
             continue
         after = detector[f"backbone.body.{name}"]
@@ -82,7 +67,7 @@ def test_two_steps_on_generated_boxes_move_every_layer(script, weights, operator
         assert (after - tensor).abs().max() < 5, name
 
 
-def test_weights_of_another_network_are_refused(script, tmp_path):
+def test_weights_of_another_network_are_refused(tmp_path):
     (tmp_path / "w.safetensors.json").write_text('{"architecture": null, "backbone": "vit_tiny"}')
     with pytest.raises(SystemExit, match="vit_tiny"):
-        script.main([f"--weights={tmp_path / 'w.safetensors'}", "--dataset=generated"])
+        MAIN([f"--weights={tmp_path / 'w.safetensors'}", "--dataset=generated"])

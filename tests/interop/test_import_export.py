@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import chex
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -32,13 +33,6 @@ def to_file(folder, name, layout):
     return folder / name, figures(out)
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, name)
-
-
 def saved(folder, given, prefix=""):
     named = {prefix + name: array for name, array in given.items()}
     safetensors.numpy.save_file(named, folder / "weights.safetensors")
@@ -63,7 +57,9 @@ def test_an_imported_checkpoint_comes_back_bit_equal(tmp_path):
     assert line["method"] == "byol_gsg"
     assert line["num_tensors"] + line["num_kept"] == len(given)
     back, _ = to_file(tmp_path, "back.safetensors", "reference")
-    assert_same(safetensors.numpy.load_file(back), safetensors.numpy.load_file(path))
+    found, wanted = (safetensors.numpy.load_file(file) for file in (back, path))
+    chex.assert_trees_all_equal(found, wanted)
+    chex.assert_trees_all_equal_dtypes(found, wanted)
 
     step, ours = read_variables(tmp_path / "run")
     assert step == 0

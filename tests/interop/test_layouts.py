@@ -76,17 +76,13 @@ def test_every_tensor_of_a_layout_has_its_place_and_comes_back_bit_equal(name):
 
 
 def test_the_running_mean_that_takes_a_last_bias_is_known_in_both_branches():
-    given = tensors("simsiam target")
-    for branch in ("encoder", "encoder_momentum"):
-        given[f"{branch}.fc.6.bias"] = np.ones(5, np.float32)
-    _, found = recognised(given)
-    assert found.last_biases == {
-        "encoder.fc.6.bias": "encoder.fc.7.running_mean",
-        "encoder_momentum.fc.6.bias": "encoder_momentum.fc.7.running_mean",
-    }
-    given = tensors("barlow_twins") | {"projector.6.bias": np.ones(5, np.float32)}
-    _, found = recognised(given)
-    assert found.last_biases == {"projector.6.bias": "bn.running_mean"}
+    branches = ("encoder", "encoder_momentum")
+    for name, taken in (
+        ("simsiam target", {f"{b}.fc.6.bias": f"{b}.fc.7.running_mean" for b in branches}),
+        ("barlow_twins", {"projector.6.bias": "bn.running_mean"}),
+    ):
+        _, found = recognised(tensors(name) | dict.fromkeys(taken, np.ones(5, np.float32)))
+        assert found.last_biases == taken
 
 
 @pytest.mark.parametrize(

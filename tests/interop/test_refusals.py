@@ -10,11 +10,6 @@ from tests.interop.checkpoints import tensors
 from tests.runs import call, config
 
 
-@pytest.fixture(scope="module")
-def given():
-    return tensors("simsiam")
-
-
 def flags(folder, name="checkpoint.safetensors"):
     file = f"--config.checkpoint={folder / name}"
     return [config("import_torch", "folder"), file, f"--workdir={folder / 'run'}"]
@@ -31,36 +26,38 @@ def refused(folder, *more, name="checkpoint.safetensors", content=None):
     return err
 
 
-def test_missing_tensors_are_named_with_the_nearest_layout(given, tmp_path):
-    missing = ("encoder.layer2.0.bn1.weight", "encoder.layer3.0.conv2.weight")
-    content = {name: array for name, array in given.items() if name not in missing}
+GIVEN = tensors("simsiam")
+MISSING = ("encoder.layer2.0.bn1.weight", "encoder.layer2.0.conv2.weight")
+BLOCK = {name: array for name, array in GIVEN.items() if name.startswith("encoder.layer1.0.")}
+
+
+def without(*missing):
+    return {name: array for name, array in GIVEN.items() if name not in missing}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (without(*MISSING), ("'simsiam'", "lacks", *MISSING)),
+        (without("encoder.conv1.weight"), ("lacks encoder.conv1.weight:",)),
+        (
+            GIVEN | {f"encoder.layer1.0.se{n}.weight": np.zeros(2, np.float32) for n in range(5)},
+            ("encoder.layer1.0.se0.weight", "2 more, unknown"),
+        ),
+        (
+            GIVEN | {name.replace("layer1.0.", "layer1.1."): t for name, t in BLOCK.items()},
+            ("(2, 1, 0, 0) BasicBlocks", "resnet18"),
+        ),
+        (
+            {"stages.0.weight": np.zeros(2), "b": np.zeros(1)},
+            ("of no known layout", "stages.0.weight", "torchvision"),
+        ),
+    ],
+    ids=["missing", "no first convolution", "unknown", "another depth", "no layout"],
+)
+def test_tensors_of_another_network_are_named(content, said, tmp_path):
     err = refused(tmp_path, content=content)
-    assert "'simsiam'" in err and "lacks" in err
-    assert all(name in err for name in missing)
-
-
-def test_the_first_convolution_may_not_be_missing_either(given, tmp_path):
-    content = {name: array for name, array in given.items() if name != "encoder.conv1.weight"}
-    assert "lacks encoder.conv1.weight:" in refused(tmp_path, content=content)
-
-
-def test_unknown_tensors_are_named_and_counted(given, tmp_path):
-    extra = {f"encoder.layer1.0.se{n}.weight": np.zeros(2, np.float32) for n in range(5)}
-    err = refused(tmp_path, content=given | extra)
-    assert "encoder.layer1.0.se0.weight" in err and "2 more, unknown" in err
-
-
-def test_another_depth_is_known_by_its_blocks(given, tmp_path):
-    block = {k: t for k, t in given.items() if k.startswith("encoder.layer1.0.")}
-    more = {k.replace("layer1.0.", "layer1.1."): t for k, t in block.items()}
-    err = refused(tmp_path, content=given | more)
-    assert "(2, 1, 1, 1) BasicBlocks" in err and "resnet18" in err
-
-
-def test_names_of_no_layout_are_shown(tmp_path):
-    content = {"stages.0.weight": np.zeros(2), "b": np.zeros(1)}
-    err = refused(tmp_path, content=content)
-    assert "of no known layout" in err and "stages.0.weight" in err and "torchvision" in err
+    assert all(text in err for text in said)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +72,8 @@ def test_names_of_no_layout_are_shown(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
-def test_a_tensor_that_is_no_weight_of_the_network_is_named(given, name, array, said, tmp_path):
-    err = refused(tmp_path, content=given | {name: array})
+def test_a_tensor_that_is_no_weight_of_the_network_is_named(name, array, said, tmp_path):
+    err = refused(tmp_path, content=GIVEN | {name: array})
     assert said in err and name in err
 
 
@@ -100,12 +97,9 @@ def test_a_full_disk_leaves_nothing_and_the_same_command_works_later(tmp_path, m
     assert status == 0, err
 
 
-def test_an_unknown_method_is_refused(given, tmp_path):
-    assert "simsiam_gsg" in refused(tmp_path, "--config.method=simsam", content=given)
-
-
-def test_a_folder_that_holds_a_run_is_left_alone(given, tmp_path):
-    safetensors.numpy.save_file(given, tmp_path / "checkpoint.safetensors")
+def test_an_unknown_method_is_refused_and_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    assert "simsiam_gsg" in refused(tmp_path, "--config.method=simsam", content=GIVEN)
+    safetensors.numpy.save_file(GIVEN, tmp_path / "checkpoint.safetensors")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     status, _, err = call(*flags(tmp_path))

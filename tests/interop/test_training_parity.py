@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -245,8 +245,7 @@ def follow(target, online, decay):
         t.copy_(decay * t + (1 - decay) * o)
 
 
-@cache
-def both(name):
+def compared(name):
     """Of a case: the tensors before, ours and theirs after the steps, our logs and theirs."""
     case, config = CASES[name], config_of(CASES[name])
     with jax.enable_x64(case.dtype == "float64"):
@@ -264,20 +263,16 @@ OF_CHANGES = {"float32": 1e-2, "float64": 1e-5}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_projections_predictions_and_loss_of_a_batch_are_theirs(name):
-    *_, our_logs, their_logs = both(name)
-    ours, theirs, limit = our_logs[0], their_logs[0], OF_OUTPUTS[CASES[name].dtype]
-    for array in ("z", "p", "target"):
-        assert ours[array].shape == theirs[array].shape
-        difference = np.linalg.norm(ours[array] - theirs[array])
-        assert difference < limit * np.linalg.norm(theirs[array]), array
-    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0, atol=limit)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_parameters_and_running_statistics_after_three_steps_are_theirs(name):
-    before, ours, theirs, *_ = both(name)
+def test_outputs_and_loss_of_a_batch_and_tensors_after_three_steps_are_theirs(name):
+    before, ours, theirs, our_logs, their_logs = compared(name)
     dtype = CASES[name].dtype
+    our_log, their_log, limit = our_logs[0], their_logs[0], OF_OUTPUTS[dtype]
+    for array in ("z", "p", "target"):
+        assert our_log[array].shape == their_log[array].shape
+        difference = np.linalg.norm(our_log[array] - their_log[array])
+        assert difference < limit * np.linalg.norm(their_log[array]), array
+    np.testing.assert_allclose(our_log["loss"], their_log["loss"], rtol=0, atol=limit)
+
     assert list(ours) == list(theirs)
     for tensor in (key for key in theirs if not key.endswith("num_batches_tracked")):
         difference = np.linalg.norm(ours[tensor] - theirs[tensor])

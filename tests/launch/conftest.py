@@ -86,12 +86,12 @@ class Desk:
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
-    def remote(self, line: str) -> tuple[int, str, str]:
-        """Runs a line of shell in the home folder, as ssh would."""
+    def remote(self, line: str, folder: str = ".", **variables: str) -> tuple[int, str, str]:
+        """Runs a line of shell in the home folder or one below it, as ssh would."""
         done = subprocess.run(
             ["bash", "-c", line],
-            env=self.environment(),
-            cwd=self.folder,
+            env=self.environment(**variables),
+            cwd=self.folder / folder,
             capture_output=True,
             text=True,
             timeout=60,

@@ -82,50 +82,58 @@ def test_what_is_taken_away_is_requested_again_and_resumes_in_the_same_workdir(d
     assert out.endswith(LAST_LINE) and "restart 1 of 20" in err
 
 
-def test_the_limit_of_restarts_ends_it(desk):
-    states = listed("", "SUSPENDED", "", "FAILED", "", "PREEMPTED")
-    status, _, err = start(desk, states, runs("none"), MAX_RESTARTS="2")
-    assert status == 1
-    assert verbs(desk) == 3 * ["create", "delete"]
-    assert "MAX_RESTARTS=2" in err.splitlines()[-1]
+ACTIVE, LOST = listed("", "ACTIVE"), ("", 255)
+# States of the resource, of the run on two workers, variables; status, what was done, what is said.
+CASES = {
+    "the limit of restarts": (
+        *(listed("", "SUSPENDED", "", "FAILED", "", "PREEMPTED"), runs("none")),
+        *({"MAX_RESTARTS": "2"}, 1, "create delete create delete create delete", "MAX_RESTARTS=2"),
+    ),
+    "lost, and started again in place": (
+        *(ACTIVE, runs("none", "running", "lost", "running", "done"), {}),
+        *(0, "create setup run run log delete", ""),
+    ),
+    "stopped on one worker": (
+        *(ACTIVE, runs("none", "running", "stopped done", "running", "done"), {}),
+        *(0, "create setup run run log delete", ""),
+    ),
+    "nothing is started while a worker still runs": (
+        *(ACTIVE, runs("none", "crashed running", "crashed running", "crashed failed", "done"), {}),
+        *(0, "create setup run run log delete", ""),
+    ),
+    "crashes count as restarts": (
+        *(ACTIVE, runs("none", "crashed"), {"MAX_RESTARTS": "3"}),
+        *(1, "create setup run run run run log delete", "MAX_RESTARTS=3"),
+    ),
+    "an error to fix": (
+        *(ACTIVE, runs("none", "running", "failed done"), {}),
+        *(1, "create setup run log delete", "what to fix"),
+    ),
+    "KEEP leaves the resource": (
+        *(ACTIVE, runs("none", "done"), {"KEEP": "1"}, 0, "create setup run log", ""),
+    ),
+    "an active run is continued with": (
+        *(listed("ACTIVE"), runs("running", "done"), {}, 0, "log delete", ""),
+    ),
+    "a check that fails for a while": (
+        [("", 1), ("", 1), *listed("ACTIVE")],
+        [*runs("none", "running"), LOST, ("state: running\n", 255), *runs("done")],
+        *({}, 0, "setup run log delete", ""),
+    ),
+    "workers that cannot be reached are given back": (
+        *([*listed(*["ACTIVE"] * 10), *ACTIVE], [LOST] * 10 + runs("none", "done"), {}),
+        *(0, "delete create setup run log delete", ""),
+    ),
+}
 
 
-@pytest.mark.parametrize("word", ["lost", "stopped done", "crashed failed"])
-def test_a_run_that_ended_early_is_started_again_in_place(desk, word):
-    run_states = runs("none", "running", word, "running", "done")
-    status, _, err = start(desk, listed("", "ACTIVE"), run_states)
-    assert status == 0, err
-    assert verbs(desk) == ["create", "setup", "run", "run", "log", "delete"]
-
-
-def test_nothing_is_started_while_a_worker_still_runs(desk):
-    run_states = runs("none", "crashed running", "crashed running", "crashed failed", "done")
-    assert start(desk, listed("", "ACTIVE"), run_states)[0] == 0
-    assert verbs(desk) == ["create", "setup", "run", "run", "log", "delete"]
-
-
-def test_crashes_count_as_restarts(desk):
-    status, out, err = start(desk, listed("", "ACTIVE"), runs("none", "crashed"), MAX_RESTARTS="3")
-    assert status == 1
-    assert verbs(desk) == ["create", "setup", "run", "run", "run", "run", "log", "delete"]
-    assert "some line" in out and "MAX_RESTARTS=3" in err
-
-
-def test_a_run_with_an_error_to_fix_is_not_started_again(desk):
-    status, out, err = start(desk, listed("", "ACTIVE"), runs("none", "running", "failed done"))
-    assert status == 1
-    assert verbs(desk) == ["create", "setup", "run", "log", "delete"]
-    assert "some line" in out and "what to fix" in err
-
-
-def test_keep_leaves_the_resource(desk):
-    start(desk, listed("", "ACTIVE"), runs("none", "done"), KEEP="1")
-    assert verbs(desk) == ["create", "setup", "run", "log"]
-
-
-def test_the_same_command_continues_with_an_active_run(desk):
-    assert start(desk, listed("ACTIVE"), runs("running", "done"))[0] == 0
-    assert verbs(desk) == ["log", "delete"]
+@pytest.mark.parametrize("case", CASES)
+def test_runs_and_resources_are_started_again_or_given_back(desk, case):
+    states, run_states, variables, expected, done, said = CASES[case]
+    status, out, err = start(desk, states, run_states, **variables)
+    assert status == expected, err
+    assert verbs(desk) == done.split() and said in err
+    assert ("some line" in out) == ("log" in done)
 
 
 def test_a_resource_that_cannot_be_created_ends_it_with_gclouds_own_words(desk):
@@ -134,25 +142,10 @@ def test_a_resource_that_cannot_be_created_ends_it_with_gclouds_own_words(desk):
     assert (status, out) == (1, "no quota\n") and verbs(desk) == ["create"]
 
 
-def test_a_check_that_fails_for_a_while_is_repeated(desk):
-    states = [("", 1), ("", 1), *listed("ACTIVE")]
-    run_states = [*runs("none", "running"), ("", 255), ("state: running\n", 255), *runs("done")]
-    status, _, err = start(desk, states, run_states)
-    assert status == 0, err
-    assert verbs(desk) == ["setup", "run", "log", "delete"]
-
-
 def test_checks_that_keep_failing_end_it(desk):
     status, _, err = start(desk, [("", 1)], runs("none"))
     assert status == 1 and verbs(desk) == [] and len(desk.calls) == 10
     assert "could not be listed" in err
-
-
-def test_workers_that_cannot_be_reached_are_given_back(desk):
-    states = [*listed(*["ACTIVE"] * 10), *listed("", "ACTIVE")]
-    status, _, err = start(desk, states, [("", 255)] * 10 + runs("none", "done"))
-    assert status == 0, err
-    assert verbs(desk) == ["delete", "create", "setup", "run", "log", "delete"]
 
 
 def test_a_setup_that_fails_is_repeated(desk):

@@ -29,17 +29,15 @@ def spooled(desk) -> str:
 
 
 def test_outside_a_job_it_submits_itself(desk):
-    flags = ("--nodes=4", "--comment=a b", "--", *AWKWARD)
-    assert desk.call("slurm.sbatch", *flags, **WORKDIR)[0] == 0
-    assert desk.calls == [["sbatch", "--nodes=4", "--comment=a b", "launch/slurm.sbatch", *AWKWARD]]
-    desk.call("slurm.sbatch", *AWKWARD, **WORKDIR)
-    desk.call("slurm.sbatch", "--nodes=2", "--", **WORKDIR)
-    desk.call("slurm.sbatch", **WORKDIR)
-    assert desk.calls[1:] == [
-        ["sbatch", "launch/slurm.sbatch", *AWKWARD],
-        ["sbatch", "--nodes=2", "launch/slurm.sbatch"],
-        ["sbatch", "launch/slurm.sbatch"],
-    ]
+    options = ("--nodes=4", "--comment=a b")
+    for flags, submitted in (
+        ((*options, "--", *AWKWARD), [*options, "launch/slurm.sbatch", *AWKWARD]),
+        (AWKWARD, ["launch/slurm.sbatch", *AWKWARD]),
+        ((*options, "--"), [*options, "launch/slurm.sbatch"]),
+        ((), ["launch/slurm.sbatch"]),
+    ):
+        assert desk.call("slurm.sbatch", *flags, **WORKDIR)[0] == 0
+        assert desk.calls[-1] == ["sbatch", *submitted]
 
 
 def test_in_a_job_srun_starts_one_process_a_node(desk):

@@ -1,17 +1,21 @@
 """ResNets: sizes as in torchvision, values against loops over pixels with PyTorch's padding."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gsg_jax.models.conv import standardize
 from gsg_jax.models.norm import BatchNorm, GroupNorm
 from gsg_jax.models.resnet import RESNETS, BasicBlock, Bottleneck, ResNet
+from tests.models.plain import NUM_VIEWS, batch_norm, drawn, group_norm
 
 # torchvision's models without fc.
 PARAMETERS = {
+    "resnet10": 4_905_792,  # resnet18 without the second block of each stage
     "resnet18": 11_176_512,
     "resnet34": 21_284_672,
     "resnet50": 23_508_032,
@@ -29,52 +33,6 @@ def abstract_init(model, shape=(2, 32, 32, 3)):
 def test_parameter_counts_are_torchvisions(name):
     params = abstract_init(ResNet(*RESNETS[name]))["params"]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
-
-
-def test_resnet10_is_resnet18_without_the_second_block_of_each_stage():
-    params = abstract_init(ResNet(*RESNETS["resnet10"]))["params"]
-    second_blocks = sum(2 * (9 * width**2 + 2 * width) for width in (64, 128, 256, 512))
-    expected = PARAMETERS["resnet18"] - second_blocks
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
-
-
-def feature_maps(model, shape):
-    """Shapes of every layer's output, by name, without computing anything."""
-
-    def apply(x):
-        variables = model.init(jax.random.key(0), x, train=True)
-        return model.apply(variables, x, train=False, capture_intermediates=True)
-
-    h, state = jax.eval_shape(apply, jax.ShapeDtypeStruct(shape, jnp.float32))
-    outputs = {k: v["__call__"][0].shape for k, v in state["intermediates"].items() if k[0] in "cl"}
-    return h.shape, outputs
-
-
-def halved(size, kernel):
-    """PyTorch's formula with stride 2 and padding kernel // 2."""
-    return (size + 2 * (kernel // 2) - kernel) // 2 + 1
-
-
-@pytest.mark.parametrize("height_width", [(33, 60), (1, 2)])
-@pytest.mark.parametrize("stem", ["imagenet", "small", "small stride 2"])
-def test_maps_of_odd_sizes_follow_pytorchs_formula(stem, height_width):
-    stem, stride = stem.split()[0], 2 if stem.endswith("2") else 1
-    model = ResNet(BasicBlock, (1, 1, 1), width=4, stem=stem, stem_stride=stride)
-    h, maps = feature_maps(model, (2, *height_width, 3))
-
-    size = height_width
-    if stem == "imagenet":
-        size = tuple(halved(s, 7) for s in size)
-    elif stride == 2:
-        size = tuple(halved(s, 3) for s in size)
-    assert maps["conv1"] == (2, *size, 4)
-    if stem == "imagenet":
-        size = tuple(halved(s, 3) for s in size)
-    for stage in range(3):
-        if stage:
-            size = tuple(halved(s, 3) for s in size)
-        assert maps[f"layer{stage + 1}_0"] == (2, *size, 4 * 2**stage)
-    assert h == (2, 16)
 
 
 # --- Values --------------------------------------------------------------------------------------
@@ -96,30 +54,21 @@ def plain_conv(x, kernel, stride, padding):
 def plain_max_pool(x):
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     rows, columns = ((s - 3) // 2 + 1 for s in x.shape[1:3])
-    return np.stack(
-        [
-            np.stack(
-                [x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(columns)], 1
-            )
-            for i in range(rows)
-        ],
-        1,
-    )
+    y = np.empty((len(x), rows, columns, x.shape[-1]))
+    for i, j in np.ndindex(rows, columns):
+        y[:, i, j] = x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2))
+    return y
 
 
-def plain_norm(x, params, num_views):
-    y = np.empty_like(x)
-    for view in range(num_views):
-        rows = x[view::num_views]
-        y[view::num_views] = (rows - rows.mean((0, 1, 2))) / np.sqrt(rows.var((0, 1, 2)) + 1e-5)
-    return y * params["scale"] + params["bias"]
+def plain_standardize(kernel):
+    return (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-5)
 
 
 def relu(x):
     return np.maximum(x, 0)
 
 
-def plain_block(x, params, stride, num_views):
+def plain_block(x, params, stride, norm):
     """torchvision's BasicBlock or Bottleneck: the stride is in the first 3x3 convolution."""
     num_convs, y, strided = len([name for name in params if name.startswith("conv")]), x, False
     for i in range(1, num_convs + 1):
@@ -127,54 +76,55 @@ def plain_block(x, params, stride, num_views):
         k = kernel.shape[0]
         step = stride if k == 3 and not strided else 1
         strided = strided or k == 3
-        y = plain_norm(plain_conv(y, kernel, step, k // 2), params[f"bn{i}"], num_views)
+        y = norm(plain_conv(y, kernel, step, k // 2), params[f"bn{i}"])
         y = relu(y) if i < num_convs else y
     if "downsample_conv" in params:
         x = plain_conv(x, params["downsample_conv"]["kernel"], stride, 0)
-        x = plain_norm(x, params["downsample_bn"], num_views)
+        x = norm(x, params["downsample_bn"])
     return relu(y + x)
 
 
-def plain_resnet(x, params, stem, stem_stride, stage_sizes, num_views):
+def plain_resnet(x, params, model, norm):
     kernel = params["conv1"]["kernel"]
-    x = plain_conv(x, kernel, 2 if stem == "imagenet" else stem_stride, kernel.shape[0] // 2)
-    x = relu(plain_norm(x, params["bn1"], num_views))
-    if stem == "imagenet":
+    stride = 2 if model.stem == "imagenet" else model.stem_stride
+    x = relu(norm(plain_conv(x, kernel, stride, kernel.shape[0] // 2), params["bn1"]))
+    if model.stem == "imagenet":
         x = plain_max_pool(x)
-    for stage, num_blocks in enumerate(stage_sizes):
+    for stage, num_blocks in enumerate(model.stage_sizes):
         for index in range(num_blocks):
             stride = 2 if stage and not index else 1
-            x = plain_block(x, params[f"layer{stage + 1}_{index}"], stride, num_views)
+            x = plain_block(x, params[f"layer{stage + 1}_{index}"], stride, norm)
     return x.mean((1, 2))
+
+
+BATCH = partial(BatchNorm, num_views=NUM_VIEWS)
+GROUP = partial(GroupNorm, num_groups=2)
 
 
 # Heights and widths odd and even at every stride-2 layer: TensorFlow's SAME pads an even map by
 # (0, 1) where PyTorch pads by (1, 1).
 @pytest.mark.parametrize(
-    ("block", "stem", "stem_stride", "stage_sizes", "shape"),
+    ("model", "shape"),
     [
-        (BasicBlock, "imagenet", 1, (1, 1), (24, 17, 3)),
-        (BasicBlock, "small", 2, (2, 1), (16, 9, 1)),
-        (Bottleneck, "small", 1, (1, 1), (8, 5, 3)),
+        (ResNet(BasicBlock, (1, 1), width=3, stem="imagenet", norm=BATCH), (24, 17, 3)),
+        (ResNet(BasicBlock, (2, 1), 3, stem="small", stem_stride=2, norm=BATCH), (16, 9, 1)),
+        (ResNet(Bottleneck, (1, 1), width=3, stem="small", norm=BATCH), (8, 5, 3)),
+        (
+            ResNet(BasicBlock, (1, 1), 4, stem="small", norm=GROUP, weight_standardization=True),
+            (7, 6, 3),
+        ),
+        (ResNet(Bottleneck, (1, 1), width=4, stem="small", norm=GROUP), (7, 6, 3)),
     ],
-    ids=["basic-imagenet", "basic-small-stride2", "bottleneck-small"],
+    ids=["imagenet", "small-stride2", "bottleneck", "group-standardised", "group-bottleneck"],
 )
-def test_values_equal_loops_over_pixels(block, stem, stem_stride, stage_sizes, shape):
-    num_views = 2
-    model = ResNet(
-        block,
-        stage_sizes,
-        width=3,
-        stem=stem,
-        stem_stride=stem_stride,
-        norm=lambda **options: BatchNorm(num_views=num_views, **options),
-    )
+def test_values_equal_loops_over_pixels(model, shape):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(6, *shape)).astype(np.float32)
     init = abstract_init(model, images.shape)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    params = jax.tree.map(draw, init["params"])
-    stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), init["batch_stats"])
+    params = drawn(init["params"], rng)
+    is_batch = model.norm is BATCH
+    assert ("batch_stats" in init) == is_batch
+    stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), init.get("batch_stats", {}))
 
     @jax.jit
     def forward(images):
@@ -182,76 +132,26 @@ def test_values_equal_loops_over_pixels(block, stem, stem_stride, stage_sizes, s
         return model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
     exact = jax.tree.map(np.float64, params)
-    expected = plain_resnet(
-        images.astype(np.float64), exact, stem, stem_stride, stage_sizes, num_views
-    )
-    np.testing.assert_allclose(forward(images), expected, atol=1e-4, rtol=1e-4)
-
-
-def plain_group_norm(x, params):
-    """Two groups of adjacent channels, by reshaping."""
-    groups = x.reshape(*x.shape[:3], 2, -1)
-    axes = (1, 2, 4)
-    centred = groups - groups.mean(axes, keepdims=True)
-    y = centred / np.sqrt(groups.var(axes, keepdims=True) + 1e-5)
-    return y.reshape(x.shape) * params["scale"] + params["bias"]
-
-
-def plain_standardize(kernel):
-    return (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("block", "last", "weight_standardization"), [(BasicBlock, 2, True), (Bottleneck, 3, False)]
-)
-def test_group_norm_and_standardised_weights_equal_plain_numpy(
-    block, last, weight_standardization, monkeypatch
-):
-    model = ResNet(
-        block,
-        (1, 1),
-        width=4,
-        stem="small",
-        norm=lambda **options: GroupNorm(num_groups=2, **options),
-        weight_standardization=weight_standardization,
-    )
-    images = np.random.default_rng(1).normal(size=(3, 7, 6, 3)).astype(np.float32)
-    init = abstract_init(model, images.shape)
-    assert set(init) == {"params"}  # no running statistics
-    assert f"bn{last}" in init["params"]["layer2_0"]
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), init["params"]
-    )
-    forward = jax.jit(lambda p, x: model.apply({"params": p}, x, train=True))
-
-    exact = jax.tree.map(np.float64, params)
-    if weight_standardization:
+    if model.weight_standardization:
         exact = jax.tree.map(lambda w: plain_standardize(w) if w.ndim == 4 else w, exact)
-    monkeypatch.setattr(f"{__name__}.plain_norm", lambda x, params, _: plain_group_norm(x, params))
-    expected = plain_resnet(images.astype(np.float64), exact, "small", 1, (1, 1), 1)
-    np.testing.assert_allclose(forward(params, images), expected, atol=2e-4, rtol=2e-4)
+    norm, error = (batch_norm, 1e-4) if is_batch else (group_norm, 2e-4)
+    expected = plain_resnet(images.astype(np.float64), exact, model, norm)
+    np.testing.assert_allclose(forward(images), expected, atol=error, rtol=error)
+
+
+def test_weights_are_standardised_over_the_inputs_of_every_output_channel():
+    # Of the size that weights have: the variance's 1e-5 counts.
+    kernel = (0.03 * np.random.default_rng(0).normal(size=(3, 3, 4, 5)) + 0.02).astype(np.float32)
+    exact = plain_standardize(kernel.astype(np.float64))
+    np.testing.assert_allclose(standardize(kernel), exact, atol=1e-5)
+    half = jnp.asarray(kernel, jnp.bfloat16)
+    assert standardize(half).dtype == jnp.bfloat16
+    exact = plain_standardize(np.asarray(half, np.float64))
+    found = np.asarray(standardize(half), np.float64)
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)
 
 
 # --- Start ---------------------------------------------------------------------------------------
-
-
-def with_drawn_kernels(model, images):
-    """Initial variables, but for the kernels, which NumPy draws: compiling their RNG is slow."""
-    init = lambda: model.init(jax.random.key(0), images, train=True)  # noqa: E731
-    abstract = jax.eval_shape(init)
-    paths = [path for path, leaf in jax.tree_util.tree_leaves_with_path(abstract) if leaf.ndim == 1]
-    vectors = jax.jit(
-        lambda: [x for x in jax.tree.leaves(init()) if x.ndim == 1]  # the rest is dead code
-    )()
-    vectors = dict(zip(map(jax.tree_util.keystr, paths), vectors, strict=True))
-    rng = np.random.default_rng(0)
-
-    def fill(path, leaf):
-        drawn = rng.normal(size=leaf.shape).astype(np.float32)
-        return vectors.get(jax.tree_util.keystr(path), drawn)
-
-    return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
 @pytest.mark.parametrize(
@@ -260,16 +160,14 @@ def with_drawn_kernels(model, images):
 def test_zero_init_makes_every_block_its_shortcut_at_the_start(block, zero_init_residual):
     model = ResNet(block, (2, 1), width=4, stem="small", zero_init_residual=zero_init_residual)
     images = np.random.default_rng(1).normal(size=(3, 6, 6, 3)).astype(np.float32)
-    variables = with_drawn_kernels(model, images)
+    init = partial(model.init, jax.random.key(0), images, train=True)
+    # All but the kernels, which NumPy draws: compiling their RNG is slow.
+    vectors = jax.jit(lambda: jax.tree.map(lambda x: x if x.ndim == 1 else 0, init()))()
+    kernels = drawn(jax.eval_shape(init), np.random.default_rng(0))
+    variables = jax.tree.map(lambda x, kernel: x if x.ndim else kernel, vectors, kernels)
 
-    @jax.jit
-    def outputs(variables, images):
-        _, state = model.apply(
-            variables, images, train=True, capture_intermediates=True, mutable=True
-        )
-        return state["intermediates"]
-
-    layers = outputs(variables, images)
+    apply = partial(model.apply, train=True, capture_intermediates=True, mutable=True)
+    layers = jax.jit(apply)(variables, images)[1]["intermediates"]
     first, second, third = (
         layers[name]["__call__"][0] for name in ("layer1_0", "layer1_1", "layer2_0")
     )
@@ -291,14 +189,3 @@ def test_convolutions_start_as_he_normal_over_the_outputs():
         expected = math.sqrt(2 / (kernel.shape[0] * kernel.shape[1] * 32))
         assert kernel.std() == pytest.approx(expected, rel=0.04)
         assert np.abs(kernel).max() > 2.8 * expected  # not truncated at two deviations
-
-
-def test_bfloat16_activations_give_float32_embeddings_and_statistics():
-    def norm(**options):
-        return BatchNorm(dtype=jnp.bfloat16, **options)
-
-    model = ResNet(BasicBlock, (1, 1), width=4, norm=norm, dtype=jnp.bfloat16)
-    init = lambda x: model.init_with_output(jax.random.key(0), x, train=True)  # noqa: E731
-    h, variables = jax.eval_shape(init, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
-    assert h.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -1,7 +1,7 @@
 """Vision transformers: timm's sizes, values against plain loops in float64."""
 
 import math
-from functools import cache
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.models.vit import VITS, Block, ViT, resize_positions, sine_cosine_positions
+from gsg_jax.models.vit import VITS, Block, ViT, resize_positions
+from tests.models.plain import drawn, layer_norm
 
 # timm's vit_*_patch16_224 with num_classes=0.
 PARAMETERS = {"vit_tiny": 5_524_416, "vit_small": 21_665_664, "vit_base": 85_798_656}
@@ -30,10 +31,7 @@ def drawn_params(model, shape, seed=1):
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     init = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=True), images)
     assert set(init) == {"params"}
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: 0.4 * rng.normal(size=leaf.shape).astype(np.float32), init["params"]
-    )
+    return drawn(init["params"], np.random.default_rng(seed), 0.4)
 
 
 def embed(model, params, images):
@@ -50,13 +48,8 @@ def test_parameter_counts_are_timms(name):
 
 
 def test_fixed_positions_are_no_parameters_and_the_mean_needs_no_class_token():
-    assert set(drawn_params(small(), (2, 8, 8, 3))) == {
-        "patch_embed",
-        "class_token",
-        "block0",
-        "block1",
-        "norm",
-    }
+    names = "block0 block1 class_token norm patch_embed"
+    assert sorted(drawn_params(small(), (2, 8, 8, 3))) == names.split()
     params = drawn_params(small(pooling="mean", positions="learned"), (2, 8, 8, 3))
     assert "class_token" not in params and params["positions"].shape == (1, 4, WIDTH)
 
@@ -66,16 +59,6 @@ def test_fixed_positions_are_no_parameters_and_the_mean_needs_no_class_token():
 
 def plain_linear(x, params):
     return x @ params["kernel"] + params["bias"]
-
-
-def plain_norm(x, params):
-    y = np.empty_like(x)
-    for place in np.ndindex(x.shape[:-1]):
-        row = x[place]
-        mean = sum(row) / len(row)
-        var = sum((row - mean) ** 2) / len(row)
-        y[place] = (row - mean) / math.sqrt(var + 1e-6)
-    return y * params["scale"] + params["bias"]
 
 
 def plain_attention(x, params):
@@ -103,27 +86,19 @@ def plain_gelu(x):
 
 
 def plain_block(x, params):
-    x = x + plain_attention(plain_norm(x, params["norm1"]), params["attention"])
-    hidden = plain_gelu(plain_linear(plain_norm(x, params["norm2"]), params["mlp1"]))
+    x = x + plain_attention(layer_norm(x, params["norm1"], 1e-6), params["attention"])
+    hidden = plain_gelu(plain_linear(layer_norm(x, params["norm2"], 1e-6), params["mlp1"]))
     return x + plain_linear(hidden, params["mlp2"])
 
 
 def plain_positions(rows, columns, width):
     """Row by row: sines and cosines of the row, then of the column."""
-    positions, quarter = np.zeros((rows * columns, width)), width // 4
-    for row in range(rows):
-        for column in range(columns):
-            for wave in range(quarter):
-                frequency = 10_000 ** (-wave / quarter)
-                values = (
-                    math.sin(row * frequency),
-                    math.cos(row * frequency),
-                    math.sin(column * frequency),
-                    math.cos(column * frequency),
-                )
-                for part, value in enumerate(values):
-                    positions[row * columns + column, part * quarter + wave] = value
-    return positions
+    positions, quarter = np.zeros((rows, columns, width)), width // 4
+    for row, column, wave in np.ndindex(rows, columns, quarter):
+        angles = [place * 10_000 ** (-wave / quarter) for place in (row, row, column, column)]
+        waves = (math.sin, math.cos, math.sin, math.cos)
+        positions[row, column, wave::quarter] = [f(a) for f, a in zip(waves, angles, strict=True)]
+    return positions.reshape(-1, width)
 
 
 def plain_vit(images, params, pooling, positions):
@@ -143,7 +118,7 @@ def plain_vit(images, params, pooling, positions):
     x = x + (params["positions"] if positions == "learned" else table)
     for index in range(DEPTH):
         x = plain_block(x, params[f"block{index}"])
-    x = plain_norm(x, params["norm"])
+    x = layer_norm(x, params["norm"], 1e-6)
     return x[:, 0] if pooling == "class_token" else x.sum(1) / x.shape[1]
 
 
@@ -162,12 +137,6 @@ def test_values_equal_plain_loops(pooling, positions, height_width):
     expected = plain_vit(images.astype(np.float64), exact, pooling, positions)
     assert expected.std() > 0.1
     np.testing.assert_allclose(embed(model, params, images), expected, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("grid", "width"), [((2, 5), 8), ((1, 1), 4)])
-def test_fixed_positions_equal_a_plain_loop(grid, width):
-    positions = sine_cosine_positions(grid, width)
-    np.testing.assert_allclose(positions, plain_positions(*grid, width), atol=2e-6)
 
 
 # --- Other sizes of images -----------------------------------------------------------------------
@@ -200,36 +169,30 @@ def test_local_crops_pass_a_network_of_large_views():
 
 def test_images_that_cannot_be_cut_into_patches_are_refused():
     with pytest.raises(ValueError, match="8 x 10 pixels .* patches of 4.*model.patch_size"):
-        small().init(jax.random.key(0), jnp.zeros((1, 8, 10, 3)), train=True)
+        drawn_params(small(), (1, 8, 10, 3))
     with pytest.raises(ValueError, match="2 x 3 patches: initialise with square images"):
-        small(positions="learned").init(jax.random.key(0), jnp.zeros((1, 8, 12, 3)), train=True)
+        drawn_params(small(positions="learned"), (1, 8, 12, 3))
 
 
 # --- Stochastic depth ----------------------------------------------------------------------------
 
 
-@cache
-def dropped_block(silent):
-    """Input, branch and training-mode output of a block one of whose two branches is zero."""
-    block, rate = Block(NUM_HEADS, drop_path=0.3), 0.3
-    x = np.tile(draw((1, 5, WIDTH)), (4000, 1, 1))
+@pytest.mark.parametrize("silent", ["attention", "mlp"])
+def test_samples_skip_a_branch_at_the_rate_and_the_rest_keep_the_expectation(silent):
+    rate = 0.3
+    block, x = Block(NUM_HEADS, drop_path=rate), np.tile(draw((1, 5, WIDTH)), (4000, 1, 1))
     params = drawn_params(block, (1, 5, WIDTH))
     last = params["attention"]["out"] if silent == "attention" else params["mlp2"]
     last.update(kernel=np.zeros_like(last["kernel"]), bias=np.zeros_like(last["bias"]))
-    whole = jax.jit(lambda x: block.apply({"params": params}, x, train=False))(x[:1])
+    branch = np.asarray(embed(block, params, x[:1]) - x[:1])
     rngs = {"drop_path": jax.random.key(5)}
     y = jax.jit(lambda x: block.apply({"params": params}, x, train=True, rngs=rngs))(x)
-    return x, np.asarray(whole - x[:1]), np.asarray(y), rate
-
-
-@pytest.mark.parametrize("silent", ["attention", "mlp"])
-def test_samples_skip_a_branch_at_the_rate_and_the_rest_keep_the_expectation(silent):
-    x, branch, y, rate = dropped_block(silent)
-    is_skipped = (y == x).all((1, 2))
+    moved = np.asarray(y) - x
+    is_skipped = (moved == 0).all((1, 2))
     assert is_skipped.mean() == pytest.approx(rate, abs=0.03)  # 4 standard errors
     expected = np.tile(branch / (1 - rate), ((~is_skipped).sum(), 1, 1))
-    np.testing.assert_allclose((y - x)[~is_skipped], expected, atol=1e-5)
-    np.testing.assert_allclose((y - x).mean(0), branch[0], atol=0.04 * np.abs(branch).max())
+    np.testing.assert_allclose(moved[~is_skipped], expected, atol=1e-5)
+    np.testing.assert_allclose(moved.mean(0), branch[0], atol=0.04 * np.abs(branch).max())
 
 
 def test_the_rate_rises_from_zero_at_the_first_block_to_its_value_at_the_last():
@@ -237,18 +200,10 @@ def test_the_rate_rises_from_zero_at_the_first_block_to_its_value_at_the_last():
     images = np.tile(draw((1, 4, 4, 1)), (2000, 1, 1, 1))
     params = drawn_params(model, images.shape)
 
-    @jax.jit
-    def blocks(images, key):
-        _, state = model.apply(
-            {"params": params},
-            images,
-            train=True,
-            rngs={"drop_path": key},
-            capture_intermediates=True,
-        )
-        return [state["intermediates"][f"block{k}"]["__call__"][0] for k in range(3)]
-
-    first, second, third = (np.asarray(x) for x in blocks(images, jax.random.key(3)))
+    apply = jax.jit(partial(model.apply, train=True, capture_intermediates=True))
+    _, state = apply({"params": params}, images, rngs={"drop_path": jax.random.key(3)})
+    blocks = [state["intermediates"][f"block{k}"]["__call__"][0] for k in range(3)]
+    first, second, third = map(np.asarray, blocks)
     assert np.ptp(first, axis=0).max() < 1e-5  # nobody skips: equal samples stay equal
     skipped_both = [(a == b).all((1, 2)).mean() for a, b in ((first, second), (second, third))]
     np.testing.assert_allclose(skipped_both, [0.3**2, 0.6**2], atol=0.045)

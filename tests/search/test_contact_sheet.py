@@ -111,13 +111,6 @@ def test_names_of_any_kind_fit_into_their_line(tmp_path, name):
     assert (edges == PAPER).all()
 
 
-def test_of_a_long_name_both_ends_are_kept():
-    font = ImageFont.load_default(contact_sheet.FONT_SIZE)
-    shown = contact_sheet._shortened("holiday-" + "x" * 99 + "-0042.jpg", font, 150)
-    assert shown.startswith("holiday-") and shown.endswith("-0042.jpg") and "..." in shown
-    assert 130 < font.getlength(shown) <= 150
-
-
 def test_an_image_that_cannot_be_read_leaves_no_half_sheet(tmp_path):
     def fail():
         raise UserError("cannot decode")

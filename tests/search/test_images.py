@@ -2,20 +2,13 @@
 
 import os
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.console import UserError
-from gsg_jax.data.open import open_source
 from gsg_jax.search import images as listing
-
-
-def save(path, colour=(200, 10, 10), size=(6, 4), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **options)
-    return path
+from tests.small import save_image as save
 
 
 def test_images_are_listed_however_they_are_filed_and_none_is_opened(tmp_path, monkeypatch):
@@ -77,38 +70,3 @@ def test_a_run_on_a_folder_lists_its_training_images(tmp_path):
     data.dir = str(tmp_path)
     images = listing.list_training_images(data)
     assert images.root == tmp_path / "train" and images.id.tolist() == ["x/a.png", "y/b.png"]
-
-
-def test_images_that_are_no_files_are_numbers():
-    data = pretraining("default").data
-    images, source = listing.list_training_images(data), open_source(data, "train")
-    assert images.root is None and images.id.tolist() == list(range(len(source)))
-    assert images.name(images.id[7]) == 7
-    np.testing.assert_array_equal(images.read(images.id[7], 1), source.image(7))
-    assert images.digest(7) == images.digest(7) != images.digest(8)
-
-
-@pytest.mark.parametrize("kind", ["missing", "file", "empty", "no image"])
-def test_folders_without_images_are_refused(tmp_path, kind):
-    folder = tmp_path / "photos"
-    if kind == "file":
-        folder.touch()
-    elif kind != "missing":
-        folder.mkdir()
-    if kind == "no image":
-        (folder / "notes.txt").touch()
-    with pytest.raises(UserError, match="there is no folder|holds no image") as error:
-        listing.list_folder(folder)
-    assert str(folder) in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"), [(None, "No such file"), (b"text", "cannot identify"), (b"", "cannot")]
-)
-def test_what_cannot_be_decoded_is_told_in_one_line(tmp_path, content, said):
-    path = tmp_path / "a.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
-        listing.read_photo(path, 3)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from gsg_jax.console import UserError
 from gsg_jax.evaluation.feature_files import read_features
 from gsg_jax.search import index as indexes
 from gsg_jax.search.images import list_folder
-from gsg_jax.search.index import Preparation, Prepared, update_index
+from gsg_jax.search.index import Preparation, update_index
 
 PREPARE = Preparation(size=8, resize=1.0, channels=3)
 ABOUT = {"backbone_digest": "ab", "step": 5}
@@ -28,17 +28,6 @@ def as_embedded(images):
     return images.reshape(len(images), -1)[:, ::7].astype(np.float32)
 
 
-class Counting:
-    """`as_embedded`, and how many images it was given, the padding included."""
-
-    def __init__(self):
-        self.sizes = []
-
-    def __call__(self, images):
-        self.sizes.append(len(images))
-        return as_embedded(images)
-
-
 @pytest.fixture
 def photos(tmp_path):
     """Ten photographs of three sizes."""
@@ -48,10 +37,15 @@ def photos(tmp_path):
 
 
 def updated(photos, tmp_path, about=ABOUT, prepare=PREPARE):
-    """The index, how many images were embedded at once, and what was said."""
-    embed = Counting()
+    """The index, and how many images were embedded at once, the padding included."""
+    sizes = []
+
+    def embed(images):
+        sizes.append(len(images))
+        return as_embedded(images)
+
     path = tmp_path / "search" / "photos.npz"
-    return update_index(path, list_folder(photos), embed, prepare, about), embed.sizes
+    return update_index(path, list_folder(photos), embed, prepare, about), sizes
 
 
 def assert_holds(index, photos, prepare=PREPARE):
@@ -71,9 +65,15 @@ def test_the_file_is_one_of_features_too(photos, tmp_path):
     np.testing.assert_array_equal(features.h, index.h)
     assert features.id.tolist() == index.id.tolist() and set(features.label) == {-1}
     assert os.listdir(tmp_path / "search") == ["photos.npz"]
+    with np.load(tmp_path / "search" / "photos.npz") as arrays:
+        about = json.loads(str(arrays["about"]))
+    whose = {"version": indexes.VERSION, "images": str(photos), **ABOUT}
+    assert about == whose | {"size": 8, "resize": 1.0, "channels": 3}
 
 
-def test_the_second_time_nothing_is_embedded_and_nothing_written(photos, tmp_path, capsys):
+def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_dropped(
+    photos, tmp_path, capsys
+):
     first, _ = updated(photos, tmp_path)
     before = (tmp_path / "search" / "photos.npz").stat()
     again, sizes = updated(photos, tmp_path)
@@ -82,12 +82,6 @@ def test_the_second_time_nothing_is_embedded_and_nothing_written(photos, tmp_pat
     after = (tmp_path / "search" / "photos.npz").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert "10 embeddings, nothing has changed" in capsys.readouterr().err
-
-
-def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_dropped(
-    photos, tmp_path, capsys
-):
-    updated(photos, tmp_path)
     save(photos / "a new.png", 100)
     save(photos / "album 0" / "4.png", 101)
     (photos / "album 1" / "7.png").unlink()
@@ -99,21 +93,12 @@ def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_dropped(
         capsys.readouterr().err
     )
     assert updated(photos, tmp_path)[1] == []
-
-
-def test_what_is_only_gone_costs_no_embedding(photos, tmp_path):
-    updated(photos, tmp_path)
     (photos / "album 0" / "0.png").unlink()
     index, sizes = updated(photos, tmp_path)
-    assert sizes == [] and len(index.h) == 9
     assert_holds(index, photos)
-    assert len(read_features(tmp_path / "search" / "photos.npz").h) == 9
-
-
-def test_a_file_of_the_same_size_and_another_time_is_embedded_again(photos, tmp_path):
-    updated(photos, tmp_path)
+    assert sizes == [] and len(read_features(tmp_path / "search" / "photos.npz").h) == 9
     path = photos / "album 0" / "2.png"
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # of the same size
     assert updated(photos, tmp_path)[1] == [1]
 
 
@@ -206,26 +191,6 @@ def test_a_folder_of_nothing_but_broken_files_is_refused(tmp_path):
     assert os.listdir(tmp_path / "search") == []
 
 
-def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_embedded(photos, tmp_path):
-    (tmp_path / "search").touch()
-
-    def refuse(_):
-        raise AssertionError("embedded")
-
-    with pytest.raises(UserError, match="search cannot be written"):
-        path = tmp_path / "search" / "photos.npz"
-        update_index(path, list_folder(photos), refuse, PREPARE, ABOUT)
-
-
-def test_damaged_images_that_are_not_files_raise(photos):
-    def read(number, channels):
-        raise UserError("cannot decode image 3: prepare the data set again")
-
-    images = list_folder(photos)._replace(root=None, read=read)
-    with pytest.raises(UserError, match="prepare the data set"):
-        Prepared(images, np.arange(10), PREPARE).image(3)
-
-
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 16), (8, 40), (50, 10), (3, 2)])
 def test_every_size_becomes_the_square_of_the_network_and_one_that_has_it_stays(height, width):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
@@ -235,14 +200,3 @@ def test_every_size_becomes_the_square_of_the_network_and_one_that_has_it_stays(
         np.testing.assert_array_equal(square, pixels)
     elif height == 8:
         np.testing.assert_array_equal(square, pixels[:, 16:24])  # the ends of the long side go
-
-
-def test_the_record_in_the_file_says_whose_it_is(photos, tmp_path):
-    updated(photos, tmp_path)
-    with np.load(tmp_path / "search" / "photos.npz") as arrays:
-        about = json.loads(str(arrays["about"]))
-    assert about == {
-        **{"version": indexes.VERSION, "images": str(photos)},
-        **ABOUT,
-        **{"size": 8, "resize": 1.0, "channels": 3},
-    }

@@ -100,47 +100,26 @@ def test_duplicates_are_told_with_what_is_a_copy_byte_for_byte(photos, capsys):
     assert (figures["num_groups"], figures["num_in_groups"], figures["num_copies"]) == (2, 5, 1)
     assert captions(found)[0][1] == ("group 1   copy", "20.bmp.png")
     assert "5 images in 2 groups, 1 of them byte-for-byte copies" in capsys.readouterr().err
-
-
-def test_a_group_of_nothing_but_copies_is_identical(photos):
-    index = indexed(photos)
     index.h[21] = -index.h[4]
     (group,) = find_duplicates(photos, index, 0.99999, 20).figures["groups"]
-    assert group["identical"] and len(group["images"]) == 2
+    assert group["identical"] and len(group["images"]) == 2  # nothing but copies
 
 
-def test_files_of_different_sizes_are_not_read_to_be_compared(photos):
-    def refuse(*_):
-        raise AssertionError("read")
-
+def test_what_is_shown_has_a_limit_and_what_is_told_has_none(photos, capsys):
     index = indexed(photos)
-    index.stamp[:] = index.stamp + np.arange(NUM)[:, None]
-    unread = type("Unread", (type(photos),), {"digest": refuse})(*photos)
-    (group,) = find_duplicates(unread, index, 0.9995, 20).figures["groups"]
-    assert [image["copy_of"] for image in group["images"]] == [None] * 3
-
-
-def test_without_duplicates_there_is_nothing_to_show(photos):
-    index = indexed(photos)._replace(h=np.eye(NUM, dtype=np.float32))
-    found = find_duplicates(photos, index, 0.5, 20)
+    found = find_duplicates(photos, index._replace(h=np.eye(NUM, dtype=np.float32)), 0.5, 20)
     assert found.pictures == [] and found.figures["groups"] == []
-
-
-def test_a_group_of_most_images_is_warned_of_and_shown_in_part(photos, capsys):
-    index = indexed(photos)._replace(h=np.ones((NUM, 2), np.float32))
-    found = find_duplicates(photos, index, 0.9, 20)
+    pairs = np.repeat(np.eye(NUM // 2, dtype=np.float32), 2, axis=0)
+    found = find_duplicates(photos, index._replace(h=pairs), 0.9, 3)
+    assert len(found.pictures) == 3 and found.figures["num_groups"] == NUM // 2
+    assert "the 3 largest of 15 groups" in found.table.caption
+    alike = np.ones((NUM, 2), np.float32)
+    found = find_duplicates(photos, index._replace(h=alike), 0.9, 20)
     assert "one group holds 30 of the 30 images: give a higher --threshold" in (
         capsys.readouterr().err
     )
     assert len(found.pictures[0]) == MOST_OF_GROUP
     assert len(found.figures["groups"][0]["images"]) == NUM
-
-
-def test_of_many_groups_some_are_shown_and_all_are_told(photos):
-    h = np.repeat(np.eye(NUM // 2, dtype=np.float32), 2, axis=0)
-    found = find_duplicates(photos, indexed(photos)._replace(h=h), 0.9, 3)
-    assert len(found.pictures) == 3 and found.figures["num_groups"] == NUM // 2
-    assert "the 3 largest of 15 groups" in found.table.caption
 
 
 def test_one_image_has_no_others(photos):

@@ -18,11 +18,11 @@ from gsg_jax.main import parse_flags
 from gsg_jax.run.checkpoint import Checkpoints
 from gsg_jax.run.workdir import write_record
 from gsg_jax.search import __main__ as search
-from gsg_jax.search import index as indexes
-from gsg_jax.search.contact_sheet import COLUMNS, MARGIN, THUMBNAIL, TILE
+from gsg_jax.search.contact_sheet import COLUMNS, TILE
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import init_state
 from tests.runs import ROOT, call, figures, hashes, tiny
+from tests.search.test_contact_sheet import middle, read
 
 
 def save(path, seed, size=None, **options):
@@ -89,15 +89,6 @@ def found(capsys, *flags):
     return last
 
 
-def middle(path, place):
-    """The colour in the middle of an image of a contact sheet."""
-    row, column = divmod(place, COLUMNS)
-    with Image.open(path) as sheet:
-        return sheet.convert("RGB").getpixel(
-            (column * TILE + TILE // 2, row * TILE + MARGIN + THUMBNAIL // 2)
-        )
-
-
 def test_every_photograph_finds_itself_first(run, photos, capsys):
     paths = sorted(photos.rglob("*.jpg"))
     before = hashes(photos), hashes(run)
@@ -111,30 +102,18 @@ def test_every_photograph_finds_itself_first(run, photos, capsys):
         assert all(other["similarity"] <= first["similarity"] for other in others)
     assert hashes(photos) == before[0]
     after = hashes(run)
+    again = found(capsys, run, f"--image={paths[0]}", "--k=4")
+    assert (again["num_embedded"], again["sheet"]) == (
+        0,
+        str(run / "search" / f"{paths[0].stem}.png"),
+    )
+    assert middle(read(again["sheet"]), 0) == middle(
+        read(again["sheet"]), 1
+    )  # the query, and what it found
+    with Image.open(again["sheet"]) as sheet:
+        assert sheet.size == (COLUMNS * TILE, TILE)
     assert before[1].items() <= after.items()
     assert all(name.startswith("search/") for name in after.keys() - before[1].keys())
-
-
-def test_the_sheet_shows_the_query_and_what_it_found_in_order(run, photos, capsys):
-    query = photos / "trip 1" / "07.jpg"
-    last = found(capsys, run, f"--image={query}", "--k=4")
-    assert last["sheet"] == str(run / "search" / "07.png")
-    assert middle(last["sheet"], 0) == middle(last["sheet"], 1)
-    with Image.open(last["sheet"]) as sheet:
-        assert sheet.size == (COLUMNS * TILE, TILE)
-
-
-def test_the_second_search_embeds_the_query_alone(run, photos, capsys, monkeypatch):
-    query = photos / "trip 1" / "07.jpg"
-    first = found(capsys, run, f"--image={query}")
-
-    def refuse(*_, **__):
-        raise AssertionError("embedded")
-
-    monkeypatch.setattr(indexes, "embed_batches", refuse)
-    again = found(capsys, run, f"--image={query}")
-    assert again == first | {"num_embedded": 0}
-    assert found(capsys, run, "--outliers", "--k=3")["num_embedded"] == 0
 
 
 def test_another_folder_has_an_index_of_its_own_which_grows_with_it(run, photos, tmp_path, capsys):
@@ -191,7 +170,7 @@ def test_images_that_are_no_files_are_numbers(runs, photos, tmp_path, capsys, mo
     source = open_source(pretraining("default").data, "train")
     for place, outlier in enumerate(last["outliers"]):
         centre = source.image(outlier["number"])[14, 14, 0]
-        assert middle(last["sheet"], place) == (centre, centre, centre)
+        assert middle(read(last["sheet"]), place) == (centre, centre, centre)
     query = photos / "trip 0" / "02.jpg"
     last = found(capsys, run, f"--image={query}")
     assert len({n["number"] for n in last["neighbours"]} & set(range(100))) == 10
@@ -237,6 +216,7 @@ PHOTO = "--image={photos}/trip 0/02.jpg"
         (["{run}", "--image={tmp}/lost.jpg"], 1, "lost.jpg (No such file or directory)"),
         (["{run}", "--image={run}/config.json"], 1, "cannot decode {run}/config.json"),
         (["{run}", PHOTO, "--folder={tmp}/lost"], 1, "there is no folder {tmp}/lost"),
+        (["{run}", PHOTO, "--folder={run}/config.json"], 1, "there is no folder {run}/config.json"),
         (["{run}", PHOTO, "--folder="], 2, "--folder is empty"),
     ],
 )
@@ -263,25 +243,6 @@ def test_a_run_without_checkpoint_and_one_without_its_images_are_told(run, tmp_p
     assert status == 1 and "holds no checkpoint yet" in err and err.count("\n") == 1
 
 
-def test_one_image_has_no_duplicates_and_finds_itself(run, tmp_path, capsys):
-    path = save(tmp_path / "one" / "a.png", 5)
-    for mode in ("--duplicates", "--outliers"):
-        status, last, err = searched(capsys, run, mode, f"--folder={path.parent}")
-        assert (status, last) == (1, None) and "holds one image" in err.splitlines()[-1]
-    last = found(capsys, run, f"--image={path}", f"--folder={path.parent}")
-    assert [n["path"] for n in last["neighbours"]] == [str(path)] and last["k"] == 1
-
-
-def test_a_workdir_that_cannot_be_written_is_told_before_anything_is_embedded(
-    run, capsys, monkeypatch
-):
-    (run / "search").touch()
-    monkeypatch.setattr(search, "open_encoder", None)
-    status, last, err = searched(capsys, run, "--outliers")
-    assert (status, last) == (1, None) and f"{run / 'search'} cannot be written" in err
-    assert err.count("\n") == 1
-
-
 def test_a_workdir_among_its_photographs_is_not_given_a_picture(run, photos, tmp_path, capsys):
     folder = shutil.copytree(photos, tmp_path / "mine")
     inner = shutil.copytree(run, folder / "run")
@@ -306,3 +267,8 @@ def test_an_interruption_and_a_full_disk_are_one_line(run, capsys, monkeypatch, 
     monkeypatch.setattr(search, "update_index", fail)
     status, last, err = searched(capsys, run, "--outliers")
     assert (status, last) == (1, None) and said in err and err.count("\n") == 1
+    (run / "search").rmdir()
+    (run / "search").touch()  # which is told before anything is embedded
+    monkeypatch.setattr(search, "open_encoder", None)
+    status, last, err = searched(capsys, run, "--outliers")
+    assert (status, last) == (1, None) and f"{run / 'search'} cannot be written" in err

@@ -32,7 +32,7 @@ def plain_groups(cosines, threshold):
     return sorted(groups, key=lambda group: (-len(group), group[0])), closest
 
 
-def planted(seed, num=120, width=6):
+def planted(seed, num=121, width=6):
     """Clusters of several tightness, of random lengths, and a threshold that no cosine is near."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num // 4, width))
@@ -46,25 +46,16 @@ def planted(seed, num=120, width=6):
     return h, float(cosines[gap : gap + 2].mean())
 
 
-@pytest.mark.parametrize(("seed", "block"), [(0, 2048), (2, 31)])
+@pytest.mark.parametrize(("seed", "block"), [(0, 2048), (2, 70)])
 def test_groups_equal_a_walk_over_all_pairs(monkeypatch, seed, block):
     monkeypatch.setattr(similar, "BLOCK", block)
     h, threshold = planted(seed)
     groups, closest = plain_groups(plain_cosines(h), threshold)
     found = similar.similar_groups(h, threshold)
-    assert len(groups) > 3
+    cosines = plain_cosines(h)
+    assert sum((cosines[np.ix_(rows, rows)] < threshold).any() for rows in groups) > 2  # chains
     assert [rows.tolist() for rows in found.rows] == groups
     np.testing.assert_allclose(found.closest, closest, atol=2e-6)
-
-
-def test_a_chain_is_one_group_though_its_ends_are_far_apart(monkeypatch):
-    monkeypatch.setattr(similar, "BLOCK", 4)
-    angle = np.radians(10 * np.arange(9))
-    h = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    order = np.random.default_rng(0).permutation(9)
-    found = similar.similar_groups(h[order], 0.98)  # cos 10 degrees is 0.985, cos 20 is 0.940
-    assert [rows.tolist() for rows in found.rows] == [list(range(9))]
-    assert similar.similar_groups(h[::2], 0.98).rows == []
 
 
 def test_embeddings_of_one_direction_reach_a_threshold_of_one_and_no_others_do():
@@ -75,38 +66,7 @@ def test_embeddings_of_one_direction_reach_a_threshold_of_one_and_no_others_do()
     assert [rows.tolist() for rows in found.rows] == [[n, 150 + n] for n in range(150)]
 
 
-def test_when_all_are_alike_nothing_grows_with_the_pairs(monkeypatch):
-    monkeypatch.setattr(similar, "BLOCK", 20)
-    links = []
-    joined = similar._joined
-    monkeypatch.setattr(
-        similar, "_joined", lambda *given: links.append(len(given[1])) or joined(*given)
-    )
-    found = similar.similar_groups(np.ones((95, 3), np.float32), 0.98)
-    assert [len(rows) for rows in found.rows] == [95]
-    assert max(links) <= 400 and len(links) <= 5  # 20 x 20 at once; the first block joins all
-
-
 def test_a_zero_embedding_is_like_no_other():
     h = np.eye(4, dtype=np.float32)
     h[2:] = 0
     assert similar.similar_groups(h, similar.ROUNDING * 2).rows == []
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_embeddings_that_are_not_finite_are_refused(bad):
-    h = np.ones((5, 2), np.float32)
-    h[3, 1] = bad
-    with pytest.raises(ValueError, match="NaN or inf"):
-        similar.similar_groups(h, 0.9)
-    with pytest.raises(ValueError, match="NaN or inf"):
-        similar.nearest_mean(h, 2)
-
-
-@pytest.mark.parametrize("k", [1, 29])
-def test_nearness_is_the_mean_cosine_of_the_k_nearest_others(k):
-    h = np.random.default_rng(k).normal(size=(30, 8))
-    cosines = plain_cosines(h)
-    np.fill_diagonal(cosines, -np.inf)
-    expected = np.sort(cosines, axis=1)[:, ::-1][:, :k].mean(axis=1)
-    np.testing.assert_allclose(similar.nearest_mean(h, k), expected, atol=2e-6)

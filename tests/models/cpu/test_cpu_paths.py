@@ -39,6 +39,26 @@ CASES = [
 ]
 
 
+def xla(strides, padding):
+    return functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+def with_gradient(function):
+    """Maps x, kernel and dy to (y, (dx, dkernel))."""
+
+    @jax.jit
+    def both(x, kernel, dy):
+        y, gradient = jax.vjp(function, x, kernel)
+        return y, gradient(dy)
+
+    return both
+
+
 def extended(cases):
     return [pytest.param(*case, marks=pytest.mark.extended) for case in cases]
 
@@ -53,17 +73,11 @@ def test_a_cpus_convolution_and_its_gradient_equal_xlas(
     with jax.enable_x64(True):
         x = jax.random.normal(keys[0], (6, *height_width, 3), jnp.float64)
         kernel = jax.random.normal(keys[1], (*size, 3, 5), jnp.float64)
-        xlas = functools.partial(
-            jax.lax.conv_general_dilated,
-            window_strides=strides,
-            padding=padding,
-            dimension_numbers=DIMENSIONS,
-        )
-        expected, its_gradient = jax.vjp(xlas, x, kernel)
-        y, gradient = jax.vjp(lambda x, k: conv.convolve(x, k, strides, padding), x, kernel)
-        dy = jax.random.normal(keys[2], y.shape, jnp.float64)
-        chex.assert_trees_all_close(y, expected, rtol=1e-12, atol=1e-12)
-        chex.assert_trees_all_close(gradient(dy), its_gradient(dy), rtol=1e-12, atol=1e-12)
+        xlas = xla(strides, padding)
+        dy = jax.random.normal(keys[2], jax.eval_shape(xlas, x, kernel).shape, jnp.float64)
+        found = with_gradient(lambda x, k: conv.convolve(x, k, strides, padding))(x, kernel, dy)
+        expected = with_gradient(xlas)(x, kernel, dy)
+        chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.extended
@@ -72,21 +86,15 @@ def test_winograds_rounding_is_small_and_evaluation_has_none_of_it():
     x = jax.random.normal(keys[0], (3, 8, 4, 256))
     kernel = jax.random.normal(keys[1], (3, 3, 256, 257)) / 48
     ours = functools.partial(conv.convolve, strides=(1, 1), padding=ONE)
-    y, gradient = jax.vjp(ours, x, kernel)
-    dy = jax.random.normal(keys[2], y.shape)
-    exact = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding=ONE,
-        dimension_numbers=DIMENSIONS,
-    )
+    dy = jax.random.normal(keys[2], (3, 8, 4, 257))
+    y, gradients = with_gradient(ours)(x, kernel, dy)
     with jax.enable_x64(True):
         wide = [jnp.asarray(one, jnp.float64) for one in (x, kernel, dy)]
-        expected, its_gradient = jax.vjp(exact, *wide[:2])
-        expected = jax.device_get((expected, *its_gradient(wide[2])))
+        exact, its_gradients = jax.device_get(with_gradient(xla((1, 1), ONE))(*wide))
+        expected = (exact, *its_gradients)
     evaluated = np.max(np.abs(np.asarray(ours(x, kernel), np.float64) - expected[0]))
     assert evaluated < 2e-6 * np.max(np.abs(expected[0]))
-    for found, one in zip((y, *gradient(dy)), expected, strict=True):
+    for found, one in zip((y, *gradients), expected, strict=True):
         error = np.max(np.abs(np.asarray(found, np.float64) - one)) / np.max(np.abs(one))
         assert 1e-7 < error < 3e-5  # an error of zero would mean that Winograd's was not taken
 
@@ -112,9 +120,14 @@ def test_sums_in_stages_normalise_and_differentiate_as_plain_sums(pixels):
             y, mean, var = normalize_views(x, scale, bias, 1e-5, *sums)
             return jnp.sum(y * weights), (y, mean, var)
 
-        gradient = functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
-        found = gradient(lambda *args: loss(*args, sum_in_stages, sum))(x, scale, bias)
-        chex.assert_trees_all_close(found, gradient(loss)(x, scale, bias), rtol=1e-10, atol=1e-10)
+        @jax.jit
+        def gradients(*given):
+            gradient = functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+            staged = gradient(lambda *args: loss(*args, sum_in_stages, sum))
+            return staged(*given), gradient(loss)(*given)
+
+        found, expected = gradients(x, scale, bias)
+        chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_the_stored_relu_is_the_plain_one_and_has_no_gradient_at_zero():

@@ -1,0 +1,147 @@
+"""TFDS sets: what is read, and what is refused."""
+
+import io
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsg_jax.console import UserError
+from gsg_jax.data import open as sources
+from gsg_jax.data.tfds import is_prepared
+from tests.data.test_decode import encode
+from tests.data.test_sources import opened
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """A set of photographs with labels and one of gray images without, as official ones are."""
+    import tensorflow_datasets as tfds
+
+    class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION, shape, name = tfds.core.Version("2.1.0"), (None, None, 3), "photos"
+
+        def _info(self):
+            features = {"image": tfds.features.Image(shape=self.shape), "id": tfds.features.Text()}
+            if self.name == "photos":
+                features["label"] = tfds.features.ClassLabel(names=["cat", "dog"])
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(20), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, num_examples):
+            for i in range(num_examples):
+                gray, photo = Image.new("L", (8, 6), i), Image.new("RGB", (8 + i, 6), (i, 0, 0))
+                if self.name == "photos":
+                    yield i, {"image": io.BytesIO(encode(photo)), "id": str(i), "label": i % 2}
+                else:
+                    yield i, {"image": io.BytesIO(encode(gray)), "id": str(i)}
+
+    class Gray(Photos, skip_registration=True):
+        shape, name = (6, 8, 1), "gray"
+
+    folder = tmp_path_factory.mktemp("tfds")
+    for builder in (Photos, Gray):
+        builder(data_dir=folder).download_and_prepare(file_format="array_record")
+    return folder
+
+
+def test_tfds_photographs_of_differing_sizes_are_read_one_by_one(tfds_dir):
+    source = opened(tfds_dir, name="photos")
+    assert not isinstance(source, sources.ArraySource)
+    assert source.image_shape is None
+    assert [source.image(i).shape for i in (0, 7)] == [(6, 8, 3), (6, 15, 3)]
+    assert source.image(7)[0, 0].tolist() == [7, 0, 0]
+    assert source.class_names == ("cat", "dog")
+    assert source.labels.dtype == np.int32
+    assert source.labels.tolist() == [0, 1] * 10
+    copy = pickle.loads(pickle.dumps(source))  # though its files are open
+    assert copy.class_names == source.class_names and copy.labels.tolist() == [0, 1] * 10
+    assert [int(copy.image(i)[0, 0, 0]) for i in range(len(copy))] == list(range(20))
+
+
+def test_tfds_gray_images_keep_one_channel_and_are_held_if_they_fit(tfds_dir):
+    held = opened(tfds_dir, name="gray")
+    assert isinstance(held, sources.ArraySource)
+    assert held.images.shape == (20, 6, 8, 1)
+    assert held.images[:, 0, 0, 0].tolist() == list(range(20))
+    assert held.labels is None
+    read = opened(tfds_dir, name="gray", memory_limit_mb=0)
+    assert not isinstance(read, sources.ArraySource)
+    assert read.image_shape == (6, 8, 1)
+    np.testing.assert_array_equal([read.image(i) for i in range(20)], held.images)
+
+
+def test_tfds_sub_splits_configs_and_versions_are_understood(tfds_dir):
+    source = opened(tfds_dir, name="photos:2.1.0", train_split="train[50%:70%]")
+    assert [int(source.image(i)[0, 0, 0]) for i in range(len(source))] == [10, 11, 12, 13]
+    assert source.labels.tolist() == [0, 1, 0, 1]
+    assert len(opened(tfds_dir, "test", name="gray", test_split="test[:2]")) == 2
+    assert opened(tfds_dir, "test", name="gray", test_split="") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "photo"}, "Prepared there: photos"),
+        ({"name": "grey"}, "{tfds_dir}"),
+        ({"name": "imagenet2012"}, "gsg_jax.data.prepare imagenet2012 --data_dir="),
+        ({"name": "photos:9.9.9"}, "photos:9.9.9"),
+        ({"name": "photos/large"}, "photos/large"),
+        ({"name": "what is this"}, "what is this"),
+        ({"name": "photos", "train_split": "validation"}, "train, test"),
+        ({"name": "photos", "train_split": "train[:"}, "sub-splits"),
+        ({"name": "photos", "train_split": ""}, "no split ''"),
+        ({"name": "photos", "train_split": "train[:0]"}, "holds no images"),
+    ],
+)
+def test_tfds_sets_that_are_not_there_are_refused_in_one_line(tfds_dir, changes, message):
+    with pytest.raises(UserError) as refusal:
+        opened(tfds_dir, **changes)
+    assert message.format(tfds_dir=tfds_dir) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_set_in_tfrecord_must_be_prepared_again(tfds_dir, tmp_path):
+    # Writing TFRecord needs TensorFlow, so only the description says so.
+    shutil.copytree(tfds_dir / "photos", tmp_path / "photos")
+    description = tmp_path / "photos" / "2.1.0" / "dataset_info.json"
+    info = json.loads(description.read_text())
+    description.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match="array_record") as refusal:
+        opened(tmp_path, name="photos")
+    assert "tfrecord" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:2000],
+        lambda content: content[: 2**16],  # between blocks
+        lambda content: content[:2000] + bytes(9) + content[2009:],
+        lambda content: None,
+    ],
+    ids=["cut", "cut between blocks", "changed", "gone"],
+)
+@pytest.mark.parametrize("memory_limit_mb", [0, 10])
+def test_damaged_records_must_be_prepared_again(tfds_dir, tmp_path, damage, memory_limit_mb):
+    shutil.copytree(tfds_dir / "gray", tmp_path / "gray")
+    file = next((tmp_path / "gray").glob("*/*train*"))
+    damaged = damage(file.read_bytes())
+    file.unlink() if damaged is None else file.write_bytes(damaged)
+    with pytest.raises(UserError, match="prepare the data set again") as refusal:
+        source = opened(tmp_path, name="gray", memory_limit_mb=memory_limit_mb)
+        for i in range(20):
+            source.image(i)
+    assert "\n" not in str(refusal.value)
+
+
+def test_tfds_sets_that_are_prepared_are_told_from_those_that_are_not(tfds_dir):
+    assert is_prepared("photos", str(tfds_dir)) and is_prepared("photos:2.1.0", str(tfds_dir))
+    assert not is_prepared("cifar10", str(tfds_dir))
+    assert not is_prepared("photos", str(tfds_dir / "nowhere"))
