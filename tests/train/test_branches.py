@@ -212,7 +212,7 @@ CUTMIX = {"cutmix_probability": 1.0}
     ],
 )
 def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, choices, views):
-    figures = {"evaluation": {"inspect_gradients": True, "online_linear": True}}
+    figures = {"evaluation": {"inspect_gradients": True, "online_linear": views != CUTMIX}}
     choices = choices | {"optim": {"learning_rate": 0.5, **choices.get("optim", {})}}
     experiment = with_views(method, views, **choices, **figures)
     (before, one), (one_log,) = run(experiment)
@@ -220,7 +220,7 @@ def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, c
     for group in ("params", "target_params", "batch_stats", "memory"):
         ours, theirs = getattr(eight, group), getattr(one, group)
         chex.assert_trees_all_close(ours, theirs, rtol=0, atol=2e-5)
-    assert set(one_log) >= set(FIGURES) and 0 <= one_log["online_linear_top1"] <= 1
+    assert set(one_log) >= set(FIGURES) and 0 <= one_log.get("online_linear_top1", 0) <= 1
     chex.assert_tree_all_finite(one_log)
     chex.assert_trees_all_close(eight_log, one_log, rtol=1e-3, atol=1e-4)
     old, new = (state.batch_stats["projector"]["bn3"]["mean"] for state in (before, one))
