@@ -177,7 +177,7 @@ _RUN = {
     "fsdp": Key(1, "devices that share one copy of the train state", (1, 1e6), may_change=ALWAYS),
     "watchdog_seconds": Key(
         1800.0,
-        "a run that stands still so long says where and ends; 0: off",
+        "a run that stands still for so long leaves its stacks and ends; 0: off",
         (0, 1e7),
         may_change=ALWAYS,
     ),

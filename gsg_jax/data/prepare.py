@@ -172,7 +172,7 @@ def prepare_idx(
     import tensorflow_datasets as tfds  # here, since it takes seconds
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"{name!r} is no data set name: use a-z, 0-9 and _, a letter first")
+        raise UserError(f"{name!r} is not a data set name: use a-z, 0-9 and _, a letter first")
     splits = {split: read_idx_split(idx_dir, split) for split in _IDX_PREFIXES}
     names = tuple(map(str, range(NUM_CLASSES)))
     names = FASHION_MNIST_CLASSES if name == "fashion_mnist" else names

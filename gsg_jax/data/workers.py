@@ -62,7 +62,7 @@ class Processes:
     """
 
     def __init__(self, read: Read, num_processes: int) -> None:
-        """Starts the processes; they import and unpickle while this program goes on.
+        """Starts the processes; they import and unpickle while this program continues.
 
         Args:
           read: reads one image; it and its source must pickle.

@@ -12,7 +12,7 @@ MAX_BYTES = 2**30  # some dozens of runs; the entries used longest ago go first
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder of what is compiled, unless the user has told JAX another.
+    """Returns the folder of what is compiled, unless the user has set another one.
 
     It holds machine code that JAX trusts, so it lies in the user's own cache folder and never in a
     workdir, which people share. JAX's keys tell machines and versions apart.

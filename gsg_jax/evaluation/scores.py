@@ -13,8 +13,8 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Which images have their class among the k highest scores.
 
     Args:
-      scores: [N, C]. Of equal scores the lowest class comes first, as in argmax. A NaN ranks above
-        every number, so diverged scores hit nothing.
+      scores: [N, C]. Among equal scores the lowest class comes first, as in argmax. A NaN ranks
+        above every number, so diverged scores hit nothing.
       labels: int [N], from 0 to C - 1.
       k: at least 1; at most C is used.
 

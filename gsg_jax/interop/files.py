@@ -101,7 +101,7 @@ def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     ]
     if others:
         raise UserError(
-            f"{path}: {others[0]!r} is no tensor with a name; the state dict must be the whole "
+            f"{path}: {others[0]!r} is not a tensor with a name; the state dict must be the whole "
             f"file, or lie under {' or '.join(WRAPPERS)}"
         )
     try:

@@ -158,7 +158,7 @@ def _chosen_rates(
     path = folder / "sweep.json"
     figures = read_object(path) if path.exists() else {}
     if not all(isinstance(figure, float) for figure in figures.values()):
-        raise UserError(f"{path} is damaged (a figure is no number): remove it")
+        raise UserError(f"{path} is damaged (a figure is not a number): remove it")
     meshes.wait_for_hosts("the sweep is looked at")
     for pair in pairs:
         name = _name(pair)

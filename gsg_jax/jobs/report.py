@@ -70,7 +70,7 @@ def write_report(
         try:
             embedded = _embedded(config, check_stop)
         except UserError as error:
-            if hosts.are_several():  # the others may wait for this one in the midst of embedding
+            if hosts.are_several():  # the others may wait for this one while it is embedding
                 raise
             missing.append(f"{str(error).rstrip('.')}. The page lacks {LACKS}.")
     figures = {"job": "report", "file": str(workdir / NAME)}

@@ -67,8 +67,9 @@ def line_chart(
 
     Args:
       title: of the chart.
-      lines: at least one; a line without points keeps its colour and its name. Of too many x, each
-        stretch keeps those at which a line is lowest or highest, and the note says so.
+      lines: at least one; a line without points keeps its colour and its name. If there are
+        too many x, each stretch keeps those at which a line is lowest or highest, and the note says
+        so.
       x_name: name of the horizontal axis.
       note: a sentence about the chart.
       log_y: whether the vertical axis is logarithmic; values that are not above 0 are left out.

@@ -112,7 +112,7 @@ def damage(checkpoint: pathlib.Path) -> str | None:
     try:
         digests = json.loads((checkpoint / DIGESTS).read_bytes())["sha256"].items()
     except (ValueError, TypeError, LookupError, AttributeError):
-        return f"{DIGESTS} is no JSON of digests"
+        return f"{DIGESTS} is not JSON of digests"
     for name, digest in digests:
         try:
             if _file_digest(checkpoint / name) != digest:
@@ -130,7 +130,7 @@ def score_damage(checkpoint: pathlib.Path) -> str | None:
     try:
         float(json.loads(path.read_bytes())["knn_top1"])
     except (ValueError, TypeError, LookupError):
-        return f"{SCORE}/{SCORE} is no score"
+        return f"{SCORE}/{SCORE} is not a score"
     return None
 
 

@@ -92,7 +92,7 @@ def _not_finite(lines: list[dict[str, float]]) -> list[str]:
         name: sum(not math.isfinite(line.get(name, 0)) for line in lines) for name in sorted(names)
     }
     where = f"of the {len(lines)} logged steps: its curve has gaps."
-    return [f"{name} is no finite number at {n} {where}" for name, n in counts.items() if n]
+    return [f"{name} is not a finite number at {n} {where}" for name, n in counts.items() if n]
 
 
 def _evaluation(path: pathlib.Path, missing: list[str]) -> tuple[dict, dict]:

@@ -51,7 +51,9 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
 def _check_record(workdir: pathlib.Path, record_path: pathlib.Path, config: ConfigDict) -> None:
     for name in FOLDERS:  # else a run without checkpoints would begin again and drop its logs
         if (workdir / name).exists() and not (workdir / name).is_dir():
-            raise UserError(f"{workdir / name} is no folder: remove it, or give another --workdir")
+            raise UserError(
+                f"{workdir / name} is not a folder: remove it, or give another --workdir"
+            )
     if record_path.exists():
         is_imported = (workdir / IMPORTED).is_dir()
         is_trained = not is_imported or (workdir / "metrics.jsonl").exists()
@@ -103,7 +105,7 @@ def read_config(workdir: pathlib.Path) -> dict:
     if missing := [group for group in GROUPS if group not in record]:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
     if wrong := [group for group in GROUPS if not isinstance(record[group], dict)]:
-        raise UserError(f"{path} is damaged ({wrong[0]} is no group): give another --workdir")
+        raise UserError(f"{path} is damaged ({wrong[0]} is not a group): give another --workdir")
     return _with_newer_keys(record)
 
 

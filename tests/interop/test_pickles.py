@@ -99,10 +99,10 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_loaded(tmp_path):
     ("content", "said"),
     [
         ([torch.zeros(2)], ["holds no state dict"]),
-        ({"epoch": 3}, ["'epoch' is no tensor with a name"]),
+        ({"epoch": 3}, ["'epoch' is not a tensor with a name"]),
         ({BIAS: torch.ones(WIDTH, dtype=torch.complex64)}, [BIAS, "is complex64"]),
         ({BIAS: torch.ones(WIDTH).to_sparse()}, ["not dense"]),
-        ({7: torch.ones(WIDTH)}, ["7", "no tensor with a name"]),
+        ({7: torch.ones(WIDTH)}, ["7", "not a tensor with a name"]),
     ],
 )
 def test_what_only_pickles_can_hold_is_refused(content, said, tmp_path):

@@ -65,7 +65,7 @@ def test_the_command_prints_tables_and_writes_a_page(tmp_path, capsys):
     assert compare.main([str(a), str(b), f"--output={tmp_path / 'pages' / 'both.html'}"]) == 0
     out, err = capsys.readouterr()
     assert "Where the configs differ" in err and "a [red]" in err
-    assert "loss is no finite number at 1 of the 3 logged steps" in err
+    assert "loss is not a finite number at 1 of the 3 logged steps" in err
     last = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
     assert [run["loss"] for run in last["runs"].values()] == [0.25, None]
     assert last["differences"] == {"run.seed": ["0", "7"]}

@@ -167,7 +167,8 @@ def test_a_run_whose_figures_are_no_numbers_has_a_report_that_says_so(copy):
     lines[-1]["embedding_rank"] = float("inf")
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     last, page = report(copy)
-    assert f"loss is no finite number at {len(lines) - 1} of the {len(lines)} logged steps" in page
+    where = f"at {len(lines) - 1} of the {len(lines)} logged steps"
+    assert f"loss is not a finite number {where}" in page
     assert "not a number" in page
     assert "NaN" not in page.split("<script>")[0]
     assert len(last["missing"]) == 2

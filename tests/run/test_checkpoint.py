@@ -185,8 +185,8 @@ def test_a_damaged_score_of_an_older_checkpoint_does_not_bar_the_newest(tmp_path
         assert checkpoints.newest_step() == 2
     told = capsys.readouterr().err
     assert told == (
-        "warning: the checkpoint of step 1 is damaged (metrics/metrics is no score) and is kept in "
-        f"{tmp_path}/damaged/1: step 2 is used\n"
+        "warning: the checkpoint of step 1 is damaged (metrics/metrics is not a score) "
+        f"and is kept in {tmp_path}/damaged/1: step 2 is used\n"
     )
 
 

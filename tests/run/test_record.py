@@ -79,7 +79,7 @@ def test_figures_that_are_no_numbers_are_counted(tmp_path):
     (folder / "metrics.jsonl").write_text(text + '{"step": 15, "epoch": 1.5, "loss": 2.0}\n')
     record = read_run_record(folder)
     assert record.missing == (
-        "loss is no finite number at 2 of the 3 logged steps: its curve has gaps.",
+        "loss is not a finite number at 2 of the 3 logged steps: its curve has gaps.",
     )
 
 

@@ -73,7 +73,7 @@ def test_a_folder_with_a_runs_files_but_no_record_is_refused(tmp_path, name):
 def test_a_file_in_place_of_a_folder_of_the_run_is_refused(tmp_path, name):
     workdirs.claim(tmp_path, small_config("byol"))
     (tmp_path / name).write_text("mine")
-    assert f"{tmp_path / name} is no folder" in refusal(tmp_path, small_config("byol"))
+    assert f"{tmp_path / name} is not a folder" in refusal(tmp_path, small_config("byol"))
 
 
 def test_other_files_in_a_folder_do_not_matter_and_stay(tmp_path):
