@@ -29,18 +29,18 @@ def use_compile_cache() -> None:
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in folder.glob("*-cache"):
             # JAX writes the time last: without one the process was killed over the entry.
             if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():
                 entry.unlink(missing_ok=True)
         (folder / ".lockfile").touch()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         say(
-            f"warning: the compilation cache {folder} cannot be written ({error.strerror}); the "
-            "run compiles everything. Set JAX_COMPILATION_CACHE_DIR to a folder of your own"
+            f"warning: the compilation cache cannot be written ({error}); the run compiles "
+            "everything. Set JAX_COMPILATION_CACHE_DIR to a folder of your own"
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,5 +1,6 @@
 """What is compiled is kept in the user's cache folder, and a cache that fails costs no run."""
 
+import pathlib
 import stat
 
 import jax
@@ -93,4 +94,17 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path, capfd):
     use_compile_cache()
     assert compile_anew()(np.ones(3, np.float32)).tolist() == [2, 2, 2]
     (said,) = capfd.readouterr().err.splitlines()
-    assert said.startswith(f"warning: the compilation cache {cache_folder()} cannot be written (")
+    assert said.startswith("warning: the compilation cache cannot be written (")
+    assert str(cache_folder()) in said
+
+
+def test_a_user_without_a_home_costs_one_line(monkeypatch, capfd):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "Could not determine home directory" in said and "JAX_COMPILATION_CACHE_DIR" in said
