@@ -106,7 +106,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_loaded(tmp_path):
     ],
 )
 def test_what_only_pickles_can_hold_is_refused(content, said, tmp_path):
-    if BIAS in content or 7 in content:
+    if isinstance(content, dict) and content.keys() & {BIAS, 7}:
         content = as_torch(tensors("simsiam")) | content
     err = pickled(tmp_path, content)
     assert all(text in err for text in said)
