@@ -48,7 +48,7 @@ def check_evaluation(config: ConfigDict) -> None:
         raise UsageError(f"--config.eval.knn_k={ks}: takes whole numbers, such as (20,200)")
     if config.pretrained and config.get("features"):
         raise UsageError(
-            f"--config.features={config.features}: cannot be had together with "
+            f"--config.features={config.features}: cannot be combined with "
             f"--config.pretrained={config.pretrained}: give one of them"
         )
     if not config.pretrained and not config.get("features"):
@@ -131,7 +131,7 @@ def _check_together(config: ConfigDict) -> None:
     _check_keep_every(config.run)
     if config.eval.online_linear and config.views.cutmix_probability:
         raise UsageError(
-            f"--config.eval.online_linear=True: cannot be had together with CutMix "
+            "--config.eval.online_linear=True: cannot be combined with CutMix "
             f"(views.cutmix_probability is {config.views.cutmix_probability}), whose views are of "
             "two images: set one of them to 0"
         )
@@ -164,7 +164,7 @@ def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
             )
     if views.num_local and share:
         raise UsageError(
-            f"--config.views.cutmix_probability={share}: cannot be had together "
+            f"--config.views.cutmix_probability={share}: cannot be combined "
             f"with local views (views.num_local is {views.num_local}): set one of them to 0"
         )
     if share and target == "online" and not method.stop_gradient:

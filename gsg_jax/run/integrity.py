@@ -72,7 +72,7 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
         newest = max(damaged)
         raise UserError(
             f"none of the {len(damaged)} checkpoints in {folder} is whole (step {newest}: "
-            f"{damaged[newest]}): restore one, or begin in another --workdir"
+            f"{damaged[newest]}): restore one, or start in another --workdir"
         )
     if not read_only:
         for step in steps:  # Orbax reads the scores of all
