@@ -191,7 +191,10 @@ def check_image_sets(data_dir: str) -> Finding:
 
 def check_cache() -> Finding:
     """Checks where compiled programs are kept."""
-    folder = jax.config.jax_compilation_cache_dir or str(cache_folder())
+    try:
+        folder = jax.config.jax_compilation_cache_dir or str(cache_folder())
+    except RuntimeError as error:  # the user has no home
+        return Finding(NOTE, f"none ({error}): set JAX_COMPILATION_CACHE_DIR to a folder", {})
     if "://" in folder:
         return Finding(GOOD, folder, {"folder": folder})
     path = pathlib.Path(folder)

@@ -10,6 +10,7 @@ from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
 from gsg_jax.devices.compile_cache import cache_folder, use_compile_cache
+from gsg_jax.doctor import NOTE, check_cache
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -108,3 +109,4 @@ def test_a_user_without_a_home_costs_one_line(monkeypatch, capfd):
     assert jax.config.jax_compilation_cache_dir is None
     (said,) = capfd.readouterr().err.splitlines()
     assert "Could not determine home directory" in said and "JAX_COMPILATION_CACHE_DIR" in said
+    assert check_cache().state == NOTE
