@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_
 SHORT = ("--config.run.num_steps=2",)
 
 
-def test_a_run_without_labels_has_no_monitor(tmp_path):
+def test_a_run_without_labels_has_no_monitor_and_saves_its_last_step(tmp_path):
     folder = write_images(tmp_path / "images")
     flat_folder = tmp_path / "flat"
     flat_folder.mkdir()
@@ -65,6 +65,7 @@ def test_a_run_without_labels_has_no_monitor(tmp_path):
     last, _ = done(*tiny("simsiam", flat_folder, tmp_path / "run", *SHORT))
     assert not [key for key in last if key.startswith("knn")]
     assert not (tmp_path / "run" / "baselines.json").exists()
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()  # one is due every 5 steps
 
 
 @pytest.mark.extended
