@@ -24,14 +24,17 @@ if _cache:  # the workers, which start later, inherit it
 import jax  # noqa: E402
 import orbax.checkpoint as ocp  # noqa: E402
 import pytest  # noqa: E402
+from absl import logging  # noqa: E402
 
 from tests.runs import write_images  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # By default a save cuts every array into eight, and compiles a program for each of their shapes.
+logging.set_verbosity(logging.ERROR)  # Orbax warns of the override
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
 )
+logging.set_verbosity(logging.WARNING)
 
 _resident = {}  # MiB by worker
 
