@@ -12,7 +12,7 @@ setup: $(VENV)/.runtime ## makes .venv with what gsg_jax needs to run
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "gsg_jax needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1): set PYTHON=python3.12, say" >&2; exit 1; }
+	  echo "gsg_jax needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1): for example, set PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >&2
 	@$(BIN)/python -m pip install -q --upgrade pip >&2
 	@touch $@

@@ -33,7 +33,7 @@ from step_time import image_shape
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import by_image, replicated
 from gsg_jax.methods import METHODS
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import init_state
@@ -109,7 +109,7 @@ def count(method: str, recipe: str, point: dict[str, int]) -> dict:
     channels = len(config.views.mean)
     state = jax.eval_shape(functools.partial(init_state, experiment, channels))
     images = jax.ShapeDtypeStruct(image_shape(config, channels), jnp.uint8)
-    arguments = placed(state, meshes.replicated(mesh)), placed(images, meshes.by_image(mesh))
+    arguments = placed(state, replicated(mesh)), placed(images, by_image(mesh))
     step = jit_step(experiment, mesh).lower(*arguments).compile()
     costs, text = step.cost_analysis(), step.as_text()
     kinds = collective_bytes(text)

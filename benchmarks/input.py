@@ -38,7 +38,7 @@ from gsg_jax.data.crops import ASPECT, CropRecipe
 from gsg_jax.data.decode import decode
 from gsg_jax.data.folder import FolderSource, open_folder
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import global_batch, make_mesh, replicated
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.state import init_state
 
@@ -201,16 +201,16 @@ def share_of_waiting(source: FolderSource, arguments: argparse.Namespace) -> dic
     config.views.size = arguments.size
     check_pretraining(config)
     config = resolve(config)
-    mesh = meshes.make_mesh(config.data.batch_size)
+    mesh = make_mesh(config.data.batch_size)
     experiment = build_experiment(config, num_steps=1000, steps_per_epoch=100)
     init = functools.partial(init_state, experiment, 3)
-    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
+    state = jax.jit(init, out_shardings=replicated(mesh))()
     step, batches = jit_step(experiment, mesh), build_loader(config, source).iterate(0)
     waited, begun = [], []
     # The first steps compile, and find batches that were made in the meantime.
     for _ in range(2 + config.data.prefetch + arguments.steps):
         begun.append(time.perf_counter())
-        images = meshes.global_batch(mesh, next(batches)["image"])
+        images = global_batch(mesh, next(batches)["image"])
         jax.block_until_ready(images)
         waited.append(time.perf_counter() - begun[-1])
         state, metrics = step(state, images)

@@ -24,7 +24,7 @@ import numpy as np
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import by_image, global_batch, make_mesh, replicated
 from gsg_jax.methods import METHODS
 from gsg_jax.models.jit import jit_network
 from gsg_jax.train.build import build_experiment, jit_step
@@ -69,12 +69,12 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
     config = load_config(f"configs/{method}.py:{recipe}")
     check_pretraining(config)
     config = resolve(config)
-    mesh = meshes.make_mesh(config.data.batch_size)
+    mesh = make_mesh(config.data.batch_size)
     experiment = build_experiment(config, num_steps=1000, steps_per_epoch=100)
     channels = len(config.views.mean)
     init = functools.partial(init_state, experiment, channels)
-    state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
-    batch = meshes.global_batch(mesh, random_images(config, channels))
+    state = jax.jit(init, out_shardings=replicated(mesh))()
+    batch = global_batch(mesh, random_images(config, channels))
 
     start = time.perf_counter()
     step = jit_step(experiment, mesh).lower(state, batch).compile()
@@ -114,11 +114,11 @@ def time_views(
     draw = jit_network(
         functools.partial(draw_views, experiment),
         mesh,
-        in_shardings=(meshes.by_image(mesh), meshes.replicated(mesh)),
+        in_shardings=(by_image(mesh), replicated(mesh)),
     )
     seconds = []
     for key in jax.random.split(jax.random.key(0), 3 + num_steps):
-        key = jax.block_until_ready(jax.device_put(key, meshes.replicated(mesh)))
+        key = jax.block_until_ready(jax.device_put(key, replicated(mesh)))
         start = time.perf_counter()
         jax.block_until_ready(draw(batch, key))
         seconds.append(time.perf_counter() - start)

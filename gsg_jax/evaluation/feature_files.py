@@ -13,7 +13,7 @@ import numpy as np
 from gsg_jax.console import UserError, counting, say
 from gsg_jax.data.open import Source
 from gsg_jax.devices import hosts
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.features import Embed, embed_batches
 from gsg_jax.run.files import read_object, write_atomically
 
@@ -68,7 +68,7 @@ def write_features(
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
         return read_features(path)
-    meshes.wait_for_hosts("the embeddings are looked for")
+    wait_for_hosts("the embeddings are looked for")
     if num_done:
         say(f"{path}: resumes after {num_done:,} of {len(source):,} embeddings")
 
@@ -78,11 +78,8 @@ def write_features(
     with counting(f"embedding {path.stem}", len(source), num_done) as show:
         for h in batches if num_done < len(source) else ():
             if is_writer:
-                if rows is None and num_done:
-                    rows = np.load(rows_path, mmap_mode="r+")
-                elif rows is None:
-                    shape = len(source), h.shape[1]
-                    rows = np.lib.format.open_memmap(rows_path, "w+", np.float32, shape)
+                if rows is None:
+                    rows = _open_rows(rows_path, num_done, (len(source), h.shape[1]))
                 rows[num_done : num_done + len(h)] = h
             num_done += len(h)
             show(num_done)
@@ -95,8 +92,15 @@ def write_features(
         rows = np.load(rows_path, mmap_mode="r")
         save_features(path, LabelledFeatures(rows, labels_of(source), ids_of(source)))
         rows_path.unlink()
-    meshes.wait_for_hosts(str(path))
+    wait_for_hosts(str(path))
     return read_features(path)
+
+
+def _open_rows(path: pathlib.Path, num_done: int, shape: tuple[int, int]) -> np.ndarray:
+    """Opens the rows to be written: those of an earlier call if it has done some, or new ones."""
+    if num_done:
+        return np.load(path, mmap_mode="r+")
+    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
 
 def read_features(path: pathlib.Path) -> LabelledFeatures:

@@ -11,7 +11,7 @@ import numpy as np
 from gsg_jax.data.colours import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.open import Source
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import global_batch, local_rows, of_all_hosts
 from gsg_jax.models.jit import jit_network
 from gsg_jax.models.resnet import ResNet
 from gsg_jax.models.vit import ViT
@@ -57,7 +57,7 @@ def embed_batches(
         num_hosts=num_hosts,
     )
     for batch in batches:
-        yield meshes.of_all_hosts(embed(batch["image"]))[: batch["num_valid"]]
+        yield of_all_hosts(embed(batch["image"]))[: batch["num_valid"]]
 
 
 def backbone_embed(
@@ -82,9 +82,9 @@ def backbone_embed(
     def embed(images: np.ndarray) -> np.ndarray:
         missing = -len(images) % num_devices
         padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
-        placed = meshes.global_batch(mesh, padded)
+        placed = global_batch(mesh, padded)
         h = _jit_embed(mesh)(backbone, views.mean, views.std, variables, placed)
-        return meshes.local_rows(h)[: len(images)]
+        return local_rows(h)[: len(images)]
 
     return embed
 

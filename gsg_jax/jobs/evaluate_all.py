@@ -12,7 +12,7 @@ from gsg_jax.config.check import check_evaluation
 from gsg_jax.config.load import as_json, differences
 from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.data.open import Source
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures
 from gsg_jax.evaluation.labelled import Labelled, check_bank, check_finite, open_test, open_train
@@ -80,7 +80,7 @@ class Evaluation:
         for key in ("pretrained", "parts"):  # the digest identifies the encoder, the file its parts
             settings.pop(key)
         found, options = self._found(settings), self.config.eval
-        meshes.wait_for_hosts("the figures are looked at")
+        wait_for_hosts("the figures are looked at")
         self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
             "knn": lambda: score_by_knn(self.labelled, options.knn_k, options.knn_temperature),

@@ -14,7 +14,7 @@ from gsg_jax.data.open import Source
 from gsg_jax.data.source import Subset
 from gsg_jax.data.tfds import is_prepared
 from gsg_jax.devices import hosts
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, read_run
 from gsg_jax.evaluation.feature_files import labels_of
 from gsg_jax.evaluation.labelled import open_test, open_train
@@ -159,14 +159,14 @@ def _chosen_rates(
     figures = read_object(path) if path.exists() else {}
     if not all(isinstance(figure, float) for figure in figures.values()):
         raise UserError(f"{path} is damaged (a figure is not a number): remove it")
-    meshes.wait_for_hosts("the sweep is looked at")
+    wait_for_hosts("the sweep is looked at")
     for pair in pairs:
         name = _name(pair)
         if name not in figures:
             parts = Subset(train, fitted), Subset(train, chooses)
             figures[name] = _held_out_top1(encoder, *parts, config, pair, folder / name)
             write_atomically(path, json.dumps(figures, indent=2) + "\n")
-            meshes.wait_for_hosts(f"{name} is scored")
+            wait_for_hosts(f"{name} is scored")
             if hosts.is_writer():
                 shutil.rmtree(folder / name)
         say(f"learning rates {name}: {figures[name]:.4f} on {len(chooses)} held-out images")

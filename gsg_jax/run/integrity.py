@@ -81,7 +81,7 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
         for path in folder.glob(f"*{UNFINISHED}*"):
             step = path.name.partition(".")[0]
             if step.isdecimal() and int(step) > (whole or 0):
-                used = "the run begins again" if whole is None else f"step {whole} is used"
+                used = "the run starts again" if whole is None else f"step {whole} is used"
                 say(f"warning: the checkpoint of step {step} is only half written: {used}")
             shutil.rmtree(path)
     for step, reason in damaged.items():

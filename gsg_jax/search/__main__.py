@@ -21,8 +21,8 @@ from rich.console import Console
 from gsg_jax.config.evaluations import evaluation
 from gsg_jax.console import UsageError, UserError, explain, say
 from gsg_jax.data.crops import EVAL_RESIZE
-from gsg_jax.devices import mesh as meshes
 from gsg_jax.devices.compile_cache import use_compile_cache
+from gsg_jax.devices.mesh import give_fake_devices_threads
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
 from gsg_jax.interop.layouts import image_channels
 from gsg_jax.run.checkpoint import Checkpoints
@@ -251,7 +251,7 @@ def _sheet_name(arguments: argparse.Namespace, index_name: str) -> str:
 
 
 if __name__ == "__main__":
-    meshes.give_fake_devices_threads()
+    give_fake_devices_threads()
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback for every error
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.exit(main(sys.argv[1:]))

@@ -20,7 +20,7 @@ from gsg_jax.console import UserError, counting
 from gsg_jax.data.augment import ViewRecipe, make_views
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.open import Source
-from gsg_jax.devices import mesh as meshes
+from gsg_jax.devices.mesh import by_image, global_batch, replicated
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
 from gsg_jax.models.jit import jit_network
@@ -242,7 +242,7 @@ class ClassifierRun:
                 opt_state=self.task.optimizer.init(params),
             )
 
-        whole = meshes.replicated(self.encoder.mesh)
+        whole = replicated(self.encoder.mesh)
         return jax.jit(init, out_shardings=whole)(self.encoder.params, self.encoder.batch_stats)
 
     def _loop(
@@ -258,7 +258,7 @@ class ClassifierRun:
         saved = time.monotonic()
         with counting(f"{what}: step", self.num_steps, first_step) as show:
             for step in range(first_step + 1, self.num_steps + 1):
-                batch = meshes.global_batch(mesh, next(batches))
+                batch = global_batch(mesh, next(batches))
                 state, loss = step_fn(state, batch["image"], batch["label"])
                 show(step)
                 is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS
@@ -275,7 +275,7 @@ class ClassifierRun:
 
 def jit_classifier_step(task: ClassifierTask, mesh: jax.sharding.Mesh) -> Callable:
     """Compiles the step over a mesh: state replicated and donated, images and labels sharded."""
-    whole, split = meshes.replicated(mesh), meshes.by_image(mesh)
+    whole, split = replicated(mesh), by_image(mesh)
     return jit_network(
         partial(classifier_step, task),
         mesh,

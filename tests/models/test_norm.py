@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +106,7 @@ def test_evaluation_uses_the_running_statistics_of_all_views_and_leaves_them():
     norm = BatchNorm(num_views=2)
     y, updates = norm.apply(variables, jnp.float32(x), train=False, mutable=["batch_stats"])
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+    chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
     odd = norm.apply(variables, jnp.float32(x[:7]), train=False)  # 7 rows are no 2-view batch
     np.testing.assert_allclose(odd, expected[:7], atol=1e-5)
 
@@ -155,7 +156,7 @@ def test_eight_devices_equal_one():
     sharded = training_pass(2)(put(x), *map(whole, rest), put(weights))
     single = training_pass(2)(x, *rest, weights)
     assert len(sharded[1][0].sharding.device_set) == 8
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), sharded, single)
+    chex.assert_trees_all_close(sharded, single, rtol=1e-5, atol=1e-5)
 
 
 def test_groups_are_normalised_as_batches_of_their_own():
@@ -173,7 +174,7 @@ def test_groups_are_normalised_as_batches_of_their_own():
     y, stats = zip(*outputs, strict=True)
     mean = jax.tree.map(lambda *of_parts: sum(of_parts) / len(parts), *stats)
     expected = ((jnp.concatenate(of_x), *map(sum, of_weights)), (jnp.concatenate(y), mean))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("group_images", "num_sums"), [(0, 1), (2, 0)])
