@@ -86,9 +86,8 @@ if __name__ == "__main__":
         status = ABORTED
     sys.stdout.flush()
     if status and are_several():
-        time.sleep(
-            _GRACE_SECONDS
-        )  # the end of host 0 ends the others; those that fail alike say so
+        # The end of host 0 ends the others; those that fail alike report it first.
+        time.sleep(_GRACE_SECONDS)
     if status:
         # Threads that a full disk left half way would add their tracebacks, and JAX would wait for
         # hosts that have ended.
