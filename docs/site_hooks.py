@@ -1,6 +1,7 @@
 """Hooks of the site: pages from the root's files, typeset formulas, no foreign requests."""
 
 import html
+import json
 import logging
 import pathlib
 import re
@@ -14,9 +15,15 @@ from mkdocs.structure.pages import Page
 log = logging.getLogger("mkdocs.gsg_jax")  # below mkdocs, whose warnings --strict counts
 
 # Pages made from files of the root, with their names on the site.
-FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+FROM_ROOT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "notebooks/quickstart.ipynb": "tutorials/quickstart.md",
+}
 # Files that those pages link to, copied as they are.
-COPIED = ("notebooks/quickstart.ipynb",)
+COPIED = ("LICENSE",)
+# What a notebook shows of an output that has several forms, the best first.
+SHOWN = ("text/markdown", "image/svg+xml", "image/png", "text/plain")
 # Attributes that load an address; a <link> is left alone if its rel is in NOT_LOADED.
 LOADING = {"src", "srcset", "poster", "data"}
 NOT_LOADED = {"canonical", "alternate", "prev", "next", "author", "license"}
@@ -35,13 +42,48 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the pages made from the root's files, with their links rewritten to start in docs/."""
     root = pathlib.Path(config.config_file_path).parent
     for source, page in FROM_ROOT.items():
-        text = (root / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        text = (root / source).read_text(encoding="utf-8")
+        text = notebook_page(text) if source.endswith(".ipynb") else text
+        text = text.replace("](docs/", "](").replace('="docs/', '="')
         for other, name in FROM_ROOT.items():
             text = text.replace(f"]({other}", f"]({name}")
         files.append(File.generated(config, page, content=text))
     for name in COPIED:
         files.append(File.generated(config, name, abs_src_path=str(root / name)))
     return files
+
+
+def notebook_page(text: str) -> str:
+    """A notebook as Markdown: its text, its code, and what its cells showed when it was run.
+
+    Args:
+      text: the .ipynb file.
+
+    Returns:
+      The page.
+    """
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for shown in map(_shown, cell.get("outputs", ())):
+            if shown.startswith("```text") and parts[-1].startswith("```text"):
+                parts[-1] = parts[-1].removesuffix("```") + shown.removeprefix("```text\n")
+            else:
+                parts.append(shown)
+    return "\n\n".join(parts)
+
+
+def _shown(output: dict) -> str:
+    """An output of a cell as Markdown: text, a picture or a table."""
+    data = output.get("data") or {"text/plain": output["text"]}
+    kind = next(kind for kind in SHOWN if kind in data)
+    value = "".join(data[kind]).strip()
+    if kind == "image/png":
+        return f'<img alt="What this cell shows" src="data:image/png;base64,{value}">'
+    if kind == "image/svg+xml":
+        return f"<div>{value}</div>"
+    return value if kind == "text/markdown" else f"```text\n{value}\n```"
 
 
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -1,11 +1,20 @@
-"""The documentation site: pages from the root's files, typeset formulas, no foreign requests."""
+"""The site: whole, searchable when opened as a file, formulas typeset, no foreign requests."""
 
+import html.parser
 import importlib.util
+import json
 import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
 import types
+import urllib.parse
 
 import pytest
 
+from tests.report.test_browser import browser  # noqa: F401
 from tests.runs import ROOT
 
 pytest.importorskip("mkdocs")
@@ -115,3 +124,119 @@ def test_a_formula_that_cannot_be_typeset_is_reported(hooks, config, caplog, lat
         built(hooks, config, f"Here ${latex}$ stands.")
     (said,) = warnings_of(caplog)
     assert said.startswith("methods.md: cannot typeset ")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """What a page points to, and the names that can be pointed to in it."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self.names, self.addresses, self.untold = set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        given = {name: value or "" for name, value in attrs}
+        self.names |= {given.get("id"), given.get("name") if tag == "a" else None} - {None}
+        self.addresses += [given[name] for name in ("src", "href", "poster") if name in given]
+        if tag == "img" and not given.get("alt"):
+            self.untold.append(given.get("src", "")[:80])
+
+
+def broken(site: pathlib.Path) -> list[str]:
+    """Every src and href of a site's pages that leads to no file, or to no place in its page."""
+    pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
+    found = []
+    for path, page in pages.items():
+        for address in page.addresses:
+            parts = urllib.parse.urlsplit(address)
+            if parts.scheme or parts.netloc or path.name == "404.html":
+                continue
+            target = (path.parent / urllib.parse.unquote(parts.path)).resolve()
+            target = path if not parts.path else target
+            place = urllib.parse.unquote(parts.fragment)
+            is_there = target.is_file() and (not place or place in pages[target].names)
+            if not is_there:
+                found.append(f"{path.relative_to(site)}: {address}")
+    return found
+
+
+def test_every_link_picture_and_anchor_of_the_site_leads_somewhere(site):
+    assert len(list(site.rglob("*.html"))) > 15
+    assert broken(site) == []
+
+
+def test_a_missing_picture_page_or_anchor_is_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"><a href="b.html#there"><a href="https://x.example/no">'
+        '<a href="#nowhere"><a href="c.html"><img src="docs/x.png"><a href="b.html#here"></p>'
+    )
+    (tmp_path / "b.html").write_text('<a name="there" href="a.html#here"></a>')
+    names = ("#nowhere", "c.html", "docs/x.png", "b.html#here")
+    assert broken(tmp_path) == [f"a.html: {name}" for name in names]
+
+
+def test_every_picture_of_the_site_has_words_for_those_who_do_not_see_it(site):
+    assert [text for path in site.rglob("*.html") for text in Page(path).untold] == []
+
+
+@pytest.mark.parametrize("start", ["index.html", "tutorials/quickstart.html"])
+def test_the_search_works_when_the_site_is_opened_as_a_file(site, browser, start):  # noqa: F811
+    heard = []
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.on("requestfailed", lambda request: heard.append(request.url))
+    page.on("request", lambda request: heard.append(request.url))
+    page.goto((site / start).as_uri())
+    page.locator(".md-search__input").click()
+    page.keyboard.type("barlow", delay=20)
+    hit = page.locator(".md-search-result__item a").first
+    hit.wait_for(timeout=20_000)
+    hit.click()
+    page.wait_for_url(re.compile(r"methods\.html"))
+    page.close()
+    assert [url for url in heard if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+
+
+def test_the_notebook_is_a_page_with_what_its_cells_showed(hooks, site):
+    cells = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())["cells"]
+    page = (site / "tutorials" / "quickstart.html").read_text(encoding="utf-8")
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    pictures = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", ())]
+    assert len(pictures) == page.count("data:image/png;base64,") > 0
+    assert page.count("<polyline") == 4 and "k-NN top-1" in page
+
+
+def test_a_notebook_becomes_text_code_and_the_best_form_of_each_output(hooks):
+    def output(**data):
+        return {"output_type": "display_data", "data": data}
+
+    forms = output(**{"image/png": "AAAA\n", "text/plain": ["<PIL>"]})
+    table = output(**{"text/markdown": ["| a |\n", "|---|"], "text/plain": "<Markdown>"})
+    stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]}
+    line = output(**{"text/html": "<pre>three</pre>", "text/plain": "three\n"})
+    code = {"cell_type": "code", "source": ["x = 1\n", "x"], "outputs": [stream, line, forms, table]}
+    text = {"cell_type": "markdown", "source": ["# Title\n", "words"]}
+    assert hooks.notebook_page(json.dumps({"cells": [text, code]})) == (
+        "# Title\nwords\n\n```python\nx = 1\nx\n```\n\n```text\none\ntwo\nthree\n```\n\n"
+        '<img alt="What this cell shows" src="data:image/png;base64,AAAA">\n\n| a |\n|---|'
+    )
+
+
+def test_the_committed_figure_is_the_one_that_its_script_draws():
+    script = ROOT / "docs" / "figures" / "guided_pairs.py"
+    spec = importlib.util.spec_from_file_location("guided_pairs", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    packed = re.compile('base64,[^"]*')  # two versions of zlib pack a picture differently
+    committed = script.with_suffix(".svg").read_text(encoding="utf-8")
+    assert packed.sub("", module.draw()) == packed.sub("", committed)
