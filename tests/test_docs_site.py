@@ -1,6 +1,5 @@
 """The site: whole, searchable when opened as a file, formulas typeset, no foreign requests."""
 
-import html.parser
 import importlib.util
 import json
 import logging
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import types
 import urllib.parse
+from html.parser import HTMLParser
 
 import pytest
 
@@ -59,14 +59,14 @@ def test_whatever_a_page_would_load_from_another_host_is_found(hooks, html):
 
 
 def test_links_and_what_the_site_holds_itself_are_left_alone(hooks):
-    for html in (
+    for text in (
         '<a href="https://arxiv.org/abs/2011.10566">the paper</a>',
         '<link rel="canonical" href="https://gsg.example/">',
         '<img src="report-1280.png"><script src="/assets/x.js"></script>',
         '<img src="data:image/png;base64,//8=">',
         "<style>a{}</style><code>url(https://cdn.example/x.png)</code>",
     ):
-        assert hooks.foreign(html) == []
+        assert hooks.foreign(text) == []
 
 
 def warnings_of(caplog) -> list[str]:
@@ -137,7 +137,7 @@ def site(tmp_path_factory):
     return folder
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """What a page points to, and the names that can be pointed to in it."""
 
     def __init__(self, path: pathlib.Path):
@@ -224,7 +224,11 @@ def test_a_notebook_becomes_text_code_and_the_best_form_of_each_output(hooks):
     table = output(**{"text/markdown": ["| a |\n", "|---|"], "text/plain": "<Markdown>"})
     stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]}
     line = output(**{"text/html": "<pre>three</pre>", "text/plain": "three\n"})
-    code = {"cell_type": "code", "source": ["x = 1\n", "x"], "outputs": [stream, line, forms, table]}
+    code = {
+        "cell_type": "code",
+        "source": ["x = 1\n", "x"],
+        "outputs": [stream, line, forms, table],
+    }
     text = {"cell_type": "markdown", "source": ["# Title\n", "words"]}
     assert hooks.notebook_page(json.dumps({"cells": [text, code]})) == (
         "# Title\nwords\n\n```python\nx = 1\nx\n```\n\n```text\none\ntwo\nthree\n```\n\n"
