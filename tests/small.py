@@ -1,7 +1,10 @@
 """Small configs and batches for the tests."""
 
+import pathlib
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -11,8 +14,10 @@ from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
 from gsg_jax.console import UsageError
 from gsg_jax.data.open import EMBEDDED_FILE
+from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.run.workdir import write_record
 from gsg_jax.train.build import build_experiment
-from gsg_jax.train.state import Experiment
+from gsg_jax.train.state import Experiment, init_state
 from tests.runs import ROOT
 
 
@@ -68,6 +73,15 @@ def small_experiment(method: str, **method_overrides) -> Experiment:
     """The static parts of a small config's step."""
     config = small_config(method, **method_overrides)
     return build_experiment(config, num_steps=20, steps_per_epoch=5)
+
+
+def save_untrained(workdir: pathlib.Path, config: ConfigDict, channels: int) -> pathlib.Path:
+    """Writes a run as it is before its first step, without training; returns its folder."""
+    write_record(workdir / "config.json", config)
+    experiment = build_experiment(config, num_steps=1, steps_per_epoch=1)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(jax.jit(partial(init_state, experiment, channels))(), None, wait=True)
+    return workdir
 
 
 def images(batch_size: int = 16, seed: int = 0) -> np.ndarray:

@@ -4,11 +4,12 @@ import difflib
 import importlib.util
 import inspect
 import json
+import os
 import pathlib
 import textwrap
 import traceback
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -126,6 +127,25 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
         if not equals:
             text = "".join(argv[position + 1 : position + 2])
         _check_type(key, text, known[key])
+
+
+def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets keys of a config, as the flags `--config.a.b=v` of a command line do.
+
+    Args:
+      config: is changed.
+      values: by dotted keys, such as {"run.num_epochs": 2}.
+
+    Raises:
+      UsageError: as check_overrides does.
+    """
+    check_overrides(config, [f"--config.{key}={value}" for key, value in values.items()])
+    for key, value in values.items():
+        given = os.fspath(value) if isinstance(value, os.PathLike) else value
+        try:
+            config.update_from_flattened_dict({key: given})
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"--config.{key}={value!r}: {error}") from error
 
 
 def nearest_key(key: str, known: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from gsg_jax.console import UserError
+
 # Errors of Pillow on files that are broken, cut short, or claim to be absurdly large.
 DECODE_ERRORS = (
     OSError,  # cut short, unreadable, UnidentifiedImageError
@@ -53,11 +55,38 @@ def decode(
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with Image.open(file, formats=_FORMATS) as image:
-        image.load()
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG)) if exif else None
-        turned = image if turn is None else image.transpose(turn)
-        pixels = np.asarray(_convert(turned, "L" if channels == 1 else "RGB"))
+        return image_pixels(image, channels=channels, exif=exif)
+
+
+def image_pixels(image: Image.Image, *, channels: int = 3, exif: bool = False) -> np.ndarray:
+    """Converts an image of Pillow as `decode` does; it is loaded if it was not."""
+    image.load()
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG)) if exif else None
+    turned = image if turn is None else image.transpose(turn)
+    pixels = np.asarray(_convert(turned, "L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+    """Decodes an image file, rotated as its camera says.
+
+    Args:
+      path: of the file.
+      channels: 3 for RGB, 1 for grayscale.
+
+    Returns:
+      uint8 [H, W, channels].
+
+    Raises:
+      UserError: if it cannot be decoded.
+    """
+    try:
+        return decode(path, channels=channels, exif=True)
+    except DECODE_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(
+            f"cannot decode {path} ({reason}): give a JPEG, PNG or WebP file"
+        ) from error
 
 
 def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:

@@ -114,8 +114,15 @@ def open_encoder(
     """
     check_channels(run, source)
     check_patches(run, source)
+    return encoder_of(config, run, source.image(0).shape[-1])
+
+
+def encoder_of(
+    config: ml_collections.ConfigDict, run: ml_collections.ConfigDict, channels: int
+) -> Encoder:
+    """Opens the encoder that an evaluation names, as open_encoder, for images of some channels."""
     mesh = all_devices()
-    init = partial(untrained_backbone, run, source.image(0).shape[-1])
+    init = partial(untrained_backbone, run, channels)
     step, variables = 0, {"params": {"backbone": {}}, "batch_stats": {"backbone": {}}}
     if config.encoder == "untrained":
         variables = jax.jit(init, out_shardings=replicated(mesh))()
@@ -128,17 +135,27 @@ def open_encoder(
         with Checkpoints(workdir, read_only=True) as checkpoints:
             step = checkpoints.required_step()
             variables = checkpoints.restore(step, like)
-    # Fine-tuning's BatchNorm takes whole batches, whatever groups pretraining's took.
-    model = ml_collections.ConfigDict({**run.model, "bn_group_images": 0})
     return Encoder(
         kind=config.encoder,
         run=run,
         step=step,
-        backbone=build_backbone(model),
+        backbone=_backbone(run.model),
         params=variables["params"]["backbone"],
         batch_stats=variables["batch_stats"]["backbone"],
         mesh=mesh,
     )
+
+
+def encoder_from(run: ml_collections.ConfigDict, variables: dict, step: int) -> Encoder:
+    """An encoder of given {params, batch_stats} of a run's backbone, put on all devices."""
+    mesh = all_devices()
+    variables = jax.device_put(variables, replicated(mesh))
+    return Encoder("pretrained", run, step, _backbone(run.model), **variables, mesh=mesh)
+
+
+def _backbone(model: ml_collections.ConfigDict) -> ResNet | ViT:
+    # Fine-tuning's BatchNorm takes whole batches, whatever groups pretraining's took.
+    return build_backbone(ml_collections.ConfigDict({**model, "bn_group_images": 0}))
 
 
 def check_checkpoint(config: ml_collections.ConfigDict) -> None:

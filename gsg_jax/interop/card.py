@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from gsg_jax.data.crops import EVAL_RESIZE
 from gsg_jax.interop.files import write_checkpoint
 from gsg_jax.models.vit import VITS
 from gsg_jax.run.files import read_lines, read_object, write_atomically
@@ -35,7 +36,7 @@ def model_card(
       tensors: the exported weights.
 
     Returns:
-      A JSON object: method, recipe, epochs, figures, mean and std of the images, licence, and
+      A JSON object: method, recipe, epochs, figures, mean, std and cut of the images, licence, and
       how to load the file.
     """
     is_imported = (workdir / IMPORTED).is_dir()
@@ -60,6 +61,7 @@ def model_card(
         "image_size": run.views.size,
         "mean": list(run.views.mean),
         "std": list(run.views.std),
+        "crop_pct": 1 / EVAL_RESIZE if run.data.crop == "host" else 1.0,
         "num_tensors": len(tensors),
         "figures": figures,
         "licence": "that of the imported weights" if is_imported else LICENCE,
@@ -121,7 +123,7 @@ def write_folder(
             "input_size": [channels, size, size],
             "fixed_input_size": run.model.backbone in VITS,
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "crop_pct": card["crop_pct"],
             "mean": card["mean"],
             "std": card["std"],
             "num_classes": 0,

@@ -18,6 +18,7 @@ from gsg_jax.interop.heads import (
     projector_tensors,
 )
 from gsg_jax.interop.tensors import KINDS, Tensor
+from gsg_jax.models.siamese import image_channels
 
 COUNTER = "num_batches_tracked"
 STAGES = {f"layer{stage}": f"{stage + 3}" for stage in range(1, 5)}
@@ -207,7 +208,7 @@ def to_tensors(
       UserError: if the layout has no names for the network.
     """
     names = LAYOUTS[layout]
-    channels = image_channels(run, variables["params"]["backbone"])
+    channels = image_channels(run.model, variables["params"]["backbone"])
     branches = {"backbone": backbone_tensors(run.model, channels)}
     for branch in ("projector", "predictor"):
         if getattr(names, branch) is not None and branch in variables["params"]:
@@ -229,13 +230,6 @@ def _written(
         if tensor.name.endswith("running_var"):
             written[tensor.name.removesuffix("running_var") + COUNTER] = np.zeros((), np.int64)
     return written
-
-
-def image_channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
-    """Returns the channels of a network's images, from the parameters of its backbone."""
-    if "patch_embed" in backbone:
-        return backbone["patch_embed"]["kernel"].shape[0] // run.model.patch_size**2
-    return backbone["conv1"]["kernel"].shape[2]
 
 
 def _placed(branches: Mapping[str, list[Tensor]], layout: Layout, of: str = "") -> Iterator[Tensor]:

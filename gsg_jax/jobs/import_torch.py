@@ -11,21 +11,17 @@ import jax
 import ml_collections
 import numpy as np
 
-from gsg_jax.config.check import check_pretraining
-from gsg_jax.config.load import flat, load_config, resolve
+from gsg_jax.config.load import flat, resolve
 from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.devices.mesh import all_devices, replicated
-from gsg_jax.interop.files import read_checkpoint
 from gsg_jax.interop.imported import write_imported
-from gsg_jax.interop.layouts import LAYOUTS, Found, nearest_layout, recognise
-from gsg_jax.interop.tensors import KINDS, Tensor
+from gsg_jax.interop.layouts import Found
+from gsg_jax.interop.weights import check_tensors, put, read_network
 from gsg_jax.methods import METHODS
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.workdir import IMPORTED, WRITTEN, given_path, write_record
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import TrainState, init_state
-
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -47,22 +43,7 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         if (workdir / name).exists():
             raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
     path = given_path("checkpoint", config.checkpoint)
-    file = read_checkpoint(path)
-    shapes = {name: array.shape for name, array in file.tensors.items()}
-    try:
-        layout = nearest_layout(shapes)
-        method = config.method or LAYOUTS[layout].method
-        run_config = f"{CONFIGS / method}.py:{config.recipe}"
-        run = load_config(run_config)
-        found = recognise(shapes, run.model)
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from error
-    plain = run.copy_and_resolve_references()
-    for group, values in found.overrides.items():
-        run[group].update(values)
-    check_pretraining(run)
-    run = resolve(run)
-
+    file, found, run_config, plain, run = read_network(path, config.method, config.recipe)
     state, placed, fresh = _filled(run, found, file.tensors, path)
     try:
         write_imported(workdir, file, found, placed)
@@ -74,12 +55,13 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
             shutil.rmtree(workdir / name, ignore_errors=True)
         raise
     for branch in fresh:
+        method = run.method.name
         say(f"{branch}: the checkpoint has none that fits {method}; it is initialised anew")
     command = ["python", "-m", "gsg_jax.main", f"--config={run_config}", f"--workdir={workdir}"]
     say(f"to continue training: {shlex.join([*command, *_flags(run, plain)])}")
     return {
         "job": "import_torch",
-        "method": method,
+        "method": run.method.name,
         "layout": found.layout,
         "backbone": run.model.backbone,
         "num_tensors": len(placed),
@@ -103,15 +85,17 @@ def _filled(
     experiment = build_experiment(run, num_steps=1, steps_per_epoch=1)
     everywhere = replicated(all_devices())
     init = partial(init_state, experiment, found.channels)
-    _check_tensors(jax.eval_shape(init), found, tensors, path)
+    like = jax.eval_shape(init)
+    names = ("params", "batch_stats")
+    check_tensors({name: getattr(like, name) for name in names}, found, tensors, path)
     state = jax.jit(init, out_shardings=everywhere)()
-    groups = {name: _copied(getattr(state, name)) for name in ("params", "batch_stats")}
+    groups = {name: _copied(getattr(state, name)) for name in names}
     mine = [t for t in found.tensors if t.path[0] in groups["params"]]
-    placed = _put(groups, mine, tensors, found)
+    placed = put(groups, mine, tensors, found)
     if experiment.has_ema_target:
         of_target = {name: _copied(getattr(state, f"target_{name}")) for name in groups}
         theirs = found.target_tensors or [t for t in mine if t.path[0] in of_target["params"]]
-        placed |= _put(of_target, theirs, tensors, found)
+        placed |= put(of_target, theirs, tensors, found)
         groups |= {f"target_{name}": tree for name, tree in of_target.items()}
     like = {name: getattr(state, name) for name in groups}
     groups = jax.tree.map(
@@ -124,54 +108,6 @@ def _filled(
 def _copied(tree: Any) -> Any:
     """Copies a tree into host arrays, in dicts that may be changed."""
     return jax.tree.map(np.asarray, tree)
-
-
-def _put(
-    groups: dict[str, Any],
-    places: list[Tensor],
-    tensors: Mapping[str, np.ndarray],
-    found: Found,
-) -> set[str]:
-    """Puts tensors into trees of arrays; returns their names."""
-    biases = {mean: bias for bias, mean in found.last_biases.items()}
-    for tensor in places:
-        array = KINDS[tensor.kind].to_flax(tensors[tensor.name])
-        if tensor.name in biases:  # the norm subtracts a mean with that bias in it
-            array = array - tensors[biases[tensor.name]]
-        tree = groups[tensor.group]
-        for key in tensor.path[:-1]:
-            tree = tree[key]
-        tree[tensor.path[-1]] = array
-    return {tensor.name for tensor in places}
-
-
-def _check_tensors(
-    like: TrainState, found: Found, tensors: Mapping[str, np.ndarray], path: pathlib.Path
-) -> None:
-    """Raises UserError if a tensor is not finite floats of the network that the names describe."""
-    wrong = []
-    for tensor in [*found.tensors, *found.target_tensors]:
-        array, here = tensors[tensor.name], getattr(like, tensor.group)
-        if array.dtype != np.float32:
-            raise UserError(f"{path}: {tensor.name} is {array.dtype}: give floats")
-        if not np.isfinite(array).all():
-            raise UserError(
-                f"{path}: {tensor.name} holds NaN or inf, or is beyond float32: give a checkpoint "
-                "from before the training diverged"
-            )
-        if tensor.path[0] not in here:
-            continue
-        for key in tensor.path:
-            here = here[key]
-        expected = jax.eval_shape(KINDS[tensor.kind].to_torch, here).shape
-        if expected != array.shape:
-            wrong.append(f"{tensor.name} is {array.shape}, not {expected}")
-    if wrong:
-        more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{path}: {wrong[0]}{more}: the checkpoint is not of the network that its names "
-            "describe; give one of our ResNets or ViTs"
-        )
 
 
 def _flags(run: ml_collections.ConfigDict, plain: ml_collections.ConfigDict) -> list[str]:

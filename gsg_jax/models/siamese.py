@@ -1,6 +1,8 @@
 """The two branches: backbone -> projector -> predictor; the target has no predictor."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -101,6 +103,13 @@ def init_variables(branch: Siamese, seed: int, image_shape: tuple[int, int, int]
 def output_width(model: ml_collections.ConfigDict) -> int:
     """Returns the width of both branches' outputs: the projection's or the number of prototypes."""
     return model.num_prototypes or model.projector_width
+
+
+def image_channels(model: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
+    """Returns the channels of a network's images, from the parameters of its backbone."""
+    if "patch_embed" in backbone:
+        return backbone["patch_embed"]["kernel"].shape[0] // model.patch_size**2
+    return backbone["conv1"]["kernel"].shape[2]
 
 
 def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> ResNet | ViT:

@@ -20,22 +20,14 @@ from rich.console import Console
 
 from gsg_jax.config.evaluations import evaluation
 from gsg_jax.console import UsageError, UserError, explain, say
-from gsg_jax.data.crops import EVAL_RESIZE
+from gsg_jax.data.decode import read_photo
 from gsg_jax.devices.compile_cache import use_compile_cache
 from gsg_jax.devices.mesh import give_fake_devices_threads
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
-from gsg_jax.interop.layouts import image_channels
-from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.evaluation.image_encoder import BATCH_SIZE, run_preparation
 from gsg_jax.search.contact_sheet import FORMATS, MOST_IMAGES, write_sheet
-from gsg_jax.search.images import Listing, list_folder, list_training_images, read_photo
-from gsg_jax.search.index import (
-    BATCH_SIZE,
-    Index,
-    Preparation,
-    Prepared,
-    check_writable,
-    update_index,
-)
+from gsg_jax.search.images import Listing, list_folder, list_training_images
+from gsg_jax.search.index import Index, Prepared, check_writable, update_index
 from gsg_jax.search.results import find_duplicates, find_outliers, find_similar
 
 LARGEST_K = 1000
@@ -166,7 +158,7 @@ def _opened(
     config.pretrained = str(arguments.workdir)
     run = read_run(config)
     check_checkpoint(config)
-    prepare = _preparation(arguments.workdir, run)
+    prepare = run_preparation(arguments.workdir, run)
     queries = [prepare(read_photo(path, prepare.channels)) for path in arguments.image]
     images = _listed(arguments.folder, run)
     if prepare.channels == 1 and (images.root or queries):
@@ -188,22 +180,6 @@ def _opened(
         "index": str(index_path),
     }
     return images, index, np.concatenate(query_h) if queries else index.h[:0], figures
-
-
-def _preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
-    """How images of any size become what a run's network takes.
-
-    They are cut as in evaluation if the run cuts its images while decoding (data.crop="host"). A
-    run that takes its images whole gets squares of the same side, with only the ends of the long
-    side cut off: its own images, if they are such squares, stay as they are.
-    """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        shapes = checkpoints.shapes(checkpoints.required_step(), ("params",))
-    return Preparation(
-        size=run.views.size,
-        resize=EVAL_RESIZE if run.data.crop == "host" else 1.0,
-        channels=image_channels(run, shapes["params"]["backbone"]),
-    )
 
 
 def _listed(folder: Path | None, run: ml_collections.ConfigDict) -> Listing:

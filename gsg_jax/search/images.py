@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.console import UserError
-from gsg_jax.data.decode import DECODE_ERRORS, decode
+from gsg_jax.data.decode import read_photo
 from gsg_jax.data.folder import EXTENSIONS, images_below, training_folder
 from gsg_jax.data.open import open_source
 
@@ -109,25 +109,3 @@ def list_training_images(data: ml_collections.ConfigDict) -> Listing:
         not_files=(),
         read=lambda number, channels: source.image(int(number)),  # in the run's own channels
     )
-
-
-def read_photo(path: Path, channels: int) -> np.ndarray:
-    """Decodes an image file, rotated as its camera says.
-
-    Args:
-      path: of the file.
-      channels: 3 for RGB, 1 for grayscale.
-
-    Returns:
-      uint8 [H, W, channels].
-
-    Raises:
-      UserError: if it cannot be decoded.
-    """
-    try:
-        return decode(path, channels=channels, exif=True)
-    except DECODE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(
-            f"cannot decode {path} ({reason}): give a JPEG, PNG or WebP file"
-        ) from error

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gsg_jax.console import UserError, counting, say
-from gsg_jax.data.crops import centre_cut
 from gsg_jax.evaluation.feature_files import (
     READ_ERRORS,
     LabelledFeatures,
@@ -25,32 +24,13 @@ from gsg_jax.evaluation.feature_files import (
     save_features,
 )
 from gsg_jax.evaluation.features import Embed, embed_batches
+from gsg_jax.evaluation.image_encoder import BATCH_SIZE, Preparation
 from gsg_jax.search.images import Listing
 
-BATCH_SIZE = 64
 SAVE_EVERY_SECONDS = 30.0
 SAVING_SHARE = 0.05  # of the time at most, if a save takes long
 VERSION = 1  # of the file
 _NAMED_FILES = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Preparation:
-    """How an image of any size becomes one that a network takes.
-
-    Attributes:
-      size: side of the square that it is cut to, pixels.
-      resize: length of its short side before the cut, in units of the size.
-      channels: 3 for RGB, 1 for grayscale.
-    """
-
-    size: int
-    resize: float
-    channels: int
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Resizes and cuts uint8 [H, W, channels] to [size, size, channels]."""
-        return centre_cut(pixels, self.size, self.resize)
 
 
 class Prepared:

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gsg_jax.console import UserError, say
+from gsg_jax.data.decode import read_photo
 from gsg_jax.evaluation.knn import neighbours
 from gsg_jax.search.contact_sheet import Picture
-from gsg_jax.search.images import Listing, read_photo
+from gsg_jax.search.images import Listing
 from gsg_jax.search.index import Index
 from gsg_jax.search.similar import Groups, nearest_mean, similar_groups
 

@@ -23,7 +23,7 @@ def test_images_are_listed_however_they_are_filed_and_none_is_opened(tmp_path, m
     def refuse(*_, **__):
         raise AssertionError("opened")
 
-    monkeypatch.setattr(listing, "decode", refuse)
+    monkeypatch.setattr(listing, "read_photo", refuse)
     images = listing.list_folder(tmp_path)
     assert images.id.tolist() == ["a.png", "b.JPG", "trip/c.webp", "trip/deeper/d.jpeg"]
     found = (tmp_path / "trip" / "c.webp").stat()

@@ -9,9 +9,10 @@ from PIL import Image
 
 from gsg_jax.console import UserError
 from gsg_jax.evaluation.feature_files import read_features
+from gsg_jax.evaluation.image_encoder import Preparation
 from gsg_jax.search import index as indexes
 from gsg_jax.search.images import list_folder
-from gsg_jax.search.index import Preparation, update_index
+from gsg_jax.search.index import update_index
 
 PREPARE = Preparation(size=8, resize=1.0, channels=3)
 ABOUT = {"backbone_digest": "ab", "step": 5}

@@ -4,9 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import partial
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,14 +13,11 @@ from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.open import open_source
 from gsg_jax.main import parse_flags
-from gsg_jax.run.checkpoint import Checkpoints
-from gsg_jax.run.workdir import write_record
 from gsg_jax.search import __main__ as search
 from gsg_jax.search.contact_sheet import COLUMNS, TILE
-from gsg_jax.train.build import build_experiment
-from gsg_jax.train.state import init_state
 from tests.runs import ROOT, call, figures, hashes, tiny
 from tests.search.test_contact_sheet import middle, read
+from tests.small import save_untrained
 
 
 def save(path, seed, size=None, **options):
@@ -62,11 +57,7 @@ def runs(photos, tmp_path_factory):
 
     embedded = ("--config.data.name=embedded", "--config.data.dir=", "--config.views.size=28")
     command = parse_flags(["gsg_jax", *tiny("simsiam", photos, made["gray"], *embedded)])
-    config = resolve(command.config)
-    write_record(made["gray"] / "config.json", config)
-    experiment = build_experiment(config, num_steps=1, steps_per_epoch=1)
-    with Checkpoints(made["gray"]) as checkpoints:
-        checkpoints.save(jax.jit(partial(init_state, experiment, 1))(), None, wait=True)
+    save_untrained(made["gray"], resolve(command.config), 1)
     return made
 
 
