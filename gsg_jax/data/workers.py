@@ -7,11 +7,13 @@ program waiting for ever. Grain's mp_prefetch imports JAX in each worker.
 
 import atexit
 import collections
+import contextlib
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +60,7 @@ class Processes:
 
     The processes end when this is closed, when this program ends and, within a second, when it is
     killed. Ctrl-C and SIGTERM do not reach them, and they load no JAX. A script that trains needs
-    its `if __name__ == "__main__":`.
+    its `if __name__ == "__main__":` only if it defines a part of the source itself.
     """
 
     def __init__(self, read: Read, num_processes: int) -> None:
@@ -152,6 +154,7 @@ def _in_order(
 def _start(pickled: bytes, num_processes: int) -> list[tuple[BaseProcess, Connection]]:
     """Starts worker processes that Ctrl-C and SIGTERM never reach: this one saves on them."""
     context = multiprocessing.get_context("spawn")
+    is_needed = b"__main__" in pickled
     resource_tracker.ensure_running()  # its own start unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -159,12 +162,26 @@ def _start(pickled: bytes, num_processes: int) -> list[tuple[BaseProcess, Connec
         for _ in range(num_processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, pickled), name="decode")
-            process.start()
+            with contextlib.nullcontext() if is_needed else _program_hidden():
+                process.start()
             theirs.close()  # so that reading from `ours` fails if the process dies
             workers.append((process, ours))
         return workers
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _program_hidden() -> Iterator[None]:
+    """Hides which program this is: a worker would run it again, with all that it imports."""
+    program = vars(sys.modules["__main__"])
+    names = {name: program[name] for name in ("__spec__", "__file__") if name in program}
+    program["__spec__"] = None
+    program.pop("__file__", None)  # None would make `inspect` fail
+    try:
+        yield
+    finally:
+        program.update(names)
 
 
 # In the worker process.

@@ -191,3 +191,40 @@ def test_a_script_that_stops_in_the_middle_exits_with_its_workers(tmp_path):
         _, error = program.communicate(timeout=60)
         assert program.returncode == 0 and error == ""
         wait_for_end(pids)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("defines_source", [False, True])
+def test_a_script_is_run_once_unless_it_defines_the_source(tmp_path, defines_source):
+    folder_of(tmp_path)
+    guard = "if __name__ == '__main__':" if defines_source else "if True:"
+    (tmp_path / "mine.py").write_text(f"""
+import pathlib
+from gsg_jax.data.crops import CropRecipe
+from gsg_jax.data.folder import FolderSource
+from gsg_jax.data.loader import TrainLoader
+
+class Mine(FolderSource):
+    pass
+
+print("run")
+{guard}
+    paths = tuple(sorted(pathlib.Path({str(tmp_path)!r}).glob("*.png")))
+    source = {"Mine" if defines_source else "FolderSource"}("folder", paths)
+    loader = TrainLoader(source, batch_size=4, seed=0, crops=CropRecipe(2, 24), num_processes=2)
+    stream = loader.iterate(0)
+    print(next(stream)["image"].shape, __file__, flush=True)
+    stream.close()
+""")
+    done = subprocess.run(
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = sorted(done.stdout.splitlines())
+    num_runs = 3 if defines_source else 1
+    assert lines == [f"(4, 2, 24, 24, 3) {tmp_path / 'mine.py'}", *["run"] * num_runs]
