@@ -37,6 +37,7 @@ from gsg_jax.devices.mesh import give_fake_devices_threads, global_batch, make_m
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import init_state
 
+PROGRAM = "python -m gsg_jax.doctor"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
     *("array-record", "ml-collections", "numpy", "pillow"),
@@ -64,9 +65,9 @@ class Finding(NamedTuple):
     figures: dict[str, Any]
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], program: str = PROGRAM) -> int:
     """Runs every check; returns the exit status."""
-    arguments = parse(argv)
+    arguments = parse(argv, program)
     checks: dict[str, Callable[[], Finding]] = {
         "versions": check_versions,
         "devices": check_devices,
@@ -94,10 +95,10 @@ def main(argv: list[str]) -> int:
     return 0 if is_ready else 1
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m gsg_jax.doctor", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog=program, description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--workdir", default="runs", help="where runs will lie")
     parser.add_argument("--data_dir", default="", help="TFDS folder; '' for its default")
@@ -117,7 +118,7 @@ def check_versions() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        text = f"missing: {', '.join(missing)}; run pip install -r requirements.txt"
+        text = f"missing: {', '.join(missing)}; install gsg_jax again, with its dependencies"
         return Finding(BAD, text, found | {"missing": missing})
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     return Finding(GOOD, text, found)
@@ -131,7 +132,7 @@ def check_devices() -> Finding:
     text = f"{count} x {kind} ({jax.default_backend()})"
     unseen = [extra for path, extra in ACCELERATORS.items() if pathlib.Path(path).exists()]
     if jax.default_backend() == "cpu" and unseen:
-        advice = f"; the machine has an accelerator: pip install -e '.[{unseen[0]}]'"
+        advice = f"; the machine has an accelerator: pip install 'gsg_jax[{unseen[0]}]'"
         return Finding(NOTE, text + advice, figures)
     return Finding(GOOD, text, figures)
 

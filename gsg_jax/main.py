@@ -1,4 +1,4 @@
-"""The one entry: `python -m gsg_jax.main --config=configs/simsiam_gsg.py [--workdir=DIR]`.
+"""Runs the job of a config: `python -m gsg_jax.main --config=simsiam_gsg [--workdir=DIR]`.
 
 What people read goes to standard error; the last line of standard output is one JSON object with
 the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage. Anything
@@ -8,19 +8,41 @@ else is a crash, of this host or another, or a run that stood still: the same co
 import json
 import logging
 import os
+import pathlib
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import ml_collections
 from absl import logging as absl_logging
 
-from gsg_jax.config.command_line import HELP, parse_flags
+from gsg_jax.config.command_line import as_text, parse_flags
 from gsg_jax.console import UsageError, explain, say_everywhere
 from gsg_jax.devices.compile_cache import use_compile_cache
 from gsg_jax.devices.hosts import are_several, is_writer, join_hosts
 from gsg_jax.devices.mesh import give_fake_devices_threads
-from gsg_jax.jobs import JOBS, ON_ONE_HOST
+from gsg_jax.run.finished import read_finished
 
+HELP_FLAGS = {"--help", "-help", "-h"}
+FLAGS = """
+  --config=CONFIG[:RECIPE]      the experiment, and which data and sizes it takes: the name of a
+                                packaged config, or the path of your own
+  --workdir=DIR                 folder of the run ('' = runs/NAME-RECIPE, or, for an evaluation, a
+                                folder in the run that it evaluates); a run in it resumes
+  --config.GROUP.KEY=VALUE      another value of a key
+  --print_config                print the config as it would be used, and end
+
+With several hosts, the same command on each; Cloud TPU, SLURM and Open MPI set the first three:
+  --coordinator=HOST:PORT       host 0
+  --num_hosts=N                 how many there are
+  --host_index=I                which one this is, from 0
+  --port=P                      of host 0, if the cluster sets the rest
+  --host_timeout=SECONDS        to wait for a missing host, at the start (300) and later (60 at
+                                most)
+"""
 ABORTED = 134  # the status of a process that JAX aborts because another host is lost
 _GRACE_SECONDS = 3
 
@@ -35,19 +57,21 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
     Returns:
       The exit status.
     """
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(__doc__ + HELP, end="")
+    if HELP_FLAGS & set(argv[1:]):
+        print(__doc__ + FLAGS, end="")
         return 0
     give_fake_devices_threads()
     try:
-        config, workdir, hosts = parse_flags(argv)
-        if config.get("job") not in tuple(JOBS):
-            raise UsageError(f"the config's job must be one of {', '.join(JOBS)}")
+        config, workdir, hosts, print_config = parse_flags(argv)
+        if print_config:
+            print(as_text(config), end="")
+            return 0
         join_hosts(hosts, ask_cluster)
-        if config.job in ON_ONE_HOST and are_several():
-            raise UsageError(f"the job {config.job} runs on one host, not on several")
-        use_compile_cache()
-        figures = JOBS[config.job](config, workdir)
+        figures = None
+        if config.get("job") == "pretrain" and not are_several():
+            figures = read_finished(workdir, config)
+        if figures is None:
+            figures = _run_job(config, workdir)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if not explained:
@@ -60,24 +84,31 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
     return 0
 
 
-def _drop_late_errors(unraisable) -> None:
-    """Drops what a failed save or read of Orbax leaves behind: its error was reported already."""
-    late = ("Event loop is closed", "Encountered error while reading array index")
-    if not str(unraisable.exc_value).startswith(late):
-        sys.__unraisablehook__(unraisable)
+def _run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Runs a job, whose imports take two seconds that a finished run does without."""
+    from gsg_jax.jobs import JOBS, ON_ONE_HOST
+
+    if config.get("job") not in tuple(JOBS):
+        raise UsageError(f"the config's job must be one of {', '.join(JOBS)}")
+    if config.job in ON_ONE_HOST and are_several():
+        raise UsageError(f"the job {config.job} runs on one host, not on several")
+    use_compile_cache()
+    return JOBS[config.job](config, workdir)
 
 
-if __name__ == "__main__":
+def run_process(program: Callable[[list[str]], int]) -> None:
+    """Makes this process a program: runs it on sys.argv, and ends with its exit status."""
     # A worker process would import the program that these two name, which takes seconds and 300
     # MiB. __file__ is deleted because None makes `inspect` fail, which wandb's imports call.
-    __spec__ = None
-    del __file__
+    started = sys.modules["__main__"]
+    started.__spec__ = None
+    vars(started).pop("__file__", None)
     # Orbax logs a traceback of every error that it raises, and leaves some to asyncio.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _drop_late_errors
     try:
-        status = main(sys.argv, ask_cluster=True)
+        status = program(sys.argv)
     except Exception:
         if not are_several():
             raise
@@ -92,3 +123,14 @@ if __name__ == "__main__":
         # Threads that a full disk left half way would add their tracebacks, and JAX would wait for
         # hosts that have ended.
         os._exit(status)
+
+
+def _drop_late_errors(unraisable) -> None:
+    """Drops what a failed save or read of Orbax leaves behind: its error was reported already."""
+    late = ("Event loop is closed", "Encountered error while reading array index")
+    if not str(unraisable.exc_value).startswith(late):
+        sys.__unraisablehook__(unraisable)
+
+
+if __name__ == "__main__":
+    run_process(partial(main, ask_cluster=True))

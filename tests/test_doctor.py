@@ -44,7 +44,7 @@ def refuse(**_):
     ("name", "value", "check", "state", "hint"),
     [
         ("tiny_steps", lambda: iter([0.5, float("nan")]), "train step", "STOP", "network is nan"),
-        ("PACKAGES", ("jax", "no-such-package"), "versions", "STOP", "requirements.txt"),
+        ("PACKAGES", ("jax", "no-such-package"), "versions", "STOP", "install gsg_jax again"),
         ("tempfile.TemporaryFile", refuse, "disk", "STOP", "--workdir"),
         ("LEAST_DISK", 2**62, "disk", "note", "--workdir"),
         ("LEAST_MEMORY", 2**62, "memory", "note", "--config.data.batch_size"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gsg_jax import jobs
-from gsg_jax.main import parse_flags
+from gsg_jax.config.command_line import parse_flags
 from tests.runs import call, config, figures, hashes, start, tiny, write_images
 
 
@@ -60,17 +60,39 @@ def test_a_workdir_holds_record_metrics_events_and_checkpoints(finished):
     assert (workdir / "checkpoints" / "10").is_dir()
 
 
-def test_a_finished_run_prints_its_figures_again_without_training(finished, monkeypatch):
+def test_a_finished_run_prints_its_figures_again_and_does_nothing_else(finished, monkeypatch):
     flags, workdir, (_, out, _) = finished
+    monkeypatch.setattr(jax, "jit", None)
+    monkeypatch.setattr(jobs, "JOBS", {})
     before = hashes(workdir)
     status, again, err = call(*flags)
+    assert (status, again) == (0, out)
+    assert f"{workdir} holds this run, finished at step 10: nothing is left to train" in err
+    assert "give --config.run.num_steps above 10 and another --workdir" in err
+    assert hashes(workdir) == before
+
+
+def test_a_finished_run_that_lacks_a_file_is_completed(finished, tmp_path):
+    flags, workdir, (_, out, _) = finished
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    (copy / "figures.json").unlink()
+    status, again, err = call(*flags, f"--workdir={copy}")
     assert status == 0 and "resuming from the checkpoint of step 10" in err
+    assert (copy / "figures.json").read_text() == again
     first, second = figures(out), figures(again)
     assert second.pop("train_seconds") == pytest.approx(first.pop("train_seconds"), abs=2)
     assert first == second
-    after = hashes(workdir)
-    assert all(after[name] == before[name] for name in before)
-    assert all(name.startswith("tensorboard/") for name in set(after) - set(before))
+    assert not (copy / "report.html").exists()
+    done = []
+    job = {"pretrain": lambda config, workdir: done.append(workdir) or {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "JOBS", job)
+        call(*flags, f"--workdir={copy}", "--config.run.report=true")
+        call(*flags, f"--workdir={copy}")
+        shutil.rmtree(copy / "checkpoints" / "10")
+        call(*flags, f"--workdir={copy}")
+    assert done == [copy, copy]  # for the report, and for the lost checkpoint
 
 
 def test_the_k_nn_job_gives_the_last_figure_of_the_monitor(finished):
@@ -193,6 +215,7 @@ def test_wrong_input_gets_one_line_before_any_work_and_changes_no_file(
         ([], "--config is missing"),
         (["--config="], "--config is missing"),
         ([config("simsiam_gg")], "simsiam_gsg.py?"),
+        (["--config=simsiam_gg"], "did you mean simsiam_gsg?"),
         ([config("knn")], "--config.pretrained is empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line of `python -m gsg_jax.main`: its flags, the config they change, the workdir."""
+"""The command line: its flags, the config they change, the workdir."""
 
 import pathlib
 from typing import NamedTuple
@@ -7,25 +7,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gsg_jax.config.load import check_overrides, load_config
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.evaluations import KEYS as EVALUATION_KEYS
+from gsg_jax.config.find import config_names, find_config
+from gsg_jax.config.keys import KEYS, OPTIONS
+from gsg_jax.config.load import check_overrides, flat, load_config, resolve
 from gsg_jax.console import UsageError
 from gsg_jax.devices.hosts import START_SECONDS, HostFlags, check_host_flags
-
-HELP = """
-  --config=configs/NAME.py[:RECIPE]  the experiment, and which data and sizes it takes
-  --workdir=DIR                      folder of the run ('' = runs/NAME-RECIPE, or, for an
-                                     evaluation, a folder in the run that it evaluates); a run
-                                     in it resumes
-  --config.GROUP.KEY=VALUE           another value of a key
-
-With several hosts, the same command on each; Cloud TPU, SLURM and Open MPI set the first three:
-  --coordinator=HOST:PORT            host 0
-  --num_hosts=N                      how many there are
-  --host_index=I                     which one this is, from 0
-  --port=P                           of host 0, if the cluster sets the rest
-  --host_timeout=SECONDS             to wait for a missing host, at the start (300) and later (60
-                                     at most)
-"""
 
 
 class Command(NamedTuple):
@@ -35,11 +23,13 @@ class Command(NamedTuple):
       config: with its overrides.
       workdir: of the run.
       hosts: which of several hosts this process is.
+      print_config: whether to print the config instead of using it.
     """
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
     hosts: HostFlags
+    print_config: bool
 
 
 def parse_flags(argv: list[str]) -> Command:
@@ -50,24 +40,28 @@ def parse_flags(argv: list[str]) -> Command:
     """
     path, argv = _take_config(argv)
     if not path:
-        raise UsageError("--config is missing: give for example --config=configs/simsiam_gsg.py")
+        words = [word for word in argv[1:] if not word.startswith("-")]
+        hint = _meaning(words[0]) if words else "give for example --config=simsiam_gsg"
+        raise UsageError(f"--config is missing: {hint}")
     plain = load_config(path)
     check_overrides(plain, argv[1:])
 
     values = flags.FlagValues()
+    print_config = flags.DEFINE_boolean("print_config", False, "", flag_values=values)
     workdir = flags.DEFINE_string("workdir", "", "", flag_values=values)
     coordinator = flags.DEFINE_string("coordinator", "", "", flag_values=values)
     num_hosts = flags.DEFINE_integer("num_hosts", 0, "", flag_values=values)
     host_index = flags.DEFINE_integer("host_index", -1, "", flag_values=values)
     port = flags.DEFINE_integer("port", 0, "", flag_values=values)
     timeout = flags.DEFINE_integer("host_timeout", START_SECONDS, "", flag_values=values)
+    _check_names(argv[1:], values, flat(plain))
     try:
         config = config_flags.DEFINE_config_dict("config", plain, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except flags.Error as error:
         raise UsageError(str(error).splitlines()[0]) from error
     if rest:
-        raise UsageError(f"{rest[0]!r} is not a flag: write --config.a.b=v, --config=, --workdir=")
+        raise UsageError(f"{rest[0]!r} is not a flag: {_meaning(rest[0])}")
     try:
         folder = workdir.value or default_workdir(path, config.value)
         folder = pathlib.Path(folder).expanduser()
@@ -77,7 +71,55 @@ def parse_flags(argv: list[str]) -> Command:
         coordinator.value, num_hosts.value, host_index.value, port.value, timeout.value
     )
     check_host_flags(hosts)
-    return Command(config.value, folder, hosts)
+    return Command(config.value, folder, hosts, print_config.value)
+
+
+def _check_names(arguments: list[str], own: flags.FlagValues, keys: dict) -> None:
+    """Raises UsageError for the key of a config that is given without its --config."""
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("--") or name in own:
+            continue
+        meant = [key for key in keys if key == name or key.endswith(f".{name}")]
+        if meant:
+            hint = " or ".join(f"--config.{key}{equals}{value}" for key in meant)
+            raise UsageError(f"{argument}: there is no such flag; did you mean {hint}?")
+
+
+def _meaning(word: str) -> str:
+    """The end of an error line: the flag that a word on its own was probably meant to be."""
+    if pathlib.Path(word).is_dir():
+        return f"did you mean --workdir={word} for a run, or --config.data.dir={word} for images?"
+    try:
+        find_config(word.partition(":")[0])
+    except UsageError:
+        return f"write --config=NAME, --workdir=DIR, --config.a.b=v; names: {_names()}"
+    return f"did you mean --config={word}?"
+
+
+def _names() -> str:
+    return ", ".join(config_names())
+
+
+def as_text(config: ml_collections.ConfigDict) -> str:
+    """Returns a config as it will be used, checked, with a line for each key and its meaning.
+
+    Raises:
+      UsageError: if a value is wrong.
+    """
+    known = EVALUATION_KEYS
+    if config.get("job") == "pretrain":
+        check_pretraining(config)
+        config, known = resolve(config), KEYS | OPTIONS
+    leaves = {key: repr(value) for key, value in flat(config).items()}
+    width, value_width = max(map(len, leaves)), 24
+    lines = [
+        f"{key:{width}} = {value:{value_width}}  # {known[key].meaning}"
+        if key in known
+        else f"{key:{width}} = {value}"
+        for key, value in leaves.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> str:

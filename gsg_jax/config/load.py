@@ -5,7 +5,6 @@ import importlib.util
 import inspect
 import json
 import os
-import pathlib
 import textwrap
 import traceback
 import types
@@ -14,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gsg_jax.config.find import find_config
 from gsg_jax.config.keys import RETIRED
 from gsg_jax.console import UsageError
 from gsg_jax.data.augment import ViewRecipe
@@ -23,7 +23,7 @@ from gsg_jax.models.siamese import output_width
 # Keys that the config file and its recipe decide.
 FIXED_KEYS = {
     "job": "give the --config of another job",
-    "recipe": "give it after the config, as in --config=configs/simsiam_gsg.py:cifar10",
+    "recipe": "give it after the config, as in simsiam_gsg:cifar10",
 }
 
 
@@ -31,17 +31,18 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     """Returns what get_config of a config file returns, without overrides.
 
     Args:
-      path_and_recipe: "configs/simsiam_gsg.py" or "configs/simsiam_gsg.py:cifar10".
+      path_and_recipe: "simsiam_gsg", "simsiam_gsg:cifar10" or "my/config.py:cifar10".
 
     Raises:
       UsageError: if the file is missing, has no get_config, or has no such recipe.
     """
-    path, _, recipe = path_and_recipe.partition(":")
+    name, _, recipe = path_and_recipe.partition(":")
+    path = str(find_config(name))
     module = _run_file(path)
     if not hasattr(module, "get_config"):
-        raise UsageError(f"--config={path}: defines no get_config(); give a file of configs/")
+        raise UsageError(f"--config={name}: defines no get_config(); give a config file")
     if recipe and not inspect.signature(module.get_config).parameters:
-        raise UsageError(f"--config={path_and_recipe}: takes no recipe; give --config={path}")
+        raise UsageError(f"--config={path_and_recipe}: takes no recipe; give --config={name}")
     try:
         config = module.get_config(recipe) if recipe else module.get_config()
     except UsageError as error:
@@ -49,21 +50,15 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     except (Exception, SystemExit) as error:
         raise UsageError(f"--config={path_and_recipe}: {_failure(error, path)}") from error
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"--config={path}: get_config() must return an ml_collections.ConfigDict")
+        raise UsageError(f"--config={name}: get_config() must return an ml_collections.ConfigDict")
     return config
 
 
 def _run_file(path: str) -> types.ModuleType:
     """The module of a config file; raises UsageError if it cannot be run."""
-    if not pathlib.Path(path).is_file():
-        folder = pathlib.Path(path).parent
-        there = sorted(p.name for p in folder.glob("*.py"))
-        near = difflib.get_close_matches(pathlib.Path(path).name, there, n=1)
-        hint = f"did you mean {folder / near[0]}?" if near else "give the path of a config file"
-        raise UsageError(f"--config={path}: there is no such file; {hint}")
     spec = importlib.util.spec_from_file_location("gsg_jax_config", path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--config={path}: not a Python file; give a file of configs/")
+        raise UsageError(f"--config={path}: not a Python file; give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -26,6 +26,7 @@ from PIL import Image
 from gsg_jax.console import UserError
 from gsg_jax.data.open import EMBEDDED_FILE, FASHION_MNIST_CLASSES
 
+PROGRAM = "python -m gsg_jax.data.prepare"
 NUM_CLASSES = 10
 EMBEDDED_TRAIN_PER_CLASS = 1000
 EMBEDDED_TEST_PER_CLASS = 200
@@ -247,18 +248,17 @@ def _prepare_official(
     return Path(builder.data_dir)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the command line.
 
     Args:
       arguments: those after the program's name; None for sys.argv.
+      program: that name.
 
     Returns:
       Exit status: 0, or 1 after one line on standard error. Wrong usage exits with 2 at once.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m gsg_jax.data.prepare", description="Prepare a data set as ArrayRecord."
-    )
+    parser = argparse.ArgumentParser(prog=program, description="Prepare a data set as ArrayRecord.")
     parser.add_argument("name", help="TFDS name, or the name to give to IDX files")
     parser.add_argument("--data_dir", help="TFDS folder to write to")
     parser.add_argument("--idx_dir", help="folder of MNIST-style IDX .gz files to read from")

@@ -19,7 +19,6 @@ from gsg_jax.interop.tensors import KINDS, Tensor
 from gsg_jax.models.siamese import build_backbone
 from gsg_jax.run.files import read_object
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPE = "imagenet"  # what the tensors do not tell, if no other recipe is given
 
 

@@ -9,6 +9,7 @@ from gsg_jax.config import evaluations
 from gsg_jax.console import UserError, say
 from gsg_jax.devices import hosts
 from gsg_jax.jobs.report import ReportStopped, write_report
+from gsg_jax.run.finished import write_finished
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.loop import pretrain
 
@@ -26,7 +27,10 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
       UserError: as `pretrain` does.
     """
     figures = pretrain(config, workdir)
-    if not config.run.report or figures["step"] < figures["num_steps"]:
+    if figures["step"] < figures["num_steps"]:
+        return figures
+    write_finished(workdir, figures)
+    if not config.run.report:
         return figures
     report = evaluations.evaluation("report")
     report.pretrained = str(workdir)

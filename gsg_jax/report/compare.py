@@ -28,6 +28,7 @@ from gsg_jax.run.metrics import TIMED
 from gsg_jax.run.record import RunRecord, read_run_record
 from gsg_jax.train.timer import mean_views_per_second
 
+PROGRAM = "python -m gsg_jax.report.compare"
 # Figures that come first if a run has them.
 FIRST = (
     *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "loss"),
@@ -52,9 +53,9 @@ class Comparison(NamedTuple):
     missing: list[str]
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], program: str = PROGRAM) -> int:
     """Compares the runs of a command line; returns the exit status."""
-    arguments = parse(argv)
+    arguments = parse(argv, program)
     try:
         records = [read_run_record(folder) for folder in arguments.workdirs]
         comparison = compare(records)
@@ -72,10 +73,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m gsg_jax.report.compare",
+        prog=program,
         description=__doc__.splitlines()[0].split(": ", 1)[1],
     )
     parser.add_argument("workdirs", nargs="+", type=_path, metavar="DIR", help="of runs")

@@ -10,6 +10,9 @@ from gsg_jax.config.load import is_number
 from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
 
+# The figures of a line of throughput.jsonl that are read again.
+TIMED = ("views_per_second", "interval_seconds", "train_seconds")
+
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file so that a reader, or a crash, sees the old text or the new, never a part.

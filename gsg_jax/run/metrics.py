@@ -12,10 +12,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
-from gsg_jax.run.files import read_lines, write_atomically
-
-# The figures of a line of throughput.jsonl that are read again.
-TIMED = ("views_per_second", "interval_seconds", "train_seconds")
+from gsg_jax.run.files import TIMED, read_lines, write_atomically
 
 
 class MetricsLog:

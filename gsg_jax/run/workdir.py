@@ -16,7 +16,8 @@ from gsg_jax.run.files import read_object, write_atomically
 IMPORTED = "imported"
 # What a run writes besides its record.
 FOLDERS = ("checkpoints", "tensorboard")
-WRITTEN = (*FOLDERS, "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json")
+FIGURES = "figures.json"  # the last line of a complete run
+WRITTEN = (*FOLDERS, "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json", FIGURES)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -30,6 +30,7 @@ from gsg_jax.search.images import Listing, list_folder, list_training_images
 from gsg_jax.search.index import Index, Prepared, check_writable, update_index
 from gsg_jax.search.results import find_duplicates, find_outliers, find_similar
 
+PROGRAM = "python -m gsg_jax.search"
 LARGEST_K = 1000
 LONGEST_STEM = 50  # characters of the query's name in the sheet's, since file names have a limit
 LEAST_THRESHOLD = 0.01
@@ -42,10 +43,10 @@ MODES = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """Searches as the command line says; returns the exit status."""
+def main(argv: list[str], program: str = PROGRAM) -> int:
+    """Searches as the flags of `program` say; returns the exit status."""
     try:
-        figures = search(parse(argv))
+        figures = search(parse(argv, program))
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if not explained:
@@ -62,14 +63,14 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists the flags")
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the flags: workdir, mode, image (a list), folder, k, threshold, show and sheet.
 
     Raises:
       UsageError: if one is unknown, out of range, or not of the mode.
     """
     parser = _Parser(
-        prog="python -m gsg_jax.search",
+        prog=program,
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
     )

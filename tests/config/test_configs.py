@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from gsg_jax import jobs
 from gsg_jax.config import evaluations
 from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.keys import KEYS, OPTIONS
 from gsg_jax.config.load import as_json, flat, resolve
 from gsg_jax.config.recipes import RECIPES
 from gsg_jax.console import UserError
 from gsg_jax.data.open import open_source
-from gsg_jax.main import parse_flags
 from gsg_jax.methods import METHODS
 from gsg_jax.train import loop as train
 from gsg_jax.train.build import build_experiment

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from gsg_jax.config.command_line import parse_flags
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation import feature_files, features
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs.features import file_stem
-from gsg_jax.main import parse_flags
 from tests.runs import config, done, hashes, job, refused
 
 

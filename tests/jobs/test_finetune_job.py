@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import as_json, resolve
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as finetune_job
-from gsg_jax.main import parse_flags
 from gsg_jax.train.supervised import ClassifierRun
 from tests.runs import config, done, hashes, job, refused, tiny
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.open import open_source
-from gsg_jax.main import parse_flags
 from gsg_jax.search import __main__ as search
 from gsg_jax.search.contact_sheet import COLUMNS, TILE
 from tests.runs import ROOT, call, figures, hashes, tiny

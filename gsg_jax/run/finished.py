@@ -1,0 +1,57 @@
+"""A run that is complete: its last line, kept in its workdir and given again without training."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gsg_jax.config.check import check_pretraining
+from gsg_jax.config.load import resolve
+from gsg_jax.console import say
+from gsg_jax.run.files import TIMED, read_lines, read_object, write_atomically
+from gsg_jax.run.integrity import damage
+from gsg_jax.run.workdir import FIGURES, claim
+
+
+def write_finished(workdir: pathlib.Path, figures: dict[str, Any]) -> None:
+    """Keeps the last line of a complete run."""
+    write_atomically(workdir / FIGURES, json.dumps(figures) + "\n")
+
+
+def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
+    """Returns the last line of the run in a workdir if nothing is left to do, and says so.
+
+    This takes a second: it opens no data and compiles nothing.
+
+    Args:
+      workdir: DIR.
+      config: not resolved.
+
+    Returns:
+      None if there is no run, or it has to be trained, repaired or reported.
+
+    Raises:
+      UserError: if the run in DIR is of another config, or its files are damaged.
+    """
+    if not (workdir / FIGURES).exists():
+        return None
+    figures = read_object(workdir / FIGURES)
+    if damage(workdir / "checkpoints" / str(figures.get("step"))):
+        return None
+    report = workdir / "report.html"
+    if config.run.report and not report.exists():
+        return None
+    check_pretraining(config)
+    claim(workdir, resolve(config))
+    for name, names in (("metrics.jsonl", ()), ("throughput.jsonl", TIMED)):
+        read_lines(workdir / name, names)
+    if (baselines := workdir / "baselines.json").exists():
+        read_object(baselines)
+    say(f"{workdir} holds this run, finished at step {figures['step']}: nothing is left to train")
+    if report.exists():
+        say(f"its report is {report}")
+    length = "num_steps" if config.run.num_steps else "num_epochs"
+    now = config.run[length]
+    say(f"to train longer, give --config.run.{length} above {now} and another --workdir")
+    return figures

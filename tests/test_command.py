@@ -1,0 +1,179 @@
+"""The command `gsg-jax`: what its first word means, and one clear line for what was meant."""
+
+import argparse
+import importlib
+import logging
+import multiprocessing.spawn
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from absl import logging as absl_logging
+
+import gsg_jax
+from gsg_jax import __main__ as command
+from gsg_jax import main
+from gsg_jax.config.command_line import parse_flags
+from gsg_jax.config.find import CONFIG_FOLDER, config_names
+from gsg_jax.config.load import flat, load_config
+from tests.runs import ROOT, call
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """Runs gsg-jax in this process: exit status, standard output, standard error."""
+    status = command.main(["gsg-jax", *words])
+    return (status, *capsys.readouterr())
+
+
+def test_the_version_is_one_number_beside_that_of_jax(capsys):
+    status, out, _ = run(capsys, "--version")
+    assert (status, out) == (0, f"gsg_jax {gsg_jax.__version__}, jax {jax.__version__}\n")
+    tracked = subprocess.run(
+        ["git", "grep", "-lF", gsg_jax.__version__, "--", "*.py", "*.toml", "*.md", "*.yml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert f'__version__ = "{gsg_jax.__version__}"' in (ROOT / "gsg_jax/__init__.py").read_text()
+    others = [
+        path
+        for path in tracked.stdout.split()
+        if path != "gsg_jax/__init__.py"
+        and re.search(
+            rf"(gsg.jax|version)\W{{1,6}}{re.escape(gsg_jax.__version__)}\b",
+            (ROOT / path).read_text(),
+        )
+    ]
+    assert not others
+
+
+def test_without_a_word_or_with_help_it_says_what_there_is(capsys):
+    status, out, err = run(capsys)
+    assert (status, out) == (2, "") and "gsg-jax CONFIG[:RECIPE]" in err
+    status, out, _ = run(capsys, "--help")
+    words = ("gsg-jax CONFIG", "Examples:", "--workdir=", "--print_config", *command.COMMANDS)
+    assert status == 0 and all(word in out for word in (*words, *config_names()))
+
+
+def test_no_command_has_the_name_of_a_config():
+    assert not set(command.COMMANDS) & set(config_names())
+    assert config_names() == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_a_command_gets_its_flags_and_its_name(capsys, monkeypatch, name):
+    module = importlib.import_module(command.COMMANDS[name])
+    monkeypatch.setattr(module, "main", lambda flags, program: (flags, program))
+    assert command.main(["gsg-jax", name, "x", "--y"]) == (["x", "--y"], f"gsg-jax {name}")
+    monkeypatch.undo()
+    monkeypatch.setattr(argparse.ArgumentParser, "exit", lambda *_: (_ for _ in ()).throw(EOFError))
+    with pytest.raises(EOFError):
+        command.main(["gsg-jax", name, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: gsg-jax {name} ")
+
+
+def test_a_bare_name_is_a_packaged_config_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    assert CONFIG_FOLDER == ROOT / "configs"
+    monkeypatch.chdir(tmp_path)
+    named, by_path = load_config("byol:cifar10"), load_config(f"{ROOT}/configs/byol.py:cifar10")
+    assert flat(named) == flat(by_path)
+    (tmp_path / "byol.py").write_text("def get_config():\n    return 1\n")
+    assert flat(load_config("byol:cifar10")) == flat(by_path)
+    with pytest.raises(main.UsageError, match=r"byol\.py: get_config\(\) must return"):
+        load_config("byol.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["simsiam_gg"], "--config=simsiam_gg: there is no such file or config; did you mean sims"),
+        (["configs/knn.p"], "did you mean"),
+        (["no/such/place.py"], "give a file or one of barlow_twins, byol"),
+        (["simsiam_gsg", "--run.num_epochs=2"], "did you mean --config.run.num_epochs=2?"),
+        (["simsiam_gsg", "--num_epochs=2"], "did you mean --config.run.num_epochs=2?"),
+        (["simsiam_gsg", "--batch_size", "2"], "--config.data.batch_size or --config.eval.batch_s"),
+        (["--workdir=w", "simsiam_gsg:folder"], "did you mean --config=simsiam_gsg:folder?"),
+        (["simsiam_gsg", "FOLDER"], "did you mean --workdir=FOLDER for a run, or --config.data.d"),
+        (["simsiam_gsg", "train"], "'train' is not a flag: write --config=NAME"),
+    ],
+)
+def test_what_was_meant_is_named_in_one_line(capsys, tmp_path, words, said):
+    words = [word.replace("FOLDER", str(tmp_path)) for word in words]
+    status, out, err = run(capsys, *words)
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert said.replace("FOLDER", str(tmp_path)) in err
+
+
+def test_the_other_entry_asks_for_the_flag_that_a_path_needs():
+    path = str(ROOT / "configs/byol.py")
+    for argv in ([path], [f"--config={path}", path]):
+        status, out, err = call(*argv)
+        assert (status, out) == (2, "") and f"did you mean --config={path}?" in err
+
+
+def test_the_config_is_printed_as_it_would_be_used(capsys):
+    words = ("byol:cifar10", "--config.optim.learning_rate=0.125", "--print_config")
+    status, out, _ = run(capsys, *words)
+    keys = dict(re.match(r"(\S+) += (.*?) *(?:# .*)?$", line).groups() for line in out.splitlines())
+    config = parse_flags(["gsg-jax", "--config=byol:cifar10"]).config
+    assert status == 0 and keys.keys() == flat(config).keys()
+    assert (keys["optim.learning_rate"], keys["recipe"]) == ("0.125", "'cifar10'")
+    assert keys["method.target"] == "'ema'"  # not "auto"
+    assert all("# " in line for line in out.splitlines() if line[0] not in "jr" or "run." in line)
+    status, out, err = run(capsys, "byol", "--config.optim.momentum=3", "--print_config")
+    assert (status, out) == (2, "") and "--config.optim.momentum=3" in err
+    status, out, _ = run(capsys, "knn", "--print_config")
+    assert status == 0 and "eval.knn_k" in out
+
+
+def test_a_program_hides_itself_from_its_workers_and_ends_with_its_status(monkeypatch):
+    program, ends = types.ModuleType("__main__"), []
+    program.__file__, program.__spec__ = "/bin/gsg-jax", types.SimpleNamespace(name="x.__main__")
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.setattr(main.os, "_exit", ends.append)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = absl_logging.get_verbosity(), logging.getLogger("asyncio").level
+    try:
+        for status in (0, 1, 2):
+            main.run_process(lambda argv, status=status: status)
+    finally:
+        absl_logging.set_verbosity(before[0])
+        logging.getLogger("asyncio").setLevel(before[1])
+    assert ends == [1, 2]
+    told = multiprocessing.spawn.get_preparation_data("worker")
+    assert not [key for key in told if key.startswith("init_main")]
+
+
+PROBE = """
+import multiprocessing.spawn, sys
+def get_config():
+    print(sorted(multiprocessing.spawn.get_preparation_data("w")), file=sys.stderr)
+    raise ValueError("enough")
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["-m", "gsg_jax.main", "--config=probe.py"],
+        ["-m", "gsg_jax", "probe.py"],
+        ["-c", "from gsg_jax.__main__ import start; start()", "probe.py"],
+    ],
+)
+def test_every_entry_is_a_program_that_its_workers_do_not_import(tmp_path, entry):
+    (tmp_path / "probe.py").write_text(PROBE)
+    found = subprocess.run(
+        [sys.executable, *entry], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (found.returncode, found.stdout) == (2, "") and "ValueError: enough" in found.stderr
+    assert "sys_argv" in found.stderr and "init_main" not in found.stderr
+
+
+def test_the_configs_travel_inside_the_package():
+    inside = pathlib.Path(gsg_jax.__file__).with_name("configs")
+    assert inside.is_dir() and inside.resolve() == CONFIG_FOLDER
