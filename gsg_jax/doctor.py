@@ -98,11 +98,17 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
 def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the flags."""
     parser = argparse.ArgumentParser(
-        prog=program, description=__doc__.splitlines()[0], allow_abbrev=False
+        prog=program,
+        description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
+        allow_abbrev=False,
     )
-    parser.add_argument("--workdir", default="runs", help="where runs will lie")
-    parser.add_argument("--data_dir", default="", help="TFDS folder; '' for its default")
-    parser.add_argument("--port", type=int, default=PORT, help="of host 0 of several hosts")
+    parser.add_argument(
+        "--workdir", metavar="DIR", default="runs", help="where runs will lie (runs)"
+    )
+    parser.add_argument("--data_dir", metavar="DIR", default="", help="TFDS folder (TFDS's own)")
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"of host 0 of several hosts ({PORT})"
+    )
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.port <= 65535:
         parser.error(f"--port={arguments.port}: must be from 1 to 65535")

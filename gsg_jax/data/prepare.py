@@ -27,6 +27,10 @@ from gsg_jax.console import UserError
 from gsg_jax.data.open import EMBEDDED_FILE, FASHION_MNIST_CLASSES
 
 PROGRAM = "python -m gsg_jax.data.prepare"
+EXAMPLES = """examples:
+  PROGRAM cifar10 --data_dir=tfds                      # an official set of TFDS
+  PROGRAM mnist --data_dir=tfds --idx_dir=downloads    # MNIST-style IDX files
+"""
 NUM_CLASSES = 10
 EMBEDDED_TRAIN_PER_CLASS = 1000
 EMBEDDED_TEST_PER_CLASS = 200
@@ -258,11 +262,18 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     Returns:
       Exit status: 0, or 1 after one line on standard error. Wrong usage exits with 2 at once.
     """
-    parser = argparse.ArgumentParser(prog=program, description="Prepare a data set as ArrayRecord.")
-    parser.add_argument("name", help="TFDS name, or the name to give to IDX files")
-    parser.add_argument("--data_dir", help="TFDS folder to write to")
-    parser.add_argument("--idx_dir", help="folder of MNIST-style IDX .gz files to read from")
-    parser.add_argument("--manual_dir", help="folder of archives fetched by hand (imagenet2012)")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Prepares an image set once, as ArrayRecord, for training without TensorFlow.",
+        epilog=EXAMPLES.replace("PROGRAM", program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="of TFDS, or to give to IDX files")
+    parser.add_argument("--data_dir", metavar="DIR", help="TFDS folder to write to")
+    parser.add_argument("--idx_dir", metavar="DIR", help="MNIST-style IDX .gz files to read from")
+    parser.add_argument(
+        "--manual_dir", metavar="DIR", help="folder of archives fetched by hand (imagenet2012)"
+    )
     parser.add_argument(
         "--embedded", action="store_true", help="write the package's own subset of --idx_dir"
     )

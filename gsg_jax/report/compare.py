@@ -77,7 +77,8 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description=__doc__.splitlines()[0].split(": ", 1)[1],
+        description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
+        epilog=f"example: {program} runs/simsiam_gsg-default runs/simsiam-default",
     )
     parser.add_argument("workdirs", nargs="+", type=_path, metavar="DIR", help="of runs")
     parser.add_argument(

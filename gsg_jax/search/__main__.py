@@ -31,6 +31,11 @@ from gsg_jax.search.index import Index, Prepared, check_writable, update_index
 from gsg_jax.search.results import find_duplicates, find_outliers, find_similar
 
 PROGRAM = "python -m gsg_jax.search"
+EXAMPLES = """examples:
+  PROGRAM runs/photos --image=cat.jpg
+  PROGRAM runs/photos --duplicates --folder=other/photos
+  PROGRAM runs/photos --outliers --show=50
+"""
 LARGEST_K = 1000
 LONGEST_STEM = 50  # characters of the query's name in the sheet's, since file names have a limit
 LEAST_THRESHOLD = 0.01
@@ -71,20 +76,34 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """
     parser = _Parser(
         prog=program,
-        description=__doc__.splitlines()[0],
+        description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
+        epilog=EXAMPLES.replace("PROGRAM", program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("workdir", metavar="DIR", help="the --workdir of a pretraining run")
     parser.add_argument(
-        "--image", action="append", default=[], help="find what is similar; may be given again"
+        "--image",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="find what is similar; may be given again",
     )
     parser.add_argument("--duplicates", action="store_true", help="find (near-)duplicates")
     parser.add_argument("--outliers", action="store_true", help="find what is like no other image")
-    parser.add_argument("--folder", help="of images; without it, what the run was trained on")
-    parser.add_argument("--k", type=int, help="neighbours of --image and --outliers (10)")
-    parser.add_argument("--threshold", type=float, help="cosine of --duplicates (0.98)")
-    parser.add_argument("--show", type=int, help="outliers, or groups of duplicates, to show (20)")
-    parser.add_argument("--sheet", help="the contact sheet (a file in DIR/search)")
+    parser.add_argument(
+        "--folder", metavar="PHOTOS", help="of images; without it, what the run was trained on"
+    )
+    parser.add_argument(
+        "--k", metavar="N", type=int, help="neighbours of --image and --outliers (10)"
+    )
+    parser.add_argument(
+        "--threshold", metavar="X", type=float, help="cosine of --duplicates (0.98)"
+    )
+    parser.add_argument(
+        "--show", metavar="N", type=int, help="outliers, or groups of duplicates, to show (20)"
+    )
+    parser.add_argument("--sheet", metavar="FILE", help="the contact sheet (a file in DIR/search)")
     arguments = parser.parse_args(argv)
     modes = [mode for mode in MODES if getattr(arguments, mode)]
     if len(modes) != 1:
