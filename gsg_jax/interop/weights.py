@@ -56,7 +56,7 @@ def read_network(path: pathlib.Path, method: str = "", recipe: str = RECIPE) -> 
     shapes = {name: array.shape for name, array in file.tensors.items()}
     try:
         layout = nearest_layout(shapes)
-        config_name = f"{CONFIGS / (method or LAYOUTS[layout].method)}.py:{recipe}"
+        config_name = f"{method or LAYOUTS[layout].method}:{recipe}"
         run = load_config(config_name)
         found = recognise(shapes, run.model)
     except UserError as error:
