@@ -3,11 +3,10 @@
 import difflib
 import pathlib
 
-import gsg_jax
 from gsg_jax.console import UsageError
 
 # In a clone, gsg_jax/configs is a link to configs/; in a wheel, a folder.
-CONFIG_FOLDER = pathlib.Path(gsg_jax.__file__).with_name("configs").resolve()
+CONFIG_FOLDER = (pathlib.Path(__file__).parents[1] / "configs").resolve()
 
 
 def config_names() -> list[str]:
