@@ -9,18 +9,29 @@ Importing the package imports neither JAX nor NumPy; its functions do when they 
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gsg_jax.console import UsageError, UserError
 
 if TYPE_CHECKING:
+    import flax.linen
     from ml_collections import ConfigDict
 
+    from gsg_jax.data.source import Source
     from gsg_jax.evaluation.image_encoder import ImageEncoder
+    from gsg_jax.methods import Method
 
 __version__ = "0.1.0"
-__all__ = ["UsageError", "UserError", "get_config", "load"]
+__all__ = [
+    "UsageError",
+    "UserError",
+    "get_config",
+    "load",
+    "register_backbone",
+    "register_dataset",
+    "register_method",
+]
 
 
 def load(path: str | os.PathLike[str]) -> "ImageEncoder":
@@ -95,3 +106,89 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> "Config
     config = load_config(name)
     override(config, overrides or {})
     return config
+
+
+def register_method(name: str, method: "Method") -> None:
+    """Adds an own method: `config.method.name` may be `name` from now on.
+
+    The file that registers it may be the config itself, a --plugin of the command line, or any
+    module that is imported; run again, it replaces what it registered. examples/own_method.py is a
+    whole one.
+
+    Args:
+      name: a Python name that no other method has.
+      method: its row, as in gsg_jax.methods.METHODS: the loss and the choices around it. The
+        default, the limits and the meaning of its `options` come with it.
+
+    Raises:
+      UsageError: if the name is taken, or the row has a wrong part.
+
+    Examples:
+      >>> from gsg_jax.methods import Key, Method
+      >>> def pull(outputs, memory, key, *, stop_gradient, power):
+      ...     distance = abs(outputs.z[0] - outputs.z[1]) ** power
+      ...     return distance.mean(), memory, {"attraction": distance.mean()}
+      >>> options = {"power": Key(2.0, "of the distance", (1, 9))}
+      >>> gsg_jax.register_method("pull", Method(pull, "online", "none", options))
+      >>> gsg_jax.register_method("byol", Method(pull, "online", "none", options))
+      Traceback (most recent call last):
+      gsg_jax.console.UsageError: register_method('byol'): this name is taken by gsg_jax: ...
+    """
+    from gsg_jax.config import own
+
+    own.register_method(name, method)
+
+
+def register_backbone(
+    name: str, build: Callable[["ConfigDict", Callable[..., Any]], "flax.linen.Module"]
+) -> None:
+    """Adds an own backbone: `config.model.backbone` may be `name` from now on.
+
+    Where it is registered is as of register_method; examples/own_backbone.py is a whole one.
+    Evaluations of a run need its file too, as --plugin or imported: gsg_jax never runs a file
+    because a run's folder names it.
+
+    Args:
+      name: a Python name that no other backbone has.
+      build: (model, norm) -> a Flax module that maps images [N, H, W, C], with the argument
+        `train`, to embeddings [N, F]. `model` is `config.model`; norm(name=...)(x, train=train) is
+        the normalisation that it asks for, by the statistics of each view.
+
+    Raises:
+      UsageError: if the name is taken.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> class Flat(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, *, train):
+      ...         return nn.Dense(8)(x.reshape(len(x), -1))
+      >>> gsg_jax.register_backbone("flat", lambda model, norm: Flat())
+    """
+    from gsg_jax.config import own
+
+    own.register_backbone(name, build)
+
+
+def register_dataset(name: str, opener: Callable[["ConfigDict", str], "Source | None"]) -> None:
+    """Adds an own data set: `config.data.name` may be `name` from now on.
+
+    Where it is registered is as of register_backbone; examples/own_dataset.py is a whole one.
+
+    Args:
+      name: a Python name that no other source has.
+      opener: (data, split) -> a Source, such as gsg_jax.data.source.ArraySource; None if there is
+        no such split. `data` is `config.data`, and split is "train" or "test".
+
+    Raises:
+      UsageError: if the name is taken.
+
+    Examples:
+      >>> import numpy as np
+      >>> from gsg_jax.data.source import ArraySource
+      >>> images = np.zeros((10, 32, 32, 3), np.uint8)
+      >>> gsg_jax.register_dataset("black", lambda data, split: ArraySource("black", images))
+    """
+    from gsg_jax.config import own
+
+    own.register_dataset(name, opener)

@@ -33,6 +33,8 @@ FLAGS = """
   --workdir=DIR                 folder of the run ('' = runs/NAME-RECIPE, or, for an evaluation, a
                                 folder in the run that it evaluates); a run in it resumes
   --config.GROUP.KEY=VALUE      another value of a key
+  --plugin=FILE.py              a file that registers an own method, backbone or data set, if it is
+                                not the config itself; may be given again
   --print_config                print the config as it would be used, and end
 
 With several hosts, the same command on each; Cloud TPU, SLURM and Open MPI set the first three:

@@ -15,6 +15,7 @@ import gsg_jax
 from gsg_jax.config.load import flat
 from gsg_jax.interop.layouts import LAYOUTS
 from tests.interop.checkpoints import SHAPES, tensors
+from tests.own import forgotten
 from tests.runs import ROOT, config, done
 from tests.small import load, save_untrained, small_config
 
@@ -43,12 +44,13 @@ def folder(run, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["load", "get_config"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_of_a_docstring_are_true(folder, name):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner, told = doctest.DocTestRunner(optionflags=flags), []
     EXAMPLES[name].globs = {"gsg_jax": gsg_jax}
-    assert runner.run(EXAMPLES[name], out=told.append).attempted and not told, "".join(told)
+    with forgotten():
+        assert runner.run(EXAMPLES[name], out=told.append).attempted and not told, "".join(told)
 
 
 def test_importing_the_package_imports_neither_jax_nor_numpy():

@@ -6,15 +6,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gsg_jax.config import evaluations
-from gsg_jax.config.keys import KEYS, OPTIONS, Key
+from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import FIXED_KEYS, flat, is_number, nearest_key
 from gsg_jax.console import UsageError
-from gsg_jax.methods import METHODS, Method
+from gsg_jax.methods import METHODS, Key, Method
 from gsg_jax.models.vit import VITS
 
 
-def check_pretraining(config: ConfigDict) -> None:
+def check_pretraining(config: ConfigDict, *, checks_method: bool = True) -> None:
     """Checks the values of a pretraining config, alone and together.
+
+    Args:
+      config: the config.
+      checks_method: False for the record of a run whose own method is not there and not needed.
 
     Raises:
       UsageError: names the key, its value, the limit and the fix.
@@ -25,11 +29,15 @@ def check_pretraining(config: ConfigDict) -> None:
             raise UsageError(
                 f"the config lacks {key}: start from gsg_jax.config.recipes.pretraining"
             )
-    known = KEYS | OPTIONS
+    known = KEYS | option_keys(config.method.name)
+    if not checks_method:
+        leaves = {key: value for key, value in leaves.items() if not key.startswith("method.")}
     for key in leaves:  # a config file of the user's own may have a misspelt key
         if key not in known and key not in FIXED_KEYS:
             raise UsageError(f"the config has {key}: there is no such key{nearest_key(key, known)}")
     _check_values(leaves, known)
+    if checks_method:
+        _check_method(config)
     _check_together(config)
 
 
@@ -66,11 +74,13 @@ def _check_values(leaves: dict[str, Any], keys: dict[str, Key]) -> None:
 
 def _check_value(key: str, value: Any, row: Key) -> None:
     if isinstance(row.default, str):
-        if row.limits and value not in row.limits:
+        if row.limits and value not in tuple(row.limits):
             near = difflib.get_close_matches(str(value), row.limits, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             choices = ", ".join(choice or "''" for choice in row.limits)
-            raise UsageError(f"--config.{key}={value}: {hint}take one of {choices}")
+            own = ", or give the file that registers it as --plugin=FILE"
+            more = own if isinstance(row.limits, dict) else ""
+            raise UsageError(f"--config.{key}={value}: {hint}take one of {choices}{more}")
     elif isinstance(row.default, tuple):
         if row.limits:
             _check_tuple(key, value, row)
@@ -98,13 +108,14 @@ def _check_tuple(key: str, values: tuple, row: Key) -> None:
         raise UsageError(f"--config.{key}={values}: the first must not exceed the second")
 
 
-def _check_together(config: ConfigDict) -> None:
+def _check_method(config: ConfigDict) -> None:
+    """Checks that the config has the options of its method, and that the method can be so."""
     method, row = config.method, METHODS[config.method.name]
     for option in row.options:
         if option not in method:
             raise UsageError(
                 f"--config.method.name={method.name}: reads method.{option}, which this config "
-                f"lacks; use --config=configs/{method.name}.py"
+                f"lacks; use --config=configs/{method.name}.py, or your own config of this method"
             )
     target = row.target if method.target == "auto" else method.target
     _check_extras(config, target, row)
@@ -125,6 +136,9 @@ def _check_together(config: ConfigDict) -> None:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+
+def _check_together(config: ConfigDict) -> None:
     _check_backbone(config.model, config.views)
     _check_microbatches(config)
     _check_bn_groups(config)

@@ -10,8 +10,9 @@ from ml_collections import config_flags
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.evaluations import KEYS as EVALUATION_KEYS
 from gsg_jax.config.find import config_names, find_config
-from gsg_jax.config.keys import KEYS, OPTIONS
+from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import check_overrides, flat, load_config, resolve
+from gsg_jax.config.own import take_plugins
 from gsg_jax.console import UsageError
 from gsg_jax.devices.hosts import START_SECONDS, HostFlags, check_host_flags
 
@@ -38,7 +39,7 @@ def parse_flags(argv: list[str]) -> Command:
     Raises:
       UsageError: for an unknown flag, config, recipe or key, or a value of a wrong type.
     """
-    path, argv = _take_config(argv)
+    path, argv = _take_config(take_plugins(argv))
     if not path:
         words = [word for word in argv[1:] if not word.startswith("-")]
         hint = _meaning(words[0]) if words else "give for example --config=simsiam_gsg"
@@ -110,7 +111,7 @@ def as_text(config: ml_collections.ConfigDict) -> str:
     known = EVALUATION_KEYS
     if config.get("job") == "pretrain":
         check_pretraining(config)
-        config, known = resolve(config), KEYS | OPTIONS
+        config, known = resolve(config), KEYS | option_keys(config.method.name)
     leaves = {key: repr(value) for key, value in flat(config).items()}
     width, value_width = max(map(len, leaves)), 24
     lines = [

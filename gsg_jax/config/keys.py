@@ -1,12 +1,10 @@
 """Every pretraining key once: default, limits, whether it may change when a run resumes, meaning.
 
 The defaults are those of the papers: ResNet-50 on ImageNet, 100 epochs, batch 512. A recipe
-(recipes.py) changes some of them, and a method's config in configs/ adds its own OPTIONS.
+(recipes.py) changes some of them, and a method adds the options of its row in METHODS.
 """
 
-from typing import Any, NamedTuple
-
-from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS
+from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Key
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS
 from gsg_jax.models.siamese import BACKBONES
@@ -22,28 +20,6 @@ CROPS = ("device", "host")
 NEVER, UNTIL_TRAINED, ALWAYS = "never", "until trained", "always"
 
 
-class Key(NamedTuple):
-    """One key of a config.
-
-    Attributes:
-      default: its value unless a recipe or a config says otherwise; None if every config that has
-        the key gives a value. Its type is the type of the key.
-      meaning: what it is, in one line.
-      limits: the smallest and the largest value of a number, or of each number of a tuple; the
-        choices of a text; () if whoever reads the value checks it.
-      length: how many numbers a tuple has; 0 is any number but none.
-      is_ordered: whether the first number of a tuple must not exceed the second.
-      may_change: NEVER, UNTIL_TRAINED or ALWAYS; "" in a row below is its group's.
-    """
-
-    default: Any
-    meaning: str
-    limits: tuple = ()
-    length: int = 0
-    is_ordered: bool = False
-    may_change: str = ""
-
-
 def _group(name: str, may_change: str, keys: dict[str, Key]) -> dict[str, Key]:
     """The keys of a group by their dotted names."""
     return {
@@ -53,7 +29,7 @@ def _group(name: str, may_change: str, keys: dict[str, Key]) -> dict[str, Key]:
 
 
 _METHOD = {
-    "name": Key("", "the loss, a row of gsg_jax.methods.METHODS", tuple(METHODS)),
+    "name": Key("", "the loss, a row of gsg_jax.methods.METHODS", METHODS),
     "target": Key("auto", "branch that gives the targets; auto: the method's", ("auto", *TARGETS)),
     "predictor": Key(
         "auto", "head behind the projector; auto: the method's", ("auto", *PREDICTORS)
@@ -115,7 +91,7 @@ _OPTIM = {
 }
 
 _DATA = {
-    "name": Key("imagenet2012", "a TFDS name, folder or embedded"),
+    "name": Key("imagenet2012", "embedded, folder, hf:PATH, a TFDS name or an own set"),
     "dir": Key("", "the TFDS folder ('': TFDS's default) or the image folder"),
     "train_split": Key("train", "the split to train on"),
     "test_split": Key("validation", "the split that the monitor scores"),
@@ -196,32 +172,15 @@ KEYS = {
 }
 GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS))
 
-# The keys that only some methods have; configs/METHOD.py gives their values.
-OPTIONS = _group(
-    "method",
-    NEVER,
-    {
-        "pairing": Key(None, "how guided stop-gradient draws each image's reference"),
-        "form": Key(None, "the gradient of the family that UniGrad takes"),
-        "temperature": Key(None, "of the softmax over similarities or classes", (0.01, 10)),
-        "queue_size": Key(None, "earlier targets that are kept as negatives", (1, 1e8)),
-        "off_diagonal_weight": Key(None, "of the off-diagonal correlations", (0, 1e3)),
-        "invariance_weight": Key(None, "of VICReg's distance between views", (0, 1e4)),
-        "variance_weight": Key(None, "of VICReg's variance term", (0, 1e4)),
-        "covariance_weight": Key(None, "of VICReg's covariance term", (0, 1e4)),
-        "loss_scale": Key(None, "factor of the loss; 0: the method's own", (0, 1e3)),
-        "correlation_decay": Key(None, "share of the running correlation that is kept", (0, 1)),
-        "eigenvalue_floor": Key(None, "added to the spectrum, relative to its largest", (0, 10)),
-        "predictor_every_steps": Key(None, "steps between two closed-form predictors", (1, 1e6)),
-        "balance": Key(None, "weight of the negative gradient; 0: the form's own", (0, 1e6)),
-        "target_temperature": Key(None, "of the target's softmax", (0.01, 10)),
-        "first_target_temperature": Key(None, "the same at step 0", (0.01, 10)),
-        "temperature_warmup_steps": Key(None, "steps from the first to the last", (0, 1e9)),
-        "centre_momentum": Key(None, "share of the running centre that is kept", (0, 1)),
-        "sharpness_weight": Key(None, "of the entropy of each image's classes", (0, 1e3)),
-        "diversity_weight": Key(None, "of the entropy of the mean over a batch", (0, 1e3)),
-    },
-)
+
+def option_keys(method: str = "") -> dict[str, Key]:
+    """The keys that only some methods have, by their dotted names; configs give their values.
+
+    If two methods define an option differently, the definition of `method` is the one.
+    """
+    rows = [*METHODS.values(), *filter(None, [METHODS.get(method)])]
+    return _group("method", NEVER, {key: row for of in rows for key, row in of.options.items()})
+
 
 # Keys of earlier versions, and what to do instead: ignored in the record of an old run, an error
 # on a command line.

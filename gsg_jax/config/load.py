@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import os
+import sys
 import textwrap
 import traceback
 import types
@@ -38,7 +39,7 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     """
     name, _, recipe = path_and_recipe.partition(":")
     path = str(find_config(name))
-    module = _run_file(path)
+    module = run_file(path)
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config={name}: defines no get_config(); give a config file")
     if recipe and not inspect.signature(module.get_config).parameters:
@@ -51,19 +52,27 @@ def load_config(path_and_recipe: str) -> ConfigDict:
         raise UsageError(f"--config={path_and_recipe}: {_failure(error, path)}") from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config={name}: get_config() must return an ml_collections.ConfigDict")
+    _add_options(config)
     return config
 
 
-def _run_file(path: str) -> types.ModuleType:
-    """The module of a config file; raises UsageError if it cannot be run."""
+def run_file(path: str, flag: str = "--config") -> types.ModuleType:
+    """Returns the module of a file that a flag gives; raises UsageError if it cannot be run."""
     spec = importlib.util.spec_from_file_location("gsg_jax_config", path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--config={path}: not a Python file; give one that ends in .py")
+        raise UsageError(f"{flag}={path}: not a Python file; give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses, such as Flax's modules, look for their module there. It does not stay: what
+    # cannot be imported must not be pickled for worker processes.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+    except UsageError as error:
+        raise UsageError(f"{flag}={path}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise UsageError(f"--config={path}: {_failure(error, path)}") from error
+        raise UsageError(f"{flag}={path}: {_failure(error, path)}") from error
+    finally:
+        del sys.modules[spec.name]
     return module
 
 
@@ -74,6 +83,15 @@ def _failure(error: BaseException, path: str) -> str:
     line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
     text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
     return f"line {line}: {text}"
+
+
+def _add_options(config: ConfigDict) -> None:
+    """Adds the options of the config's method that have a default and that it does not set."""
+    method = config.get("method")
+    row = METHODS.get(method.get("name")) if isinstance(method, ConfigDict) else None
+    for option, key in row.options.items() if row else ():
+        if key.default is not None and option not in method:
+            method[option] = key.default
 
 
 def is_number(value: object) -> bool:

@@ -1,5 +1,6 @@
-"""Sources of images by name: the embedded set, own folders, and TFDS."""
+"""Sources of images by name: the embedded set, own folders, Hugging Face and TFDS."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.console import UserError
 from gsg_jax.data.folder import open_folder
+from gsg_jax.data.huggingface import PREFIX, open_huggingface
 from gsg_jax.data.source import ArraySource, Source
 from gsg_jax.data.tfds import open_tfds
 
@@ -34,7 +36,7 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
     decoded each time they are read.
 
     Args:
-      data: config group with name ("embedded", "folder" or a TFDS name), dir, train_split and
+      data: config group with name (of SOURCES, "hf:PATH" or a TFDS name), dir, train_split and
         test_split (TFDS splits; test_split '' for no test set) and memory_limit_mb (2**20 bytes).
       split: "train" or "test".
 
@@ -49,16 +51,46 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
         raise ValueError(f"split is {split!r}: it must be 'train' or 'test'")
     if split == "test" and not data.test_split:
         return None
-    if data.name in ("embedded", "folder"):
-        _check_split_names(data)
-    if data.name == "embedded":
-        with np.load(EMBEDDED_FILE, allow_pickle=False) as arrays:
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        return ArraySource("embedded", images, labels, FASHION_MNIST_CLASSES)
-    if data.name == "folder":
-        return open_folder(data.dir, split, data.memory_limit_mb)
-    tfds_split = data.train_split if split == "train" else data.test_split
-    return open_tfds(data.name, data.dir, tfds_split, data.memory_limit_mb)
+    if data.name in SOURCES:
+        return _checked(data.name, split, SOURCES[data.name](data, split))
+    split_name = data.train_split if split == "train" else data.test_split
+    if data.name.startswith(PREFIX):
+        return open_huggingface(data, split_name)
+    return open_tfds(data.name, data.dir, split_name, data.memory_limit_mb)
+
+
+def _checked(name: str, split: str, source: Source | None) -> Source | None:
+    """The source as it is; raises UserError if it is none."""
+    if source is None and split == "test":
+        return None
+    if source is None or not len(source):
+        raise UserError(f"--config.data.name={name}: has no images to train on: it needs some")
+    image = source.image(0)
+    if getattr(image, "dtype", None) != np.uint8 or np.ndim(image) != 3:
+        kind = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
+        raise UserError(
+            f"--config.data.name={name}: image(0) is {kind}: it must be uint8 [H, W, C]"
+        )
+    return source
+
+
+def _open_embedded(data: ConfigDict, split: str) -> Source:
+    _check_split_names(data)
+    with np.load(EMBEDDED_FILE, allow_pickle=False) as arrays:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    return ArraySource("embedded", images, labels, FASHION_MNIST_CLASSES)
+
+
+def _open_folder(data: ConfigDict, split: str) -> Source | None:
+    _check_split_names(data)
+    return open_folder(data.dir, split, data.memory_limit_mb)
+
+
+# Each function opens `config.data` as a source for "train" or "test".
+SOURCES: dict[str, Callable[[ConfigDict, str], Source | None]] = {
+    "embedded": _open_embedded,
+    "folder": _open_folder,
+}
 
 
 def _check_split_names(data: ConfigDict) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from functools import partial
 
+import flax.linen as nn
 import jax
 import ml_collections
 
@@ -11,15 +13,14 @@ from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.check_images import check_channels, check_patches
 from gsg_jax.config.load import from_record
 from gsg_jax.console import UsageError, UserError
-from gsg_jax.data.open import Source, open_source
+from gsg_jax.data.open import SOURCES, Source, open_source
 from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
-from gsg_jax.models.resnet import ResNet
-from gsg_jax.models.siamese import build_backbone, build_siamese, init_variables
-from gsg_jax.models.vit import ViT
+from gsg_jax.methods import METHODS
+from gsg_jax.models.siamese import BACKBONES, build_backbone, build_siamese, init_variables
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.integrity import saved_steps
-from gsg_jax.run.workdir import read_config
+from gsg_jax.run.workdir import file_of_part, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Encoder:
     kind: str
     run: ml_collections.ConfigDict
     step: int
-    backbone: ResNet | ViT
+    backbone: nn.Module
     params: dict
     batch_stats: dict
     mesh: jax.sharding.Mesh
@@ -69,31 +70,54 @@ class Encoder:
         return {"method": self.run.method.name, "encoder": self.kind, "step": self.step}
 
 
-def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def read_run(
+    config: ml_collections.ConfigDict, *, needs_data: bool = True
+) -> ml_collections.ConfigDict:
     """Returns the config of the run that an evaluation names, with the evaluation's data in it.
 
     Args:
       config: of an evaluation; reads `pretrained` and `data`, where "" means as in pretraining.
+      needs_data: whether the data will be opened.
 
     Raises:
-      UserError: if there is no run.
+      UserError: if there is no run, or an own part of it that is needed is not registered.
     """
-    run = read_record(pathlib.Path(config.pretrained).expanduser())
+    workdir = pathlib.Path(config.pretrained).expanduser()
+    run = read_record(workdir)
     for key in ("name", "dir", "train_split", "test_split", "crop"):
         run.data[key] = config.data[key] or run.data[key]
+    if needs_data:
+        _check_is_there(workdir, "dataset", run.data.name, SOURCES)
     return run
 
 
 def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads the config of a run; raises UserError if there is none or it is damaged."""
+    """Reads the config of a run; raises UserError if there is none or it is damaged.
+
+    An own method need not be there, since only its backbone is evaluated; an own backbone must.
+    """
     run = from_record(read_config(workdir))
     try:
-        check_pretraining(run)
+        _check_is_there(workdir, "backbone", run.model.backbone, BACKBONES)
+        is_own = file_of_part(workdir, "method", run.method.name)
+        check_pretraining(run, checks_method=run.method.name in METHODS or not is_own)
     except (UsageError, AttributeError, TypeError) as error:
         raise UserError(
             f"{workdir / 'config.json'} is damaged or of another version ({error}): restore it"
         ) from error
     return run
+
+
+def _check_is_there(workdir: pathlib.Path, kind: str, name: str, known: Collection[str]) -> None:
+    """Raises UserError if an own part of a run is not registered here.
+
+    The file that the run recorded is named and never run: it came with the folder.
+    """
+    if name not in known and (file := file_of_part(workdir, kind, name)):
+        raise UserError(
+            f"{workdir}: its {kind} {name!r} was registered by {file}, which was not given: add "
+            "--plugin=FILE with that file, or import it first in Python"
+        )
 
 
 def open_encoder(
@@ -153,7 +177,7 @@ def encoder_from(run: ml_collections.ConfigDict, variables: dict, step: int) -> 
     return Encoder("pretrained", run, step, _backbone(run.model), **variables, mesh=mesh)
 
 
-def _backbone(model: ml_collections.ConfigDict) -> ResNet | ViT:
+def _backbone(model: ml_collections.ConfigDict) -> nn.Module:
     # Fine-tuning's BatchNorm takes whole batches, whatever groups pretraining's took.
     return build_backbone(ml_collections.ConfigDict({**model, "bn_group_images": 0}))
 

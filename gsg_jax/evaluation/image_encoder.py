@@ -149,7 +149,7 @@ def open_run(workdir: Path) -> ImageEncoder:
     """
     config = evaluation("search")
     config.pretrained = str(workdir)
-    run = read_run(config)
+    run = read_run(config, needs_data=False)
     prepare = run_preparation(workdir, run)
     return ImageEncoder(workdir, encoder_of(config, run, prepare.channels), prepare)
 

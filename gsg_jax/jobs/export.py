@@ -16,6 +16,7 @@ from gsg_jax.interop.files import PARALLEL, write_checkpoint
 from gsg_jax.interop.imported import as_imported, read_imported, with_rest
 from gsg_jax.interop.layouts import to_tensors
 from gsg_jax.interop.onnx_graph import write_onnx
+from gsg_jax.models.resnet import RESNETS
 from gsg_jax.models.vit import VITS
 from gsg_jax.run.checkpoint import read_variables
 from gsg_jax.run.files import write_atomically
@@ -129,6 +130,8 @@ def _card_path(output: pathlib.Path) -> pathlib.Path:
 def _checked_layout(name: str, run: ml_collections.ConfigDict, folder: pathlib.Path) -> str:
     """Returns which of LAYOUTS an export takes."""
     is_vit = run.model.backbone in VITS
+    if not is_vit and run.model.backbone not in RESNETS:
+        raise UserError(f"{run.model.backbone}: an own backbone, for which no layout has names")
     if name == "reference":
         about = read_imported(folder)
         layout = about["layout"] if about else "simsiam"

@@ -64,7 +64,7 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
     Raises:
       UserError: if there is no run, or no checkpoint.
     """
-    run = read_run(config)
+    run = read_run(config, needs_data=False)
     check_checkpoint(config)
     run.data.crop = "host"  # the images differ in shape
     figures, missing, unfit = {}, [], {}

@@ -18,11 +18,20 @@ from gsg_jax.methods.decorrelation import (
 )
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
 from gsg_jax.methods.guided import check_pairing, guided_loss, source_views
-from gsg_jax.methods.method import EXTRAS, PREDICTORS, SOURCES, TARGETS, Method, Outputs
+from gsg_jax.methods.method import EXTRAS, PREDICTORS, SOURCES, TARGETS, Key, Method, Outputs
 from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 
+# Options that several methods have.
+_TEMPERATURE = {"temperature": Key(None, "of the softmax over similarities or classes", (0.01, 10))}
+_LOSS_SCALE = {"loss_scale": Key(None, "factor of the loss; 0: the method's own", (0, 1e3))}
+_CORRELATION = {
+    "correlation_decay": Key(None, "share of the running correlation that is kept", (0, 1)),
+    "eigenvalue_floor": Key(None, "added to the spectrum, relative to its largest", (0, 10)),
+}
+
 _LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
-_GUIDED = {"predictor": "mlp", "options": ("pairing",), "extras": _LINEAR}
+_PAIRING = {"pairing": Key(None, "how guided stop-gradient draws each image's reference")}
+_GUIDED = {"predictor": "mlp", "options": _PAIRING, "extras": _LINEAR}
 _GUIDED |= {"check": check_pairing, "select": source_views}
 
 METHODS = {
@@ -34,7 +43,7 @@ METHODS = {
         nt_xent_loss,
         target="online",
         predictor="none",
-        options=("temperature",),
+        options=_TEMPERATURE,
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
@@ -43,7 +52,8 @@ METHODS = {
         moco_loss,
         target="ema",
         predictor="none",
-        options=("temperature", "queue_size"),
+        options=_TEMPERATURE
+        | {"queue_size": Key(None, "earlier targets that are kept as negatives", (1, 1e8))},
         check=check_queue,
         init_memory=init_queue,
         extras=("ema_positive",),
@@ -52,7 +62,8 @@ METHODS = {
         barlow_twins_loss,
         target="online",
         predictor="none",
-        options=("off_diagonal_weight", "loss_scale"),
+        options=_LOSS_SCALE
+        | {"off_diagonal_weight": Key(None, "of the off-diagonal correlations", (0, 1e3))},
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
@@ -62,7 +73,12 @@ METHODS = {
         vicreg_loss,
         target="online",
         predictor="none",
-        options=("invariance_weight", "variance_weight", "covariance_weight", "loss_scale"),
+        options=_LOSS_SCALE
+        | {
+            "invariance_weight": Key(None, "of the distance between views", (0, 1e4)),
+            "variance_weight": Key(None, "of the variance term", (0, 1e4)),
+            "covariance_weight": Key(None, "of the covariance term", (0, 1e4)),
+        },
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
@@ -72,7 +88,10 @@ METHODS = {
         directpred_loss,
         target="ema",
         predictor="none",
-        options=("correlation_decay", "eigenvalue_floor", "predictor_every_steps"),
+        options=_CORRELATION
+        | {
+            "predictor_every_steps": Key(None, "steps between two closed-form predictors", (1, 1e6))
+        },
         init_memory=init_predictor,
         extras=EXTRAS,
     ),
@@ -80,14 +99,13 @@ METHODS = {
         surrogate_loss,
         target="ema",
         predictor="none",
-        options=(
-            "form",
-            "balance",
-            "loss_scale",
-            "temperature",
-            "eigenvalue_floor",
-            "correlation_decay",
-        ),
+        options=_TEMPERATURE
+        | _LOSS_SCALE
+        | _CORRELATION
+        | {
+            "form": Key(None, "the gradient of the family that UniGrad takes"),
+            "balance": Key(None, "weight of the negative gradient; 0: the form's own", (0, 1e6)),
+        },
         check=check_form,
         init_memory=init_correlation,
         extras=EXTRAS,
@@ -97,13 +115,13 @@ METHODS = {
         dino_loss,
         target="ema",
         predictor="none",
-        options=(
-            "temperature",
-            "target_temperature",
-            "first_target_temperature",
-            "temperature_warmup_steps",
-            "centre_momentum",
-        ),
+        options=_TEMPERATURE
+        | {
+            "target_temperature": Key(None, "of the target's softmax", (0.01, 10)),
+            "first_target_temperature": Key(None, "the same at step 0", (0.01, 10)),
+            "temperature_warmup_steps": Key(None, "steps from the first to the last", (0, 1e9)),
+            "centre_momentum": Key(None, "share of the running centre that is kept", (0, 1)),
+        },
         check=check_dino,
         init_memory=init_centre,
         extras=_LINEAR,
@@ -112,10 +130,13 @@ METHODS = {
         twist_loss,
         target="online",
         predictor="none",
-        options=("sharpness_weight", "diversity_weight"),
+        options={
+            "sharpness_weight": Key(None, "of the entropy of each image's classes", (0, 1e3)),
+            "diversity_weight": Key(None, "of the entropy of the mean over a batch", (0, 1e3)),
+        },
         check=check_two_views,
         stop_gradient=False,
     ),
 }
 
-__all__ = ["METHODS", "PREDICTORS", "SOURCES", "TARGETS", "Method", "Outputs"]
+__all__ = ["METHODS", "PREDICTORS", "SOURCES", "TARGETS", "Key", "Method", "Outputs"]

@@ -1,7 +1,7 @@
 """The contract of a method: one pure loss of the branch outputs, and the choices around it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,30 @@ PREDICTORS = ("mlp", "none")
 SOURCES = ("all", "selected")
 # What a loss may support beside whole views against one target branch.
 EXTRAS = ("local_views", "cutmix", "ema_positive")
+
+
+class Key(NamedTuple):
+    """One key of a config.
+
+    Attributes:
+      default: its value unless a recipe or a config says otherwise; None if every config that has
+        the key gives a value. Its type is the type of the key.
+      meaning: what it is, in one line.
+      limits: the smallest and the largest value of a number, or of each number of a tuple; the
+        choices of a text, or the table whose names they are; () if whoever reads the value checks
+        it.
+      length: how many numbers a tuple has; 0 is any number but none.
+      is_ordered: whether the first number of a tuple must not exceed the second.
+      may_change: when it may differ from the record of the run that is resumed, as
+        gsg_jax.config.keys counts it; "" in a row there is its group's, of an option never.
+    """
+
+    default: Any
+    meaning: str
+    limits: Collection = ()
+    length: int = 0
+    is_ordered: bool = False
+    may_change: str = ""
 
 
 class CutMix(NamedTuple):
@@ -78,7 +102,8 @@ class Method:
       target: "online" (weight-sharing), "ema", or "ema_positive" (the EMA branch gives positives,
         the online branch negatives); what `method.target="auto"` means.
       predictor: "mlp" or "none"; what `method.predictor="auto"` means.
-      options: names of the `config.method` keys that the loss takes as keyword arguments.
+      options: the `config.method` keys that the loss takes as keyword arguments, with their
+        default, limits and meaning.
       check: raises ValueError if the options, the number of views, the target and the stop-gradient
         do not fit together.
       init_memory: (key, width=D, **options) -> the method's state before the first step.
@@ -93,7 +118,7 @@ class Method:
     loss: LossFn
     target: str
     predictor: str
-    options: tuple[str, ...] = ()
+    options: Mapping[str, Key] = dataclasses.field(default_factory=dict)
     check: Callable[..., None] | None = None
     init_memory: Callable[..., Memory] = no_memory
     stop_gradient: bool = True

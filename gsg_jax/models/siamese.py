@@ -1,6 +1,6 @@
 """The two branches: backbone -> projector -> predictor; the target has no predictor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,6 @@ from gsg_jax.models.heads import Predictor, Projector
 from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm, Norm
 from gsg_jax.models.resnet import RESNETS, ResNet
 from gsg_jax.models.vit import VITS, ViT
-
-BACKBONES = (*RESNETS, *VITS)
 
 
 class Siamese(nn.Module):
@@ -109,23 +107,33 @@ def image_channels(model: ml_collections.ConfigDict, backbone: Mapping[str, Any]
     """Returns the channels of a network's images, from the parameters of its backbone."""
     if "patch_embed" in backbone:
         return backbone["patch_embed"]["kernel"].shape[0] // model.patch_size**2
-    return backbone["conv1"]["kernel"].shape[2]
+    if model.backbone in RESNETS:
+        return backbone["conv1"]["kernel"].shape[2]
+    # An own backbone: some convolution takes the images themselves.
+    inputs = {x.shape[2] for x in jax.tree.leaves(backbone) if len(x.shape) == 4}
+    return 1 if 1 in inputs and 3 not in inputs else 3
 
 
-def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> ResNet | ViT:
+def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> nn.Module:
     """Builds the backbone of `config.model`; `num_views` an image count in training mode only."""
-    dtype = jnp.dtype(model.dtype)
-    if model.backbone in VITS:
-        return ViT(
-            *VITS[model.backbone],
-            patch_size=model.patch_size,
-            pooling=model.pooling,
-            positions=model.positions,
-            freeze_patches=model.freeze_patches,
-            drop_path=model.drop_path,
-            recompute=model.recompute,
-            dtype=dtype,
-        )
+    return BACKBONES[model.backbone](model, _norm(model, model.norm, num_views))
+
+
+def _vit(model: ml_collections.ConfigDict, norm: Norm) -> ViT:
+    del norm
+    return ViT(
+        *VITS[model.backbone],
+        patch_size=model.patch_size,
+        pooling=model.pooling,
+        positions=model.positions,
+        freeze_patches=model.freeze_patches,
+        drop_path=model.drop_path,
+        recompute=model.recompute,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def _resnet(model: ml_collections.ConfigDict, norm: Norm) -> ResNet:
     block, stage_sizes = RESNETS[model.backbone]
     return ResNet(
         block,
@@ -134,11 +142,18 @@ def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> R
         stem=model.stem,
         stem_stride=model.stem_stride,
         zero_init_residual=model.zero_init_residual,
-        norm=_norm(model, model.norm, num_views),
+        norm=norm,
         weight_standardization=model.weight_standardization,
         recompute=model.recompute,
-        dtype=dtype,
+        dtype=jnp.dtype(model.dtype),
     )
+
+
+# Each function makes a backbone of `config.model` and of what makes its normalisation layers.
+BACKBONES: dict[str, Callable[[ml_collections.ConfigDict, Norm], nn.Module]] = {
+    **dict.fromkeys(RESNETS, _resnet),
+    **dict.fromkeys(VITS, _vit),
+}
 
 
 def frozen_params(model: ml_collections.ConfigDict) -> tuple[tuple[str, ...], ...]:

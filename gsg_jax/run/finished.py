@@ -43,7 +43,7 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if config.run.report and not report.exists():
         return None
     check_pretraining(config)
-    claim(workdir, resolve(config))
+    claim(workdir, resolve(config), will_train=False)
     for name, names in (("metrics.jsonl", ()), ("throughput.jsonl", TIMED)):
         read_lines(workdir / name, names)
     if (baselines := workdir / "baselines.json").exists():

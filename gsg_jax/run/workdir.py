@@ -6,21 +6,25 @@ from ml_collections import ConfigDict
 
 from gsg_jax.config.keys import GROUPS, RETIRED, free_keys
 from gsg_jax.config.load import as_json, differences
+from gsg_jax.config.own import own_parts
 from gsg_jax.config.recipes import RECIPES, pretraining
-from gsg_jax.console import UsageError, UserError
+from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.run.files import read_object, write_atomically
 
 # The folder that describes an imported checkpoint.
 IMPORTED = "imported"
+# The text of the files that registered the run's own parts: kept to be read, and never run.
+OWN_PARTS = "own_parts.txt"
+_TEXT_FOLLOWS = "\n# The text of"
 # What a run writes besides its record.
 FOLDERS = ("checkpoints", "tensorboard")
 FIGURES = "figures.json"  # the last line of a complete run
 WRITTEN = (*FOLDERS, "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json", FIGURES)
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict, *, will_train: bool = True) -> None:
     """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
 
     The keys that config/keys.py lets change may differ; the record then holds their new values. The
@@ -29,6 +33,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     Args:
       workdir: DIR.
       config: resolved.
+      will_train: whether the text of own parts is recorded, since a step will be made of it.
 
     Raises:
       UserError: if DIR cannot be written, holds another run's config, holds something else, or is
@@ -38,6 +43,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     if is_writer():
         _check_record(workdir, record_path, config)
         write_record(record_path, config)
+        if will_train:
+            _record_own_parts(workdir, config)
     wait_for_hosts("the workdir is claimed")
     if is_writer():
         return
@@ -69,6 +76,32 @@ def _check_record(workdir: pathlib.Path, record_path: pathlib.Path, config: Conf
             f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
             "give another --workdir"
         )
+
+
+def _record_own_parts(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the text of own parts beside the record; warns if the run began with another."""
+    parts, path = own_parts(config), workdir / OWN_PARTS
+    if not parts:
+        return
+    lines = [f"# {kind} {name}: {origin.file}" for (kind, name), origin in parts.items()]
+    texts = [f"{_TEXT_FOLLOWS} {pathlib.Path(x.file).name}:\n\n{x.text}" for x in parts.values()]
+    text = "\n".join([*lines, *dict.fromkeys(texts)])
+    if path.exists():
+        before = path.read_text(encoding="utf-8")
+        if before.partition(_TEXT_FOLLOWS)[2] != text.partition(_TEXT_FOLLOWS)[2]:
+            files = ", ".join(dict.fromkeys(origin.file for origin in parts.values()))
+            say(f"warning: {files} has changed since this run last started; it goes on with it")
+    write_atomically(path, text)
+
+
+def file_of_part(workdir: pathlib.Path, kind: str, name: str) -> str:
+    """Returns the file that registered a run's own part, for people; "" if it is not recorded."""
+    path = workdir / OWN_PARTS
+    if not path.is_file():
+        return ""
+    start = f"# {kind} {name}: "
+    lines = path.read_text(encoding="utf-8", errors="replace").partition(_TEXT_FOLLOWS)[0]
+    return "".join(x.removeprefix(start) for x in lines.splitlines() if x.startswith(start))
 
 
 def claim_for_evaluation(workdir: pathlib.Path, config: ConfigDict, digest: str) -> None:

@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 from rich.console import Console
 
 from gsg_jax.config.evaluations import evaluation
+from gsg_jax.config.own import run_plugin
 from gsg_jax.console import UsageError, UserError, explain, say
 from gsg_jax.data.decode import read_photo
 from gsg_jax.devices.compile_cache import use_compile_cache
@@ -104,7 +105,16 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
         "--show", metavar="N", type=int, help="outliers, or groups of duplicates, to show (20)"
     )
     parser.add_argument("--sheet", metavar="FILE", help="the contact sheet (a file in DIR/search)")
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="registers the run's own backbone or data set; may be given again",
+    )
     arguments = parser.parse_args(argv)
+    for path in arguments.plugin:
+        run_plugin(path)
     modes = [mode for mode in MODES if getattr(arguments, mode)]
     if len(modes) != 1:
         raise UsageError(
@@ -176,7 +186,7 @@ def _opened(
     """
     config = evaluation("search")
     config.pretrained = str(arguments.workdir)
-    run = read_run(config)
+    run = read_run(config, needs_data=arguments.folder is None)
     check_checkpoint(config)
     prepare = run_preparation(arguments.workdir, run)
     queries = [prepare(read_photo(path, prepare.channels)) for path in arguments.image]

@@ -11,7 +11,7 @@ from gsg_jax import jobs
 from gsg_jax.config import evaluations
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.command_line import parse_flags
-from gsg_jax.config.keys import KEYS, OPTIONS
+from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import as_json, flat, resolve
 from gsg_jax.config.recipes import RECIPES
 from gsg_jax.console import UserError
@@ -81,7 +81,7 @@ SOURCES = "".join(
 )
 
 
-@pytest.mark.parametrize("key", {**KEYS, **OPTIONS, **evaluations.KEYS})
+@pytest.mark.parametrize("key", {**KEYS, **option_keys(), **evaluations.KEYS})
 def test_every_key_is_named_where_it_is_read(key):
     """The two tests below, which are extended, see that it is read."""
     name = key.rpartition(".")[2]

@@ -6,7 +6,7 @@ import pytest
 
 from gsg_jax.config import evaluations
 from gsg_jax.config.check import check_evaluation
-from gsg_jax.config.keys import KEYS, OPTIONS, free_keys
+from gsg_jax.config.keys import KEYS, free_keys, option_keys
 from gsg_jax.config.load import FIXED_KEYS, flat
 from gsg_jax.config.recipes import RECIPES
 from tests.runs import METHOD_CONFIGS
@@ -17,7 +17,7 @@ CHECKED_BY_THEIR_READER = {
     *("data.name", "data.dir", "data.train_split", "data.test_split"),
     *("method.pairing", "method.form", "run.wandb_project"),
 }
-LIMITED = KEYS | OPTIONS
+LIMITED = KEYS | option_keys()
 NUMBERS = [key for key, row in LIMITED.items() if row.limits and key not in CHECKED_BY_THEIR_READER]
 TEXTS = [key for key in NUMBERS if isinstance(LIMITED[key].default, str)]
 TUPLES = [key for key in NUMBERS if isinstance(LIMITED[key].default, tuple)]
@@ -78,7 +78,7 @@ def test_a_tuple_of_wrong_length_kind_or_size_is_refused_by_name(key):
 
 @pytest.mark.parametrize("key", TEXTS)
 def test_a_wrong_choice_names_the_right_ones_and_the_nearest(key):
-    nearest = LIMITED[key].limits[-1]
+    nearest = tuple(LIMITED[key].limits)[-1]
     config = load()
     config.update_from_flattened_dict({key: nearest + "x"})
     message = refusal(config)
