@@ -26,8 +26,10 @@ __version__ = "0.1.0"
 __all__ = [
     "UsageError",
     "UserError",
+    "evaluate",
     "get_config",
     "load",
+    "pretrain",
     "register_backbone",
     "register_dataset",
     "register_method",
@@ -94,10 +96,10 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> "Config
       UsageError: if there is no such config, recipe or key, or a value has a wrong type.
 
     Examples:
-      >>> config = gsg_jax.get_config("configs/simsiam_gsg.py:folder", {"data.dir": "photos"})
+      >>> config = gsg_jax.get_config("simsiam_gsg:folder", {"data.dir": "photos"})
       >>> config.method.name, config.data.dir
       ('simsiam_gsg', 'photos')
-      >>> gsg_jax.get_config("configs/simsiam_gsg.py", {"run.epochs": 2})
+      >>> gsg_jax.get_config("simsiam_gsg", {"run.epochs": 2})
       Traceback (most recent call last):
       gsg_jax.console.UsageError: --config.run.epochs: there is no such key; did you mean ...
     """
@@ -106,6 +108,63 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> "Config
     config = load_config(name)
     override(config, overrides or {})
     return config
+
+
+def pretrain(config: "ConfigDict | str", workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Pretrains, or resumes the run in the folder, as the command line does.
+
+    Args:
+      config: of get_config, or its name.
+      workdir: folder of the run.
+
+    Returns:
+      The figures that the command line ends with, such as loss, knn_top1 and state_digest. Ctrl-C
+      and SIGTERM save and stop the run: `step` is then less than `num_steps`.
+
+    Raises:
+      UserError: if the run cannot start or continue.
+
+    Examples:
+      >>> config = gsg_jax.get_config("simsiam_gsg", {"run.num_epochs": 2})
+      >>> figures = gsg_jax.pretrain(config, "runs/mine")
+      >>> figures["step"] == figures["num_steps"]
+      True
+    """
+    config = get_config(config) if isinstance(config, str) else config
+    if config.get("job") != "pretrain":
+        raise UsageError(f"the config's job is {config.get('job')}, not pretrain: use evaluate")
+    return _run(config, workdir)
+
+
+def evaluate(
+    workdir: str | os.PathLike[str], name: str, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Evaluates a run as the command line does.
+
+    Args:
+      workdir: folder of the run; what an evaluation writes goes to a folder in it.
+      name: "knn", "linear", "finetune", "transfer", "features", "evaluate_all", "report", or the
+        file of another evaluation; a recipe may follow after a colon.
+      overrides: other values of its config, as in get_config.
+
+    Returns:
+      The figures that the command line ends with.
+
+    Raises:
+      UserError: if the run cannot be evaluated.
+
+    Examples:
+      >>> figures = gsg_jax.evaluate("runs/mine", "knn", {"eval.knn_k": (20,)})
+      >>> 0 <= figures["knn_top1"] <= 1
+      True
+    """
+    from gsg_jax.config.command_line import default_workdir
+
+    config = get_config(name)
+    if "pretrained" not in config:
+        raise UsageError(f"{name} is no evaluation of a run: take for example knn or linear")
+    config = get_config(name, {"pretrained": os.path.expanduser(workdir), **(overrides or {})})
+    return _run(config, default_workdir(name, config))
 
 
 def register_method(name: str, method: "Method") -> None:
@@ -192,3 +251,18 @@ def register_dataset(name: str, opener: Callable[["ConfigDict", str], "Source | 
     from gsg_jax.config import own
 
     own.register_dataset(name, opener)
+
+
+def _run(config: "ConfigDict", workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    from absl import logging
+
+    from gsg_jax.devices.mesh import give_fake_devices_threads
+    from gsg_jax.main import run_job
+
+    give_fake_devices_threads()
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback for every error
+    try:
+        return run_job(config, pathlib.Path(os.path.expanduser(workdir)))
+    finally:
+        logging.set_verbosity(before)

@@ -69,11 +69,7 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
             print(as_text(config), end="")
             return 0
         join_hosts(hosts, ask_cluster)
-        figures = None
-        if config.get("job") == "pretrain" and not are_several():
-            figures = read_finished(workdir, config)
-        if figures is None:
-            figures = _run_job(config, workdir)
+        figures = run_job(config, workdir)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if not explained:
@@ -86,9 +82,16 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
     return 0
 
 
-def _run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Runs a job, whose imports take two seconds that a finished run does without."""
-    from gsg_jax.jobs import JOBS, ON_ONE_HOST
+def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Runs the job of a config, and returns the figures of its last line.
+
+    Raises:
+      UserError: if it cannot start or continue.
+    """
+    if config.get("job") == "pretrain" and not are_several():
+        if figures := read_finished(workdir, config):
+            return figures
+    from gsg_jax.jobs import JOBS, ON_ONE_HOST  # here: they take two seconds to import
 
     if config.get("job") not in tuple(JOBS):
         raise UsageError(f"the config's job must be one of {', '.join(JOBS)}")

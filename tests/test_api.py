@@ -1,5 +1,6 @@
 """The package from Python: its examples are true, and its imports are cheap."""
 
+import ast
 import doctest
 import os
 import shutil
@@ -16,7 +17,7 @@ from gsg_jax.config.load import flat
 from gsg_jax.interop.layouts import LAYOUTS
 from tests.interop.checkpoints import SHAPES, tensors
 from tests.own import forgotten
-from tests.runs import ROOT, config, done
+from tests.runs import ROOT, TINY, assert_same, config, done, job, tiny
 from tests.small import load, save_untrained, small_config
 
 EXAMPLES = {
@@ -35,7 +36,6 @@ def run(tmp_path_factory):
 def folder(run, tmp_path, monkeypatch):
     """What the examples read, in the folder that the process is in."""
     shutil.copytree(run, tmp_path / "runs" / "quickstart")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     pixels = np.random.default_rng().integers(0, 256, (3, 20, 30, 3)).astype(np.uint8)
     for path in ("a.jpg", "b.png", "photos/1.jpg", "photos/2.png", "photos/more/3.webp"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -44,13 +44,75 @@ def folder(run, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+def check_examples(*names):
+    """Runs the examples of docstrings, one after the other, in the folder of the process."""
+    runner, told = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), []
+    for name in names:
+        EXAMPLES[name].globs = {"gsg_jax": gsg_jax}
+        with forgotten():
+            assert runner.run(EXAMPLES[name], out=told.append).attempted and not told, "".join(told)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - {"pretrain", "evaluate"}))
 def test_the_examples_of_a_docstring_are_true(folder, name):
-    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    runner, told = doctest.DocTestRunner(optionflags=flags), []
-    EXAMPLES[name].globs = {"gsg_jax": gsg_jax}
-    with forgotten():
-        assert runner.run(EXAMPLES[name], out=told.append).attempted and not told, "".join(told)
+    check_examples(name)
+
+
+def tiny_values(images):
+    """TINY as overrides of a config, with the images of a run."""
+    flags = [flag.removeprefix("--config.").partition("=") for flag in TINY]
+    values = {key: ast.literal_eval(value.capitalize()) for key, _, value in flags}
+    return values | {"data.name": "folder", "data.dir": str(images)}
+
+
+@pytest.mark.extended
+def test_the_examples_of_training_are_true(folder, images, monkeypatch):
+    """On a tiny network and few images."""
+    get_config = gsg_jax.get_config
+
+    def tiny_config(name, overrides=None):
+        return get_config(name, tiny_values(images) if name == "simsiam_gsg" else overrides)
+
+    monkeypatch.setattr(gsg_jax, "get_config", tiny_config)
+    check_examples("pretrain", "evaluate")
+
+
+@pytest.mark.extended
+def test_a_run_from_python_is_that_of_the_command_line(images, tmp_path, capsys):
+    wanted, _ = done(*tiny("simsiam_gsg", images, tmp_path / "commands"))
+    config = gsg_jax.get_config("simsiam_gsg", tiny_values(images))
+    figures = gsg_jax.pretrain(config, str(tmp_path / "python"))
+    assert_same(tmp_path / "python", figures, tmp_path / "commands", wanted)
+    assert gsg_jax.pretrain(config, tmp_path / "python") == figures  # nothing is left to do
+    run = f"--config.pretrained={tmp_path / 'commands'}"
+    knn, _ = done(*job("knn", run, "--config.eval.knn_k=(3,7)"))
+    assert gsg_jax.evaluate(tmp_path / "python", "knn", {"eval.knn_k": (3, 7)}) == knn
+    gsg_jax.evaluate(tmp_path / "python", "features")
+    assert (tmp_path / "python/features/train.npz").is_file()
+    with pytest.raises(gsg_jax.UserError, match="holds a run of another config"):
+        gsg_jax.pretrain("simsiam_gsg", tmp_path / "python")
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: gsg_jax.pretrain("knn", "w"), "the config's job is knn, not pretrain"),
+        (lambda: gsg_jax.pretrain("simsiam_gs", "w"), "did you mean simsiam_gsg?"),
+        (lambda: gsg_jax.evaluate("w", "simsiam_gsg"), "simsiam_gsg is no evaluation of a run"),
+        (lambda: gsg_jax.evaluate("w", "knn", {"eval.k": 3}), "did you mean --config.eval.knn_k?"),
+        (lambda: gsg_jax.evaluate("w", "knn"), "w holds no run (no config.json)"),
+        (lambda: gsg_jax.evaluate("w", "linear", {"protocol": "x"}), "--config.protocol=x: take"),
+    ],
+)
+def test_what_cannot_be_run_is_an_error_of_one_line_and_writes_nothing(
+    tmp_path, monkeypatch, call, said
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(gsg_jax.UserError) as error:
+        call()
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_importing_the_package_imports_neither_jax_nor_numpy():
@@ -161,11 +223,10 @@ def test_what_cannot_be_loaded_is_named_in_one_line(folder, path, said):
 def test_a_config_is_that_of_the_file_with_other_values():
     values = {"run.num_epochs": 3, "optim.learning_rate": 1, "data.dir": ROOT}
     values |= {"views.crop_area": [0.3, 0.9], "run.report": False}
-    path = f"{ROOT}/configs/simsiam_gsg.py"
-    found, plain = flat(gsg_jax.get_config(path, values)), flat(load())
+    found, plain = flat(gsg_jax.get_config("simsiam_gsg", values)), flat(load())
     wanted = values | {"data.dir": str(ROOT), "views.crop_area": (0.3, 0.9)}
     assert found == plain | wanted and isinstance(found["optim.learning_rate"], float)
-    assert flat(gsg_jax.get_config(f"{path}:folder")) == flat(load("simsiam_gsg", "folder"))
+    assert flat(gsg_jax.get_config("simsiam_gsg:folder")) == flat(load("simsiam_gsg", "folder"))
 
 
 @pytest.mark.parametrize(
@@ -183,5 +244,5 @@ def test_a_config_is_that_of_the_file_with_other_values():
 )
 def test_a_wrong_value_is_refused_in_one_line(values, said):
     with pytest.raises(gsg_jax.UsageError) as error:
-        gsg_jax.get_config(f"{ROOT}/configs/simsiam_gsg.py", values)
+        gsg_jax.get_config("simsiam_gsg", values)
     assert said in str(error.value) and "\n" not in str(error.value)
