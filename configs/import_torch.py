@@ -3,7 +3,7 @@
     python -m gsg_jax.main --config=configs/import_torch.py[:RECIPE] --config.checkpoint=FILE \
         --workdir=DIR
 
-FILE is .safetensors, or .pth, .pth.tar, .pt, .bin of torch.save (pip install -e '.[torch]'), in one
+FILE is .safetensors, or .pth, .pth.tar, .pt, .bin of torch.save (pip install 'gsg_jax[torch]'), in one
 of the layouts of gsg_jax.interop.layouts.LAYOUTS, recognised by the names of its tensors. RECIPE,
 one of pretraining's, gives what the tensors do not: images, views, schedule.
 

@@ -103,11 +103,6 @@ def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
 
 def run_process(program: Callable[[list[str]], int]) -> None:
     """Makes this process a program: runs it on sys.argv, and ends with its exit status."""
-    # A worker process would import the program that these two name, which takes seconds and 300
-    # MiB. __file__ is deleted because None makes `inspect` fail, which wandb's imports call.
-    started = sys.modules["__main__"]
-    started.__spec__ = None
-    vars(started).pop("__file__", None)
     # Orbax logs a traceback of every error that it raises, and leaves some to asyncio.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

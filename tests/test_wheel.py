@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+from PIL import Image
 
 from tests.runs import ROOT, write_images
 
@@ -97,6 +98,12 @@ def test_an_installed_wheel_trains_evaluates_and_searches(place):
     assert json.loads(out.splitlines()[-1])["job"] == "knn"
     out, _ = run(command, "search", "w", "--folder=photos", "--duplicates", cwd=work)
     assert json.loads(out.splitlines()[-1])["num_images"] == 48
+    photo, *_, other = sorted((work / "photos").rglob("*.png"))
+    Image.open(photo).save(work / "a.jpg")
+    shutil.copy(other, work / "b.png")
+    embed = "import gsg_jax; print(gsg_jax.load('w').embed(['a.jpg', 'b.png']).shape)"
+    shape, _ = run(python, "-c", embed, cwd=work)
+    assert shape == "(2, 192)\n"
     again = ("simsiam_gsg", "--config.run.num_steps=20", "--workdir=w")
     _, err = run(command, *again, cwd=work)
     assert "nothing is left to train" in err

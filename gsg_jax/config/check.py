@@ -115,7 +115,7 @@ def _check_method(config: ConfigDict) -> None:
         if option not in method:
             raise UsageError(
                 f"--config.method.name={method.name}: reads method.{option}, which this config "
-                f"lacks; use --config=configs/{method.name}.py, or your own config of this method"
+                f"lacks; use --config={method.name}, or your own config of this method"
             )
     target = row.target if method.target == "auto" else method.target
     _check_extras(config, target, row)

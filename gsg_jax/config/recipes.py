@@ -1,7 +1,7 @@
 """Recipes: what the data, network sizes and schedule of a named experiment change in KEYS.
 
 Every config in configs/ that pretrains takes each of these names after a colon, as in
-`configs/simsiam_gsg.py:cifar10`. A config sets the method; a recipe sets everything else.
+`simsiam_gsg:cifar10`. A config sets the method; a recipe sets everything else.
 """
 
 import difflib

@@ -110,7 +110,7 @@ def read_features(path: pathlib.Path) -> LabelledFeatures:
       UserError: if there is no such file, it is damaged, or its arrays do not fit together.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path}: make it with --config=configs/features.py")
+        raise UserError(f"there is no {path}: make it with --config=features")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             h, label = arrays["h"], arrays["label"]

@@ -133,7 +133,7 @@ def import_torch(why: str):
         import torch
     except ImportError as error:
         raise UserError(
-            f"{why}, which needs PyTorch: pip install -e '.[torch]', or take .safetensors"
+            f"{why}, which needs PyTorch: pip install 'gsg_jax[torch]', or take .safetensors"
         ) from error
     return torch
 

@@ -33,7 +33,7 @@ def write_onnx(
         import onnx
     except ImportError as error:
         raise UserError(
-            "--config.layout=onnx: needs the onnx package: pip install -e '.[onnx]'"
+            "--config.layout=onnx: needs the onnx package: pip install 'gsg_jax[onnx]'"
         ) from error
     is_vit = run.model.backbone in VITS
     graph = _Graph(onnx, tensors)

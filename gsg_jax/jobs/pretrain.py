@@ -45,6 +45,6 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     except (UserError, OSError) as error:
         say(
             f"warning: the run is done, but not its report ({error}): fix that, then make it by "
-            f"--config=configs/report.py --config.pretrained={workdir}"
+            f"--config=report --config.pretrained={workdir}"
         )
     return figures

@@ -144,7 +144,7 @@ class CollapseWatch:
         advice = {
             "--config.method.stop_gradient=true": row.stop_gradient and not method.stop_gradient,
             "--config.method.predictor=mlp": (row.predictor, method.predictor) == ("mlp", "none"),
-            f"--config=configs/{guided}.py (guided stop-gradient)": guided in METHODS,
+            f"--config={guided} (guided stop-gradient)": guided in METHODS,
             "--config.method.target=ema": row.stop_gradient and method.target == "online",
             f"a lower --config.optim.learning_rate (now {rate:g})": True,
         }

@@ -81,9 +81,9 @@ def test_a_resumed_run_remembers_its_highest_rank():
     [
         ("simsiam", {"stop_gradient": False}, "--config.method.stop_gradient=true", None),
         ("simsiam", {"predictor": "none"}, "--config.method.predictor=mlp", "stop_gradient"),
-        ("simsiam", {}, "--config=configs/simsiam_gsg.py", "predictor=mlp"),
+        ("simsiam", {}, "--config=simsiam_gsg ", "predictor=mlp"),
         ("byol_gsg", {}, "learning_rate (now 2)", "target=ema"),
-        ("simsiam_gsg", {}, "--config.method.target=ema", "_gsg.py"),
+        ("simsiam_gsg", {}, "--config.method.target=ema", "--config=simsiam_gsg "),
     ],
 )
 def test_the_warning_says_what_to_try(method, overrides, advice, not_advised):
