@@ -3,9 +3,9 @@
     python -m gsg_jax.main --config=configs/import_torch.py[:RECIPE] --config.checkpoint=FILE \
         --workdir=DIR
 
-FILE is .safetensors, or .pth, .pth.tar, .pt, .bin of torch.save (pip install 'gsg_jax[torch]'), in one
-of the layouts of gsg_jax.interop.layouts.LAYOUTS, recognised by the names of its tensors. RECIPE,
-one of pretraining's, gives what the tensors do not: images, views, schedule.
+FILE is .safetensors, or .pth, .pth.tar, .pt, .bin of torch.save (pip install 'gsg_jax[torch]'), in
+one of the layouts of gsg_jax.interop.layouts.LAYOUTS, recognised by the names of its tensors.
+RECIPE, one of pretraining's, gives what the tensors do not: images, views, schedule.
 
 Source: the layouts are those of torchvision, timm and the papers' own checkpoints.
 """
