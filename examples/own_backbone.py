@@ -1,7 +1,6 @@
-r"""An own backbone, for any method: a plain convolutional network.
+"""An own backbone, for any method: a plain convolutional network.
 
-    python -m gsg_jax.main --config=configs/simsiam_gsg.py --plugin=examples/own_backbone.py \
-        --config.model.backbone=plain_cnn [--workdir=DIR]
+    gsg-jax simsiam_gsg --plugin=examples/own_backbone.py --config.model.backbone=plain_cnn
 
 Evaluations of the run need the same --plugin.
 """

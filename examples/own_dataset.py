@@ -1,7 +1,6 @@
-r"""An own data set, for any method and evaluation: drawings of circles and squares.
+"""An own data set, for any method and evaluation: drawings of circles and squares.
 
-    python -m gsg_jax.main --config=configs/simsiam_gsg.py --plugin=examples/own_dataset.py \
-        --config.data.name=shapes [--workdir=DIR]
+    gsg-jax simsiam_gsg --plugin=examples/own_dataset.py --config.data.name=shapes
 
 Evaluations of the run need the same --plugin.
 """

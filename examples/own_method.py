@@ -1,6 +1,6 @@
 """An own method in one file, which is its config too: alignment and uniformity.
 
-    python -m gsg_jax.main --config=examples/own_method.py[:RECIPE] [--workdir=DIR]
+    gsg-jax examples/own_method.py[:RECIPE] [--workdir=DIR]
 
 Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), section 4.
 """

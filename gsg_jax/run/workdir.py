@@ -87,7 +87,7 @@ def _record_own_parts(workdir: pathlib.Path, config: ConfigDict) -> None:
     texts = [f"{_TEXT_FOLLOWS} {pathlib.Path(x.file).name}:\n\n{x.text}" for x in parts.values()]
     text = "\n".join([*lines, *dict.fromkeys(texts)])
     if path.exists():
-        before = path.read_text(encoding="utf-8")
+        before = path.read_text(encoding="utf-8", errors="replace")
         if before.partition(_TEXT_FOLLOWS)[2] != text.partition(_TEXT_FOLLOWS)[2]:
             files = ", ".join(dict.fromkeys(origin.file for origin in parts.values()))
             say(f"warning: {files} has changed since this run last started; it goes on with it")

@@ -14,6 +14,7 @@ from gsg_jax.config.load import load_config, resolve
 from gsg_jax.console import UsageError, UserError
 from gsg_jax.data.open import open_source
 from gsg_jax.data.source import ArraySource
+from gsg_jax.data.workers import Processes
 from gsg_jax.evaluation.encoder import read_record
 from gsg_jax.methods import METHODS, Key, Method, Outputs
 from gsg_jax.models.siamese import build_backbone
@@ -241,3 +242,22 @@ def test_a_plugin_that_is_missing_or_fails_is_one_line(tmp_path):
     flag = config("simsiam")
     assert "there is no such file" in refused(flag, "--plugin=none.py", status=2)
     assert "line 3: ZeroDivisionError" in refused(flag, f"--plugin={broken}", status=2)
+
+
+def test_a_file_may_define_modules_and_sources_and_the_sources_are_not_handed_to_workers(tmp_path):
+    path = tmp_path / "parts.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "import flax.linen as nn, gsg_jax, numpy as np\n"
+        "class Mine(nn.Module):\n"
+        "    width: int\n"
+        "class Set:\n"
+        "    def __len__(self): return 1\n"
+        "    def image(self, i): return np.zeros((2, 2, 3), np.uint8)\n"
+        "gsg_jax.register_backbone('mine', lambda model, norm: Mine(model.width))\n"
+        "gsg_jax.register_dataset('mine', lambda data, split: Set())\n"
+    )
+    parsed(config("simsiam"), f"--plugin={path}")
+    source = open_source(data_config("mine", ""), "train")
+    with pytest.raises(UserError, match="cannot be handed to worker processes"):
+        Processes(source.image, 1)
