@@ -16,6 +16,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
     config = recipes.evaluation("evaluate_all", recipe)
     recipes.add_knn(config)
+    recipes.add_few_label(config)
     recipes.add_probe(config)
     recipes.add_lbfgs(config)
     recipes.add_finetuning(config)

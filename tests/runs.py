@@ -45,6 +45,7 @@ TINY = (
     "--config.eval.knn_every_epochs=2",
     "--config.eval.knn_k=3",
     "--config.eval.batch_size=16",
+    "--config.eval.few_label=false",
     "--config.eval.min_rank_share=0",
     "--config.eval.min_projection_std=0",
     "--config.run.num_steps=10",

@@ -24,24 +24,28 @@ def images(tmp_path_factory):
 def finished(images, tmp_path_factory):
     """A finished run: its flags, workdir, and what it printed."""
     workdir = tmp_path_factory.mktemp("run") / "made"
-    flags = tiny("simsiam_gsg", images, workdir, "--config.eval.knn_pixels=true")
+    measured = ("--config.eval.knn_pixels=true", "--config.eval.few_label=true")
+    flags = tiny("simsiam_gsg", images, workdir, *measured)
     return flags, workdir, call(*flags)
 
 
 def test_a_run_prints_one_object_of_figures_and_the_rest_goes_to_standard_error(finished):
     _, _, (status, out, err) = finished
     assert status == 0 and out.count("\n") == 1
-    names = "job method step num_steps loss knn_top1 knn_top1_untrained knn_top1_pixels"
-    names += " views_per_second train_seconds state_digest"
-    assert list(json.loads(out)) == names.split()
+    names = "job method step num_steps loss views_per_second train_seconds state_digest".split()
+    names += [f"knn_top1{who}" for who in ("", "_untrained", "_pixels")]
+    few = [f"few_label_{k}{who}" for k in (1, 5, 10) for who in ("", "_untrained", "_pixels")]
+    assert set(json.loads(out)) == {*names, *few, *(f"{name}_error" for name in few)}
     last = figures(out)
     assert (last["job"], last["method"], last["step"]) == ("pretrain", "simsiam_gsg", 10)
     assert last["num_steps"] == 10
     assert -1 <= last["loss"] <= 1 and last["views_per_second"] > 0 and last["train_seconds"] > 0
-    assert all(0 <= last[name] <= 1 for name in last if name.startswith("knn_"))
-    assert last["knn_top1_pixels"] == 1
+    assert all(0 <= last[name] <= 1 for name in last if name.startswith(("knn_", "few_label_")))
+    assert last["knn_top1_pixels"] == 1 and last["few_label_1_pixels"] > 0.9
     assert re.fullmatch("[0-9a-f]{64}", last["state_digest"])
-    assert "step 10/10" in err and f"untrained encoder {last['knn_top1_untrained']:.4f}" in err
+    assert "step 10/10" in err and f"to beat: untrained {last['knn_top1_untrained']:.4f}" in err
+    row = f"{100 * last['few_label_5']:.1f} ± {100 * last['few_label_5_error']:.1f}"
+    assert re.search(f"^5 labelled a class +{re.escape(row)} ", err, re.MULTILINE)
 
 
 def test_a_workdir_holds_record_metrics_events_and_checkpoints(finished):
@@ -54,7 +58,11 @@ def test_a_workdir_holds_record_metrics_events_and_checkpoints(finished):
     assert [x["step"] for x in lines if "projection_std" in x] == [3, 6, 9]
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert lines[-1]["loss"] == figures(out)["loss"]
-    assert lines[-1]["knn_top1"] == figures(out)["knn_top1"]
+    assert [x["step"] for x in lines if "few_label_1" in x] == [10]
+    for name in ("knn_top1", "few_label_5", "few_label_5_error"):
+        assert lines[-1][name] == figures(out)[name]
+    baselines = json.loads((workdir / "baselines.json").read_text())
+    assert baselines.items() <= figures(out).items() and "few_label_1_untrained" in baselines
     assert lines[-1]["epoch"] == 5.0
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert (workdir / "checkpoints" / "10").is_dir()

@@ -51,9 +51,9 @@ def check_evaluation(config: ConfigDict) -> None:
     if leaves.get("views.crop_area") == ():  # as in pretraining
         del leaves["views.crop_area"]
     _check_values(leaves, evaluations.KEYS)
-    ks = leaves.get("eval.knn_k", ())
-    if not all(isinstance(k, int) for k in ks):
-        raise UsageError(f"--config.eval.knn_k={ks}: takes whole numbers, such as (20,200)")
+    for key, like in (("eval.knn_k", "(20,200)"), ("few_label.num_images", "(1,5,10)")):
+        if not all(isinstance(number, int) for number in leaves.get(key, ())):
+            raise UsageError(f"--config.{key}={leaves[key]}: takes whole numbers, such as {like}")
     if config.pretrained and config.get("features"):
         raise UsageError(
             f"--config.features={config.features}: cannot be combined with "

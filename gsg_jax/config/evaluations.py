@@ -1,7 +1,7 @@
 """The keys of the evaluations, and the configs that they make.
 
-configs/features.py, knn.py, linear.py, finetune.py, transfer.py and evaluate_all.py are made of
-these groups; a recipe after the config's name changes their numbers.
+configs/features.py, knn.py, few_label.py, linear.py, finetune.py, transfer.py and evaluate_all.py
+are made of these groups; a recipe after the config's name changes their numbers.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gsg_jax.config import keys
-from gsg_jax.config.keys import COSINES, CROPS, OPTIMIZERS, Key
+from gsg_jax.config.keys import COSINES, CROPS, FEW_LABELS, OPTIMIZERS, Key
 from gsg_jax.config.recipes import add_keys, check_recipe
 from gsg_jax.config.transfer_sets import SETS
 
@@ -42,6 +42,11 @@ _SHARED = {
 _KNN = {
     "eval.knn_k": Key((20, 200), "neighbours; one score each", (1, 1e9)),
     "eval.knn_temperature": _like("eval.knn_temperature", 0.2),
+}
+_FEW_LABEL = {
+    "few_label.num_images": Key(FEW_LABELS, "labelled images a class; one score each", (1, 1e6)),
+    "few_label.num_draws": Key(10, "sets of labelled images that are averaged", (2, 1000)),
+    "few_label.c": Key(0.1, "scikit-learn's C; lower is more regularised", (1e-9, 1e9)),
 }
 _REPORT = {
     "report.max_images": Key(2000, "images on the map, evenly spaced", (1, 20_000)),
@@ -98,16 +103,19 @@ _JOBS = {
     },
     "knn": _FEATURES
     | {"eval.leave_one_out": Key(False, "score the training split by itself, without the test's")},
+    "few_label": _FEATURES,
     "linear": _FEATURES | {"protocol": Key("probe", "how the classifier learns", PROTOCOLS)},
     "finetune": {"labels": Key(0.1, "share of the labels used, by class", (1e-6, 1))},
     "evaluate_all": {
-        "parts": Key(("knn", "probe", "lbfgs", "finetune", "transfer"), "the evaluations to run"),
+        "parts": Key(
+            ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer"), "the evaluations to run"
+        ),
         "finetune_labels": Key((0.01, 0.1), "shares, one fine-tuning each", (1e-6, 1)),
     },
     "report": _REPORT,
 }
 # Every key of an evaluation.
-KEYS = {**_SHARED, **_KNN, **_PROBE, **_LBFGS, **_LINEAR, **_FINETUNING, **_TRANSFER}
+KEYS = {**_SHARED, **_KNN, **_FEW_LABEL, **_PROBE, **_LBFGS, **_LINEAR, **_FINETUNING, **_TRANSFER}
 for _keys in _JOBS.values():
     KEYS |= _keys
 
@@ -129,6 +137,11 @@ def evaluation(job: str, recipe: str = "default") -> ConfigDict:
 def add_knn(config: ConfigDict) -> None:
     """Adds what the k-NN classifier reads."""
     add_keys(config, _KNN)
+
+
+def add_few_label(config: ConfigDict) -> None:
+    """Adds what logistic regression on a few labelled images of every class reads."""
+    add_keys(config, _FEW_LABEL)
 
 
 def add_probe(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ from gsg_jax.models.vit import POOLINGS, POSITIONS
 OPTIMIZERS = ("sgd", "lars", "adamw")
 EMA_SCHEDULES = ("constant", "cosine")
 COSINES = ("epoch", "step")
+FEW_LABELS = (1, 5, 10)  # labelled images a class, of the few-label accuracy
 CROPS = ("device", "host")
 
 # When a key may differ from the record of the run that is resumed: never; until an imported
@@ -127,6 +128,7 @@ _EVAL = {
     "knn_k": Key(200, "neighbours", (1, 1e9)),
     "knn_temperature": Key(0.2, "of the neighbours' weights", (0.02, 1e3)),
     "knn_pixels": Key(False, "score raw pixels before training; for small images"),
+    "few_label": Key(True, "accuracy with 1, 5, 10 labels a class, at the run's start and end"),
     "batch_size": Key(512, "images embedded together", (1, 1e7)),
     "max_bank": Key(100_000, "training images that the monitor's k-NN looks at", (2, 1e12)),
     "online_linear": Key(

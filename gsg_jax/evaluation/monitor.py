@@ -3,17 +3,24 @@
 import ml_collections
 import numpy as np
 
+from gsg_jax.config.keys import FEW_LABELS
 from gsg_jax.console import say
 from gsg_jax.data.open import Source
 from gsg_jax.data.source import Subset
 from gsg_jax.evaluation.features import Embed, embed_source
+from gsg_jax.evaluation.few_label import few_label_figures, warn_of_small_classes
 from gsg_jax.evaluation.knn import knn_top1
 from gsg_jax.evaluation.logistic import linear_scores
 from gsg_jax.evaluation.scores import top_k_accuracy
 
+# Rows of a few-label classifier times its classes: above this its fits take minutes on a CPU.
+MAX_FEW_LABEL_SCORES = 2**20
+
 
 class KnnMonitor:
     """Scores an embedding function by k-NN: training images vote on the test images.
+
+    With labelled test images also by logistic regression on a few labels.
 
     Without a labelled test set, every training image is classified by the others. If the training
     set is larger than eval.max_bank, the bank has evenly spaced images of it.
@@ -33,20 +40,21 @@ class KnnMonitor:
         k = config.eval.knn_k
         if k > self._voters:
             say(f"warning: eval.knn_k is {k}, {self._voters} images can vote: all do")
+        self._few_labels = self._scored_few_labels() if config.eval.few_label else ()
 
-    def top1(self, embed: Embed) -> float:
-        """Top-1 accuracy in [0, 1] of embeddings by k-NN; if fewer than k can vote, all do."""
-        return self.figures(embed)["knn_top1"]
-
-    def figures(self, embed: Embed, probe: dict | None = None) -> dict[str, float]:
+    def figures(
+        self, embed: Embed, probe: dict | None = None, *, is_whole: bool = False
+    ) -> dict[str, float]:
         """Top-1 accuracies in [0, 1].
 
         Args:
           embed: makes the embeddings.
           probe: kernel [F, C] and bias [C] of an online probe.
+          is_whole: whether few labels are measured too.
 
         Returns:
-          knn_top1, and online_linear_test_top1 if there are a probe and test images.
+          knn_top1 (if fewer than k can vote, all do); online_linear_test_top1 if there are a probe
+          and test images; few_label_<k> and its _error if is_whole and there are test images.
         """
         bank = embed_source(embed, self._bank, **self._how)
         query, query_labels = bank, self._bank.labels
@@ -62,8 +70,28 @@ class KnnMonitor:
             temperature=self._eval.knn_temperature,
             leave_one_out=self._query is None,
         )
-        if probe is None or self._query is None:
-            return {"knn_top1": top1}
-        scores = linear_scores(query, **probe)
-        of_probe = top_k_accuracy(scores, query_labels, 1)
-        return {"knn_top1": top1, "online_linear_test_top1": of_probe}
+        figures = {"knn_top1": top1}
+        if probe is not None and self._query is not None:
+            scores = linear_scores(query, **probe)
+            figures["online_linear_test_top1"] = top_k_accuracy(scores, query_labels, 1)
+        if is_whole and self._few_labels:
+            figures |= few_label_figures(
+                bank, self._bank.labels, query, query_labels, num_images=self._few_labels
+            )
+        return figures
+
+    def _scored_few_labels(self) -> tuple[int, ...]:
+        """Which of FEW_LABELS are scored; a line says why others are not."""
+        known = self._bank.labels[self._bank.labels >= 0]
+        num_classes = len(np.unique(known))
+        if self._query is None or num_classes < 2:
+            return ()
+        quick = tuple(k for k in FEW_LABELS if k * num_classes**2 <= MAX_FEW_LABEL_SCORES)
+        if left_out := [str(k) for k in FEW_LABELS if k not in quick]:
+            say(
+                f"few labels: with {num_classes:,} classes {', '.join(left_out)} labels a class "
+                "would take minutes: configs/few_label.py scores them after the run"
+            )
+        if quick:
+            warn_of_small_classes(known, quick)
+        return quick

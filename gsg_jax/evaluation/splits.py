@@ -54,6 +54,15 @@ def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([rows[:num_each] for rows in classes]))
 
 
+def drawn_by_class(labels: np.ndarray, num_each: int, seed: int) -> np.ndarray:
+    """Sorted indices of num_each images of every class, or all of a class that has fewer.
+
+    The draws of one seed are nested. A label below 0 is no class. `labels` are int [N].
+    """
+    classes = _shuffled_classes(labels, seed)
+    return np.sort(np.concatenate([rows[:num_each] for rows in classes if labels[rows[0]] >= 0]))
+
+
 def check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
     """Raises UserError if one of the C class_names has no image among the labels [N]."""
     num_images = np.bincount(labels, minlength=len(class_names))

@@ -7,6 +7,7 @@ returns the figures of its last line.
 from gsg_jax.jobs.evaluate_all import run_every_evaluation
 from gsg_jax.jobs.export import export_weights
 from gsg_jax.jobs.features import embed_splits
+from gsg_jax.jobs.few_label import classify_with_few_labels
 from gsg_jax.jobs.finetune import finetune_backbone
 from gsg_jax.jobs.import_torch import import_checkpoint
 from gsg_jax.jobs.knn import classify_by_knn
@@ -19,6 +20,7 @@ JOBS = {
     "pretrain": pretrain_and_report,
     "features": embed_splits,
     "knn": classify_by_knn,
+    "few_label": classify_with_few_labels,
     "linear": classify_linearly,
     "finetune": finetune_backbone,
     "transfer": transfer_to_suite,

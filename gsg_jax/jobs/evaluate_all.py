@@ -17,6 +17,7 @@ from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures
 from gsg_jax.evaluation.labelled import Labelled, check_bank, check_finite, open_test, open_train
 from gsg_jax.jobs.features import features_in_file
+from gsg_jax.jobs.few_label import score_by_few_labels
 from gsg_jax.jobs.finetune import check_tunable, drawn_part, official_part, tune
 from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
@@ -24,7 +25,7 @@ from gsg_jax.jobs.transfer import check_sets, transfer_figures
 from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.workdir import claim_for_evaluation
 
-PARTS = ("knn", "probe", "lbfgs", "finetune", "transfer")
+PARTS = ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer")
 # Figures that are not shares of images.
 NOT_SHARES = ("_learning_rate", "_weight_decay", "_l2", "_num_labels")
 
@@ -84,6 +85,7 @@ class Evaluation:
         self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
             "knn": lambda: score_by_knn(self.labelled, options.knn_k, options.knn_temperature),
+            "few_label": lambda: score_by_few_labels(self.labelled, self.config),
             "probe": lambda: score_by_probe(self.labelled, self.config, "linear"),
             "lbfgs": lambda: score_by_lbfgs(self.labelled, self.config, "lbfgs"),
             "finetune": self._finetune,
@@ -132,6 +134,7 @@ class Evaluation:
         figures, others = record.get("figures"), record.get("settings")
         if not isinstance(figures, dict) or not isinstance(others, dict):
             raise UserError(f"{self.path} is damaged (no figures or settings): remove it")
+        others.setdefault("few_label", settings["few_label"])  # of an earlier version
         if differing := differences(ml_collections.ConfigDict(settings), others):
             raise UserError(
                 f"{self.path} is of another checkpoint or of other settings, which differ in "

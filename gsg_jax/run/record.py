@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gsg_jax.config.keys import FEW_LABELS
 from gsg_jax.console import UserError
 from gsg_jax.run.files import read_figures, read_lines
 from gsg_jax.run.workdir import read_config
@@ -15,10 +16,28 @@ FILES = {
     "config.json": "the settings, the images and the map",
     "metrics.jsonl": "the curves",
     "throughput.jsonl": "the speed",
-    "baselines.json": "the k-NN figures of the untrained encoder and of raw pixels",
+    "baselines.json": "the accuracies of the untrained encoder and of raw pixels",
 }
 
-BASELINES = ("knn_top1_untrained", "knn_top1_pixels")
+# The accuracies of a run; one of few labels has a standard error as well, NAME_error.
+SCORES = ("knn_top1", *(f"few_label_{k}" for k in FEW_LABELS))
+
+
+def baseline_name(name: str, who: str) -> str:
+    """The name of a figure of "untrained", of "pixels" or, if who is "", of the run itself.
+
+    That of few_label_1_error for "pixels", for example, is few_label_1_pixels_error.
+    """
+    is_error = name.endswith("_error")
+    return name.removesuffix("_error") + (f"_{who}" if who else "") + is_error * "_error"
+
+
+BASELINES = tuple(
+    baseline_name(name + suffix, who)
+    for who in ("untrained", "pixels")
+    for name in SCORES
+    for suffix in ("", "_error")
+)
 
 
 class RunRecord(NamedTuple):
@@ -29,7 +48,7 @@ class RunRecord(NamedTuple):
       config: plain dicts and lists; {} if config.json is missing.
       lines: of metrics.jsonl.
       clock: of throughput.jsonl.
-      baselines: k-NN figures to beat.
+      baselines: figures to beat, some of BASELINES.
       evaluation: figures of evaluation.json; {} if there is none.
       evaluated: the method, encoder and step of these; {} if they are not given.
       missing: a sentence for each part that is missing or damaged.

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from gsg_jax.console import standard_error
+from gsg_jax.run.record import SCORES, baseline_name
 
 # Figures of a logged step: name, label, format.
 FIGURES = (
@@ -126,3 +127,33 @@ def _figures(values: dict[str, float]) -> list[str]:
     if shares:
         texts.append("closest " + "/".join(f"{100 * share:2.0f}" for share in shares) + " %")
     return texts
+
+
+def accuracy_table(figures: dict[str, float], knn_k: int) -> str:
+    """The accuracies of a run beside those to beat, in percent, for people.
+
+    Args:
+      figures: some of SCORES, of their _error and of the BASELINES.
+      knn_k: the k of knn_top1.
+    """
+    whose = {"": "pretrained", "untrained": "untrained", "pixels": "raw pixels"}
+    rows = [
+        ["accuracy, %", *(whose[who] for who in whose if baseline_name("knn_top1", who) in figures)]
+    ]
+    for name in SCORES:
+        if name in figures:
+            k = name.removeprefix("few_label_")
+            title = f"k-NN, k {knn_k}" if name == "knn_top1" else f"{k} labelled a class"
+            rows.append([title, *(_percent(figures, name, who) for who in whose)])
+    return "\n".join(
+        f"{title:20}{''.join(f'{x:>14}' for x in cells)}".rstrip() for title, *cells in rows
+    )
+
+
+def _percent(figures: dict[str, float], name: str, who: str) -> str:
+    name, error = baseline_name(name, who), baseline_name(f"{name}_error", who)
+    if name not in figures:
+        return ""
+    return f"{100 * figures[name]:.1f}" + (
+        f" ± {100 * figures[error]:3.1f}" if error in figures else " " * 6
+    )

@@ -28,23 +28,17 @@ from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
 from gsg_jax.run.metrics import TIMED, MetricsLog
+from gsg_jax.run.record import BASELINES, SCORES, baseline_name
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
 from gsg_jax.run.workdir import claim
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
-from gsg_jax.train.display import RunDisplay
+from gsg_jax.train.display import RunDisplay, accuracy_table
 from gsg_jax.train.figures import FIGURES
 from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
 from gsg_jax.train.optim import learning_rate_schedule
 from gsg_jax.train.state import TrainState, init_state, skipped_steps
 from gsg_jax.train.timer import Timer, mean_views_per_second
-
-# The k-NN figures of a run, and what was scored.
-SCORED = {
-    "knn_top1": "pretrained",
-    "knn_top1_untrained": "untrained encoder",
-    "knn_top1_pixels": "raw pixels",
-}
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -130,7 +124,7 @@ class Pretraining:
             "state_digest": state_digest(state),
         }
         if "knn_top1" in figures and figures["step"] == self.num_steps:
-            say(f"k-NN top-1 (k {self.config.eval.knn_k}): {_scores(figures)}")
+            say(accuracy_table(figures, self.config.eval.knn_k))
         say(f"the run is in {self.workdir}")
         return figures
 
@@ -142,23 +136,29 @@ class Pretraining:
         return self.checkpoints.restore(newest, state), newest
 
     def _baselines(self, state: TrainState, first_step: int) -> dict[str, float]:
-        """The k-NN figures to beat, measured once, before the first step."""
+        """The figures to beat, measured once, before the first step."""
         path = self.workdir / "baselines.json"
         if self.monitor is None:
             return {}
         is_there = path.exists()
         wait_for_hosts("the baselines are looked for")
         if is_there:
-            return read_figures(path, [name for name in SCORED if name != "knn_top1"])
+            return read_figures(path, BASELINES)
         if first_step:
             raise UserError(
                 f"{path} is missing and can only be measured at step 0: start in another --workdir"
             )
-        baselines = {"knn_top1_untrained": self.monitor.top1(self._embed(state))}
+        encoders = {"untrained": self._embed(state)}
         if self.config.eval.knn_pixels:
-            baselines["knn_top1_pixels"] = self.monitor.top1(pixels)
+            encoders["pixels"] = pixels
+        baselines = {
+            baseline_name(name, who): value
+            for who, embed in encoders.items()
+            for name, value in self.monitor.figures(embed, is_whole=True).items()
+        }
         write_atomically(path, json.dumps(baselines) + "\n")
-        say(f"k-NN top-1 to beat: {_scores(baselines)}")
+        scores = ", ".join(f"{who} {baselines[f'knn_top1_{who}']:.4f}" for who in encoders)
+        say(f"k-NN top-1 to beat: {scores}")
         return baselines
 
     def _loop(
@@ -254,7 +254,8 @@ class Pretraining:
     def _monitor_figures(self, step: int, state: TrainState) -> dict[str, float]:
         try:
             probe = whole(self.mesh, state.params.get("probe"))
-            return self.monitor.figures(self._embed(state), probe)
+            is_last = step == self.num_steps
+            return self.monitor.figures(self._embed(state), probe, is_whole=is_last)
         except ValueError as error:  # embeddings that are not finite
             raise UserError(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
 
@@ -294,9 +295,6 @@ class Pretraining:
             "num_steps": self.num_steps,  # above "step" if the run was stopped
             "loss": losses[-1] if losses else None,
         }
-        scored = [line["knn_top1"] for line in lines if "knn_top1" in line]
-        return figures | ({"knn_top1": scored[-1]} if scored else {})
-
-
-def _scores(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{who} {figures[key]:.4f}" for key, who in SCORED.items() if key in figures)
+        scored = [line for line in lines if "knn_top1" in line]
+        names = [name + suffix for name in SCORES for suffix in ("", "_error")]
+        return figures | {name: scored[-1][name] for name in names if scored and name in scored[-1]}

@@ -145,6 +145,7 @@ def test_every_key_of_the_evaluations_is_read_by_somebody(images, tmp_path):
     jobs_and_flags = {
         "features": [[]],
         "knn": [["--config.eval.knn_k=(3,)"]],
+        "few_label": [[]],
         "linear": [
             ["--config.protocol=images", *fast],
             ["--config.protocol=probe", "--config.probe.num_epochs=1"],

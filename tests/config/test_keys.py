@@ -22,7 +22,16 @@ NUMBERS = [key for key, row in LIMITED.items() if row.limits and key not in CHEC
 TEXTS = [key for key in NUMBERS if isinstance(LIMITED[key].default, str)]
 TUPLES = [key for key in NUMBERS if isinstance(LIMITED[key].default, tuple)]
 NUMBERS = [key for key in NUMBERS if key not in TEXTS and key not in TUPLES]
-EVALUATIONS = ("features", "knn", "linear", "finetune", "transfer", "evaluate_all", "report")
+EVALUATIONS = (
+    "features",
+    "knn",
+    "few_label",
+    "linear",
+    "finetune",
+    "transfer",
+    "evaluate_all",
+    "report",
+)
 
 
 def load_with(key):

@@ -25,6 +25,7 @@ def on_one_device(monkeypatch):
 def pretrained(images, tmp_path_factory):
     """The workdir of a run on them."""
     workdir = tmp_path_factory.mktemp("run") / "made"
-    status, _, err = call(*tiny("simsiam_gsg", images, workdir, "--config.run.num_steps=6"))
+    flags = ("--config.run.num_steps=6", "--config.eval.few_label=true")
+    status, _, err = call(*tiny("simsiam_gsg", images, workdir, *flags))
     assert status == 0, err
     return workdir

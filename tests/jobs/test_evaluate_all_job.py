@@ -10,6 +10,8 @@ from tests.runs import done, job, refused
 
 SMALL = (
     "--config.eval.knn_k=(3,5)",
+    "--config.few_label.num_images=(1,)",
+    "--config.few_label.num_draws=2",
     "--config.probe.num_epochs=5",
     "--config.lbfgs.num_l2=2",
     "--config.lbfgs.l2=(1e-4,1e-2)",
@@ -39,17 +41,24 @@ def test_all_figures_are_in_one_file_and_one_table_and_in_the_last_line(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     last, _ = evaluate(pretrained, tmp_path)
     record = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(record["figures"]) == ["knn", "probe", "lbfgs", "finetune", "transfer"]
+    assert list(record["figures"]) == ["knn", "few_label", "probe", "lbfgs", "finetune", "transfer"]
     assert record["about"] == {"method": "simsiam_gsg", "encoder": "pretrained", "step": 6}
     merged = {key: value for part in record["figures"].values() for key, value in part.items()}
     assert last == {"job": "evaluate_all", **record["about"], **merged}
     table = (tmp_path / "evaluation.md").read_text()
-    for name in ("knn_top1_k5", "linear_top1", "lbfgs_top5", "finetune_50pct_top1"):
+    for name in (
+        "knn_top1_k5",
+        "few_label_1",
+        "few_label_1_error",
+        "linear_top1",
+        "lbfgs_top5",
+        "finetune_50pct_top1",
+    ):
         assert f"| {name} | {100 * last[name]:.2f} |" in table
     assert "Sets that are not on the machine: dtd." in table
 
     again, err = evaluate(pretrained, tmp_path)
-    assert again == last and err.count("already") == 4 and "top-1" not in err
+    assert again == last and err.count("already") == 5 and "top-1" not in err
 
 
 @pytest.mark.extended

@@ -10,7 +10,7 @@ REFUSALS = {
         (["--config.transfer.sets=('dtdd',)"], "take from food101"),
         (["--config.eval.knn_k=(41,)"], "is larger than the bank"),
         (["--config.finetune_labels=(0.5,0.01)", "--config.data.batch_size=8"], DEVICES),
-        (["--config.parts=('knn','linear')"], "take from knn, probe"),
+        (["--config.parts=('knn','linear')"], "take from knn, few_label, probe"),
         (["--config.encoder=pixels"], "leave finetune and transfer out"),
     ],
     "features": [
@@ -29,6 +29,11 @@ REFUSALS = {
         (["--config.eval.knn_k=(40,)", "--config.eval.leave_one_out=1"], "take at most 39"),
         (["--config.data.test_split=tset"], "has no such split"),
         (["--config.features=somewhere"], "give one of them"),
+    ],
+    "few_label": [
+        (["--config.few_label.num_images=(0,)"], "each must be from 1"),
+        (["--config.few_label.num_images=(1,1.5)"], "takes whole numbers, such as (1,5,10)"),
+        (["--config.few_label.num_draws=1"], "must be a number from 2"),
     ],
     "linear": [
         (["--config.protocol=sgd"], "take one of probe, lbfgs, images"),

@@ -106,7 +106,7 @@ def test_missing_baselines_are_an_error_after_the_first_step(images, tmp_path):
 
 def test_the_newest_checkpoints_and_the_best_by_k_nn_are_kept(images, tmp_path, monkeypatch):
     scores = iter([0.1, 0.4, 0.9, 0.2, 0.3, 0.2])
-    monkeypatch.setattr(train.KnnMonitor, "figures", lambda *_: {"knn_top1": next(scores)})
+    monkeypatch.setattr(train.KnnMonitor, "figures", lambda *_, **__: {"knn_top1": next(scores)})
     flags = ["--config.run.keep_checkpoints=1", "--config.run.checkpoint_every_steps=3"]
     flags += ["--config.eval.knn_pixels=false"]
     last, _ = done(*tiny("simsiam", images, tmp_path, *flags, "--config.run.num_steps=17"))
