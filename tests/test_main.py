@@ -119,7 +119,8 @@ def test_a_workdir_of_another_run_is_left_as_it_is_and_the_difference_is_named(f
     flags, workdir, _ = finished
     before = hashes(workdir)
     status, out, err = call(*flags, "--config.run.seed=1", "--config.optim.learning_rate=0.5")
-    assert (status, out) == (1, "") and err.count("\n") == 1 and str(workdir) in err
+    assert (status, out) == (1, "") and err.count("\n") == 2 and str(workdir) in err
+    assert err.startswith(f"pretraining simsiam_gsg, recipe default, in {workdir}\nerror: ")
     assert (
         "run.seed (0 there, 1 here)" in err and "optim.learning_rate (0.4 there, 0.5 here)" in err
     )
@@ -288,7 +289,8 @@ def test_what_the_system_refuses_and_ctrl_c_get_one_line(tmp_path, monkeypatch, 
             call(SIMSIAM_GSG, f"--workdir={tmp_path}")
         return
     status, out, err = call(SIMSIAM_GSG, f"--workdir={tmp_path}")
-    assert (status, out) == (1, "") and said in err and err.count("\n") == 1
+    assert (status, out) == (1, "") and said in err.splitlines()[-1]
+    assert [line.partition(" ")[0] for line in err.splitlines()] == ["pretraining", "error:"]
 
 
 @pytest.mark.parametrize(

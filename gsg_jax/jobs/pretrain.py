@@ -13,6 +13,11 @@ from gsg_jax.run.finished import write_finished
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.loop import pretrain
 
+NEXT = """what to do next:
+  embed     python -c "import gsg_jax; print(gsg_jax.load('{workdir}').embed(['a.jpg']))"
+  search    gsg-jax search {workdir} --image=a.jpg
+  evaluate  gsg-jax evaluate_all --config.pretrained={workdir}"""
+
 
 def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Pretrains, and writes report.html once the run is complete.
@@ -32,6 +37,7 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     write_finished(workdir, figures)
     if not config.run.report:
         return figures
+    say("writing the report")
     report = evaluations.evaluation("report")
     report.pretrained = str(workdir)
     if hosts.are_several():  # not all of them make the report, so they cannot agree to stop
@@ -40,6 +46,7 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     try:
         with stop_signals() as stop_requested:
             write_report(report, workdir, stop_requested)
+        say(NEXT.format(workdir=workdir))
     except (ReportStopped, KeyboardInterrupt):
         say("stopped before the report was written; the run is done, the same command writes it")
     except (UserError, OSError) as error:

@@ -111,6 +111,10 @@ class Pretraining:
             num_views = self.config.method.num_views + self.config.views.num_local
             timer = Timer(num_views * self.config.data.batch_size, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
+            if first_step < self.num_steps:
+                say(
+                    "compiling the train step: seconds for a small network, minutes for a large one"
+                )
             with contextlib.closing(writer), display:
                 state = self._loop(state, first_step, writer, timer, display, stop_requested)
             self.watchdog.moved()
@@ -148,6 +152,7 @@ class Pretraining:
             raise UserError(
                 f"{path} is missing and can only be measured at step 0: start in another --workdir"
             )
+        say("compiling the encoder, to score what the run has to beat")
         encoders = {"untrained": self._embed(state)}
         if self.config.eval.knn_pixels:
             encoders["pixels"] = pixels

@@ -72,7 +72,8 @@ def report(folder, *flags):
 def test_a_pretraining_ends_with_a_report_that_has_every_section_and_the_runs_accuracy(run):
     folder, last, err = run
     page = (folder / "report.html").read_text()
-    assert f"the report is in {folder / 'report.html'}" in err
+    assert err.index("writing the report\n") < err.index(f"the report is in {folder}/report.html\n")
+    assert err.endswith(f"evaluate  gsg-jax evaluate_all --config.pretrained={folder}\n")
     assert last["job"] == "pretrain"
     for section in ("curves", "map", "neighbours", "views", "spectrum", "classes", "settings"):
         assert f'<section id="{section}"' in page and page.count(f'href="#{section}"') == 1
