@@ -66,6 +66,11 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         check_patches(config, source)
     loader = build_loader(config, train)
     claim(workdir, config)
+    tested = f", {len(test):,} to test" if test is not None else ""
+    say(
+        f"pretraining {config.method.name}, recipe {config.recipe}, on {train.name}: "
+        f"{len(train):,} images{tested}; workdir {workdir}"
+    )
     monitor = KnnMonitor(config, train, test) if is_monitored else None
     return Pretraining(config, workdir, mesh, loader, monitor, train).run()
 
