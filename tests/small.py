@@ -37,7 +37,7 @@ def refusal(config: ConfigDict, check: Callable[[ConfigDict], None] = check_pret
 def data_config(name: str, folder, **changes) -> ConfigDict:
     """What opens a source: its name, folder and splits, and 10 MiB for images held in memory."""
     data = {"name": name, "dir": str(folder), "train_split": "train", "test_split": "test"}
-    return ConfigDict({**data, "memory_limit_mb": 10, **changes})
+    return ConfigDict({**data, "memory_limit_mb": 10, "follow_links": False, **changes})
 
 
 def save_image(path, colour=(255, 0, 0), size=(6, 4), **options) -> None:

@@ -95,6 +95,15 @@ def test_the_bar_fits_the_terminal_and_shows_speed_wait_time_left_and_every_figu
     assert all(len(line) <= 50 for line in narrow) and "epoch" in narrow[1]
 
 
+def test_the_length_of_a_run_is_estimated_once_by_its_first_steps_without_the_compiling(clock):
+    console = plain(200)
+    with RunDisplay(64, 0, console) as display:
+        for step, seconds in enumerate((600, 1, 1, 1, 1, 2, 9, 9), 1):
+            clock[0] += seconds
+            display.advance(step)
+    assert console.file.getvalue() == "1.2 s a step: about 1:10 for the rest of the run\n"
+
+
 def test_the_bar_says_that_it_compiles_and_claims_no_time_left_before_the_second_step(clock):
     console = terminal(80)
     with RunDisplay(10, 0, console) as display:

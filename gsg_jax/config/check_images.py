@@ -2,9 +2,21 @@
 
 from ml_collections import ConfigDict
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, say
 from gsg_jax.data.open import Source
 from gsg_jax.models.vit import VITS
+
+
+def fit_batch(config: ConfigDict, source: Source) -> None:
+    """Halves data.batch_size until a folder's images fill a batch, and says so in one warning."""
+    asked, num_images = config.data.batch_size, len(source)
+    while config.data.name == "folder" and config.data.batch_size > max(num_images, 2):
+        config.data.batch_size = max(config.data.batch_size // 2, 2)
+    if config.data.batch_size != asked:
+        say(
+            f"warning: data.batch_size is lowered from {asked} to {config.data.batch_size}, since "
+            f"{source.name!r} has {num_images} images"
+        )
 
 
 def check_channels(config: ConfigDict, source: Source) -> None:

@@ -35,6 +35,7 @@ _SHARED = {
     "data.dir": Key("", "the TFDS folder or the image folder"),
     "data.train_split": Key("", "the split to learn from"),
     "data.test_split": Key("", "the split to score"),
+    "data.follow_links": Key(False, "follow links that lead out of the image folder"),
     "data.crop": Key("", "device: whole images; host: their centre", ("", *CROPS)),
     "eval.batch_size": _like("eval.batch_size", 500),
 }

@@ -96,6 +96,7 @@ _DATA = {
     "dir": Key("", "the TFDS folder ('': TFDS's default) or the image folder"),
     "train_split": Key("train", "the split to train on"),
     "test_split": Key("validation", "the split that the monitor scores"),
+    "follow_links": Key(False, "follow links that lead out of the image folder"),
     "batch_size": Key(512, "images over all devices and hosts", (2, 1e7)),
     "crop": Key("host", "host: crops are cut while decoding; device: inside the step", CROPS),
     "memory_limit_mb": Key(1024, "sets of one shape up to this size are decoded once", (0, 1e9)),

@@ -1,12 +1,13 @@
 """Decodes images with Pillow."""
 
+import functools
 import io
 import os
 import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from gsg_jax.console import UserError
 
@@ -21,8 +22,19 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-# Limited, since a file name proves no format and some of Pillow's readers start programs (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Extensions by format. Limited, since a file name proves no format and some of Pillow's readers
+# start programs (EPS).
+_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),  # of several frames or pages, the first
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
 _ORIENTATION_TAG = 0x0112
 # Not ImageOps.exif_transpose: it also writes the EXIF back, and fails if that is malformed.
 _TURNS = {
@@ -34,6 +46,25 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Returns the formats that this installation decodes: AVIF and HEIF need gsg_jax[heif]."""
+    missing = set() if features.check("avif") else {"AVIF"}
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        missing.add("HEIF")
+    return tuple(name for name in _FORMATS if name not in missing)
+
+
+def extensions(*, readable: bool = True) -> tuple[str, ...]:
+    """Returns the extensions of images that this installation decodes, or of those it cannot."""
+    known = readable_formats()
+    return tuple(e for name, of in _FORMATS.items() if (name in known) == readable for e in of)
 
 
 def decode(
@@ -54,7 +85,7 @@ def decode(
       One of DECODE_ERRORS: if it cannot be decoded.
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-    with Image.open(file, formats=_FORMATS) as image:
+    with Image.open(file, formats=readable_formats()) as image:
         return image_pixels(image, channels=channels, exif=exif)
 
 
@@ -85,7 +116,7 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     except DECODE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
-            f"cannot decode {path} ({reason}): give a JPEG, PNG or WebP file"
+            f"cannot decode {path} ({reason}): give a file of {' '.join(extensions())}"
         ) from error
 
 
@@ -95,15 +126,17 @@ def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     Raises:
       One of DECODE_ERRORS: if the header cannot be read.
     """
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=readable_formats()) as image:
         width, height = image.size
         # Asked first, since getexif() decodes a whole PNG if the header has no EXIF data.
-        if "exif" in image.info and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
+        if ("exif" in image.info or image.format == "AVIF") and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
             width, height = height, width
     return height, width, 3
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # convert() clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.int64) >> 8

@@ -3,18 +3,22 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gsg_jax.console import UserError, say
-from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
+from gsg_jax.data.decode import DECODE_ERRORS, decode, extensions, header_shape
+from gsg_jax.data.files import Listed, list_images
 from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+# Names of the splits in any case; of several test sets the first with labels is used.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 # With more files than this, opening reads headers only and holds nothing in memory.
 FULL_CHECK_LIMIT = 20_000
 _NAMED_FILES = 5
@@ -31,6 +35,7 @@ class FolderSource:
       class_names: one per label, or empty.
       image_shape: (H, W, 3) of every image, or None.
       channels: 3 for RGB, 1 for grayscale.
+      notes: what was understood and what was left out, for people.
     """
 
     name: str
@@ -39,6 +44,7 @@ class FolderSource:
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
     channels: int = 3
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,22 +67,40 @@ class FolderSource:
             ) from error
 
 
-def open_folder(directory: str, split: str, memory_limit_mb: float) -> Source | None:
+class Splits(NamedTuple):
+    """The folders of a data set.
+
+    Attributes:
+      train: of the training set.
+      test: of the test set, or None.
+      unused: names of folders beside them that are neither.
+    """
+
+    train: Path
+    test: Path | None = None
+    unused: tuple[str, ...] = ()
+
+
+def open_folder(
+    directory: str, split: str, memory_limit_mb: float, follow_links: bool = False
+) -> Source | None:
     """Opens a folder of images.
 
-    The folder holds class folders or, without labels, images; or it holds train/ and test/ or val/,
-    each in one of these forms. A label is the position of the class among the sorted class folders
-    that hold images, which may lie in folders further down. If there are both test/ and val/, the
-    first that has class folders is used. If train/ is the only sub-folder, it is the training set.
+    The folder holds class folders or, without labels, images; or it holds a training and a test
+    set, each in one of these forms, in folders named like TRAIN_NAMES and TEST_NAMES in any case. A
+    label is the position of the class among the sorted class folders that hold images, which may
+    lie in folders further down. If there are several test sets, the first in the order of the names
+    that has class folders is used. If train/ is the only sub-folder, it is the training set.
 
     Files are checked when the folder is opened: up to 20,000 by decoding them, more by their
     headers alone. Broken files are skipped with one warning. Up to 20,000 images of one size are
-    held in memory if they fit. Files are never changed.
+    held in memory if they fit. Files are never changed. A file is used once, whatever links to it.
 
     Args:
       directory: the folder.
       split: "train" or "test".
       memory_limit_mb: limit of the decoded images in units of 2**20 bytes.
+      follow_links: whether links that lead out of the folder are followed.
 
     Returns:
       The source, or None for "test" if the folder has no test set.
@@ -87,111 +111,133 @@ def open_folder(directory: str, split: str, memory_limit_mb: float) -> Source | 
     if not directory:
         raise UserError("data.name 'folder' needs a folder: pass --config.data.dir=PATH")
     try:
-        train_root, test_root = _split_roots(Path(directory).expanduser())
+        top = Path(directory).expanduser()
     except RuntimeError as error:
         raise UserError(f"--config.data.dir={directory}: {error} Give its whole path") from error
-    root = train_root if split == "train" else test_root
-    if root is None:
+    list_below = functools.partial(list_images, within=top, follow_links=follow_links)
+    splits = find_splits(top, follow_links)
+    if split == "test" and splits.test is None:
         return None
-    known = _class_names(train_root)
-    present = known if root == train_root else _class_names(root)
+    train = list_below(splits.train)
+    listed = train if split == "train" else list_below(splits.test)
+    known, present = _class_names(train), _class_names(listed)
     if known and (unknown := sorted({*present} - {*known})):
-        raise UserError(f"{root} has the class {unknown[0]!r} that {train_root} lacks: rename it")
+        raise UserError(
+            f"{listed.root} has the class {unknown[0]!r} that {train.root} lacks: rename it"
+        )
+    names, labels = (), None
     if present:
         names = known or present  # the training set's, so that labels mean the same
-        found = [(p, names.index(c)) for c in present for p in images_below(root / c, False)]
-    else:
-        names, found = (), [(path, -1) for path in images_below(root, False)]
-    return _check(root, found, names, memory_limit_mb)
+        place = {name: label for label, name in enumerate(names)}
+        labels = np.array([place[name.split("/")[0]] for name in listed.names], np.int32)
+    _warn_of_links(listed)
+    return _check(listed, labels, names, memory_limit_mb, _notes(top, splits, listed))
 
 
-def training_folder(directory: str) -> Path:
-    """Returns the folder of a run's training images: `directory` itself, or train/ in it.
-
-    Args:
-      directory: as in open_folder.
+def find_splits(root: Path, follow_links: bool = False) -> Splits:
+    """Returns the folders of the training and of the test set of a folder.
 
     Raises:
       UserError: if it cannot be listed.
     """
-    return _split_roots(Path(directory).expanduser())[0]
-
-
-def images_below(root: Path, follow_links: bool = True) -> Iterator[Path]:
-    """Yields all images in and below a folder, in a fixed order.
-
-    Args:
-      root: the folder.
-      follow_links: whether links to folders are followed directly in it; further down none is.
-
-    Yields:
-      The files with an image's extension, without hidden ones; none was opened.
-
-    Raises:
-      UserError: if a folder cannot be listed.
-    """
-    folders, images = _list(root)
-    yield from (root / name for name in images)
-    for name in folders:
-        # Links further down may form a cycle.
-        if follow_links or not (root / name).is_symlink():
-            yield from images_below(root / name, follow_links=False)
-
-
-def _split_roots(root: Path) -> tuple[Path, Path | None]:
-    """Returns the folders of the training and of the test set."""
-    folders, images = _list(root)
-    if "train" not in folders or images:
-        return root, None
-    candidates = [root / name for name in ("test", "val") if name in folders]
-    if not candidates:
-        # train/ alone is a training set without a test set, not a class named "train".
-        return (root / "train", None) if folders == ["train"] else (root, None)
-    labelled = [path for path in candidates if _class_names(path)]
-    return root / "train", (labelled or candidates)[0]
-
-
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Returns the sorted names of a folder's sub-folders and images, without hidden ones."""
     try:
-        with os.scandir(folder) as found:
-            entries = sorted((e.name, _is_dir(e)) for e in found if not e.name.startswith("."))
+        with os.scandir(root) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(
-            f"cannot list the folder {folder} ({error.strerror}): check data.dir and its rights"
+            f"cannot list the folder {root} ({error.strerror}): check data.dir and its rights"
         ) from error
-    folders = [name for name, is_folder in entries if is_folder]
-    images = [n for n, is_folder in entries if not is_folder and n.lower().endswith(EXTENSIONS)]
-    return folders, images
+    folders = sorted(entry.name for entry in entries if os.path.isdir(entry.path))
+    has_images = any(
+        entry.name.lower().endswith(extensions())
+        for entry in entries
+        if entry.name not in folders
+    )
+    train, tests = _named(folders, TRAIN_NAMES)[:1], _named(folders, TEST_NAMES)
+    if not train or has_images:
+        return Splits(root)
+    if not tests and folders != train:
+        return Splits(root)
+    for name in (*train, *tests):
+        if not follow_links and not (root / name).resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"{root / name} leads out of the folder: set --config.data.follow_links=true"
+            )
+    if not tests:
+        # train/ alone is a training set without a test set, not a class named "train".
+        return Splits(root / train[0])
+    test = tests[0]
+    if len(tests) > 1:
+        list_below = functools.partial(list_images, within=root, follow_links=follow_links)
+        test = next((name for name in tests if _class_names(list_below(root / name))), test)
+    unused = tuple(name for name in folders if name not in (train[0], test))
+    return Splits(root / train[0], root / test, unused)
 
 
-def _is_dir(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; if named as an image, it is reported as broken
-        return False
+def _named(folders: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The folders that have one of the names in any case, in the order of the names."""
+    known = [folder for folder in folders if folder.lower() in names]
+    return sorted(known, key=lambda folder: (names.index(folder.lower()), folder != folder.lower()))
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
+def _class_names(listed: Listed) -> tuple[str, ...]:
     """Returns the sorted sub-folders that hold images; none if the images lie in the root."""
-    folders, images = _list(root)
-    names = tuple(name for name in folders if any(images_below(root / name, False)))
-    if names and images:
+    first = {name.split("/")[0]: name for name in reversed(listed.names) if "/" in name}
+    flat = next((name for name in listed.names if "/" not in name), None)
+    names = tuple(sorted(first))
+    if names and flat:
         raise UserError(
-            f"{root} holds both images ({images[0]}) and class folders ({names[0]}): "
+            f"{listed.root} holds both images ({flat}) and class folders ({names[0]}): "
             "move the images into a class folder"
         )
     return names
 
 
+def _warn_of_links(listed: Listed) -> None:
+    if listed.links_out:
+        say(
+            f"warning: {len(listed.links_out)} links in {listed.root} lead out of the folder and "
+            f"are left out: {_some(listed.links_out)}; --config.data.follow_links=true follows them"
+        )
+
+
+def _notes(top: Path, splits: Splits, listed: Listed) -> tuple[str, ...]:
+    """What was understood and what was left out, in short sentences."""
+    notes = []
+    if splits.train != top and listed.root == splits.train:
+        test = f", {splits.test.name}/ the test set" if splits.test else ""
+        unused = f", not used: {_some([f'{name}/' for name in splits.unused])}"
+        notes.append(f"{splits.train.name}/ is the training set{test}{unused * bool(splits.unused)}")
+    if listed.num_same:
+        notes.append(f"left out: {listed.num_same:,} links to what is listed already")
+    if listed.others:
+        notes.append(f"ignored: {ignored(listed.others)}")
+    return tuple(notes)
+
+
+def ignored(others: Counter) -> str:
+    """Returns how many files of which extensions are not read, and what would read them."""
+    kinds = [f"{count:,} {kind or 'without extension'}" for kind, count in others.most_common()]
+    text = _some(kinds)
+    missing = sorted(set(others) & set(extensions(readable=False)))
+    if missing:
+        text += f" (pip install 'gsg_jax[heif]' reads {' '.join(missing)})"
+    return text
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED_FILES]) + (", ..." if len(names) > _NAMED_FILES else "")
+
+
 def _check(
-    root: Path,
-    found: list[tuple[Path, int]],
+    listed: Listed,
+    labels: np.ndarray | None,
     class_names: tuple[str, ...],
     memory_limit_mb: float,
+    notes: tuple[str, ...],
 ) -> Source:
     """Returns the usable images, in memory if they fit."""
-    paths = [path for path, _ in found]
+    paths = listed.paths
     if len(paths) > FULL_CHECK_LIMIT:
         with ThreadPoolExecutor(num_decode_threads()) as pool:
             shapes = list(pool.map(functools.partial(_attempt, header_shape), paths))
@@ -199,24 +245,23 @@ def _check(
     else:
         shapes, images = _decode_check(paths, memory_limit_mb)
     usable = np.array([shape is not None for shape in shapes], bool)
-    _report(root, [p for p, good in zip(paths, usable, strict=True) if not good], len(paths))
-    labels = None
-    if class_names:
-        labels = np.array([label for _, label in found], np.int32)[usable]
+    _report(listed, [n for n, good in zip(listed.names, usable, strict=True) if not good])
+    if labels is not None:
+        labels = labels[usable]
     kept = tuple(path for path, good in zip(paths, usable, strict=True) if good)
     if images is not None:
         # No copy if every file is good.
         images = images if usable.all() else images[usable]
-        return ArraySource("folder", images, labels, class_names, kept)
+        return ArraySource("folder", images, labels, class_names, kept, notes)
     different = set(shapes) - {None}
     shape = different.pop() if len(different) == 1 else None
-    return FolderSource("folder", kept, labels, class_names, shape)
+    return FolderSource("folder", kept, labels, class_names, shape, notes=notes)
 
 
 def _attempt(read: Callable[[Path], Any], path: Path) -> Any:
-    """Returns what `read` returns; None if the file is broken or is not a regular file."""
+    """Returns what `read` returns; None if the file is broken."""
     try:
-        return read(path) if path.is_file() else None  # opening a pipe would block
+        return read(path)
     except DECODE_ERRORS:
         return None
 
@@ -254,17 +299,17 @@ def _decode_check(
     return shapes, images
 
 
-def _report(root: Path, broken: list[Path], num_files: int) -> None:
+def _report(listed: Listed, broken: list[str]) -> None:
     """Names the broken files in one warning; raises UserError if no usable file is left."""
-    if len(broken) == num_files:
+    num_tried = len(listed.names) + len(listed.not_files)
+    if len(broken) == len(listed.names):
+        found = f"; found {ignored(listed.others)}" if listed.others else ""
         raise UserError(
-            f"{root} holds no usable image ({num_files} tried): "
-            "add JPEG, PNG or WebP files (.jpg .jpeg .png .webp)"
+            f"{listed.root} holds no usable image ({num_tried} tried): add files of "
+            f"{' '.join(extensions())}{found}"
         )
-    if broken:
-        names = ", ".join(str(path.relative_to(root)) for path in broken[:_NAMED_FILES])
-        more = ", ..." if len(broken) > _NAMED_FILES else ""
+    if broken := [*listed.not_files, *broken]:
         say(
-            f"warning: {len(broken)} of {num_files} images in {root} cannot be decoded and are "
-            f"skipped: {names}{more}"
+            f"warning: {len(broken)} of {num_tried} images in {listed.root} cannot be decoded and "
+            f"are skipped: {_some(broken)}"
         )

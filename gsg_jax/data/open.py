@@ -37,7 +37,8 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
 
     Args:
       data: config group with name (of SOURCES, "hf:PATH" or a TFDS name), dir, train_split and
-        test_split (TFDS splits; test_split '' for no test set) and memory_limit_mb (2**20 bytes).
+        test_split (TFDS splits; test_split '' for no test set), memory_limit_mb (2**20 bytes) and
+        follow_links.
       split: "train" or "test".
 
     Returns:
@@ -83,7 +84,7 @@ def _open_embedded(data: ConfigDict, split: str) -> Source:
 
 def _open_folder(data: ConfigDict, split: str) -> Source | None:
     _check_split_names(data)
-    return open_folder(data.dir, split, data.memory_limit_mb)
+    return open_folder(data.dir, split, data.memory_limit_mb, data.follow_links)
 
 
 # Each function opens `config.data` as a source for "train" or "test".

@@ -43,6 +43,7 @@ class ArraySource:
       labels: int32 [N], or None.
       class_names: one per label, or empty.
       paths: the images' files, or empty.
+      notes: what was understood and what was left out, for people.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ArraySource:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -84,7 +84,7 @@ def read_run(
     """
     workdir = pathlib.Path(config.pretrained).expanduser()
     run = read_record(workdir)
-    for key in ("name", "dir", "train_split", "test_split", "crop"):
+    for key in ("name", "dir", "train_split", "test_split", "follow_links", "crop"):
         run.data[key] = config.data[key] or run.data[key]
     if needs_data:
         _check_is_there(workdir, "dataset", run.data.name, SOURCES)

@@ -16,8 +16,8 @@ from PIL import Image
 from gsg_jax.config.evaluations import evaluation
 from gsg_jax.console import UserError
 from gsg_jax.data.crops import EVAL_RESIZE, centre_cut
-from gsg_jax.data.decode import DECODE_ERRORS, image_pixels, read_photo
-from gsg_jax.data.folder import EXTENSIONS, images_below
+from gsg_jax.data.decode import DECODE_ERRORS, extensions, image_pixels, read_photo
+from gsg_jax.data.files import list_images
 from gsg_jax.evaluation.encoder import Encoder, encoder_of, read_run
 from gsg_jax.evaluation.features import embed_source
 from gsg_jax.models.siamese import image_channels
@@ -177,9 +177,9 @@ def _listed(images: Any) -> list[Path | Image.Image]:
     """Lists what `embed` was given; raises UserError if it is of another kind."""
     if isinstance(images, str | os.PathLike):
         path = Path(os.path.expanduser(images))
-        images = list(images_below(path)) if path.is_dir() else [path]
+        images = list_images(path).paths if path.is_dir() else [path]
         if not images:
-            raise UserError(f"{path} holds no image ({' '.join(EXTENSIONS)}): give another folder")
+            raise UserError(f"{path} holds no image ({' '.join(extensions())}): give another folder")
     elif isinstance(images, Image.Image):
         images = [images]
     elif getattr(images, "ndim", 4) != 4:

@@ -96,6 +96,9 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
         "--folder", metavar="PHOTOS", help="of images; without it, what the run was trained on"
     )
     parser.add_argument(
+        "--follow_links", action="store_true", help="follow links that lead out of the folder"
+    )
+    parser.add_argument(
         "--k", metavar="N", type=int, help="neighbours of --image and --outliers (10)"
     )
     parser.add_argument(
@@ -190,7 +193,7 @@ def _opened(
     check_checkpoint(config)
     prepare = run_preparation(arguments.workdir, run)
     queries = [prepare(read_photo(path, prepare.channels)) for path in arguments.image]
-    images = _listed(arguments.folder, run)
+    images = _listed(arguments, run)
     if prepare.channels == 1 and (images.root or queries):
         say("the run was trained on grayscale images: photographs lose their colours")
     index_path = arguments.workdir / "search" / f"{_index_name(images)}.npz"
@@ -212,11 +215,11 @@ def _opened(
     return images, index, np.concatenate(query_h) if queries else index.h[:0], figures
 
 
-def _listed(folder: Path | None, run: ml_collections.ConfigDict) -> Listing:
-    if folder is not None:
-        return list_folder(folder)
+def _listed(arguments: argparse.Namespace, run: ml_collections.ConfigDict) -> Listing:
+    if arguments.folder is not None:
+        return list_folder(arguments.folder, follow_links=arguments.follow_links)
     try:
-        return list_training_images(run.data)
+        return list_training_images(run.data, follow_links=arguments.follow_links)
     except UserError as error:
         raise UserError(f"the images of the run: {error}; or give --folder=PHOTOS") from error
 

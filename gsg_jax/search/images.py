@@ -8,9 +8,10 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from gsg_jax.console import UserError
-from gsg_jax.data.decode import read_photo
-from gsg_jax.data.folder import EXTENSIONS, images_below, training_folder
+from gsg_jax.console import UserError, say
+from gsg_jax.data.decode import extensions, read_photo
+from gsg_jax.data.files import Listed, list_images
+from gsg_jax.data.folder import find_splits, ignored
 from gsg_jax.data.open import open_source
 
 
@@ -56,48 +57,72 @@ class Listing(NamedTuple):
             ) from error
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(
+    root: Path, *, within: Path | None = None, follow_links: bool = False
+) -> Listing:
     """Lists all images in and below a folder, by their names only.
+
+    A file is listed once: links to listed files, and other names of them, are left out.
+
+    Args:
+      root: the folder.
+      within: what links may lead to; `root` if None.
+      follow_links: whether links may lead anywhere.
 
     Raises:
       UserError: if the folder is missing, cannot be listed, or holds no image.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give --folder=PHOTOS, a folder of images")
-    names, stamps, not_files = [], [], []
-    for path in images_below(root):
-        # Opening a pipe would block; a broken link has no size.
-        if not path.is_file():
-            not_files.append(path)
-            continue
-        names.append(str(path.relative_to(root)))
-        found = path.stat()
-        stamps.append((found.st_size, found.st_mtime_ns))
-    if not names:
+    listed = list_images(root, within=within, follow_links=follow_links)
+    if not listed.names:
+        what = _left_out(listed)
         raise UserError(
-            f"{root} holds no image: give a folder with JPEG, PNG or WebP files "
-            f"({' '.join(EXTENSIONS)})"
+            f"{root} holds no image: give a folder with files of {' '.join(extensions())}"
+            f"{what and '; ' + what}"
         )
+    if what := _left_out(listed):
+        say(f"{root}: {what}")
+    stamps = [((root / name).stat()) for name in listed.names]
 
     return Listing(
         title=str(root),
         key=str(root.resolve()),
         root=root,
-        id=np.array(names),
-        stamp=np.array(stamps, np.int64),
-        not_files=tuple(not_files),
+        id=np.array(listed.names),
+        stamp=np.array([(found.st_size, found.st_mtime_ns) for found in stamps], np.int64),
+        not_files=tuple(root / name for name in listed.not_files),
         read=lambda name, channels: read_photo(root / name, channels),
     )
 
 
-def list_training_images(data: ml_collections.ConfigDict) -> Listing:
+def _left_out(listed: Listed) -> str:
+    """What is not searched, and how to have it searched."""
+    parts = []
+    if listed.links_out:
+        count = len(listed.links_out)
+        parts.append(f"{count:,} links lead out of the folder (--follow_links follows them)")
+    if listed.others:
+        parts.append(f"ignored {ignored(listed.others)}")
+    return "; ".join(parts)
+
+
+def list_training_images(
+    data: ml_collections.ConfigDict, *, follow_links: bool = False
+) -> Listing:
     """Lists the images that a run was trained on: those of a folder as files, others by number.
+
+    Args:
+      data: of the run.
+      follow_links: whether links may lead out of the folder, as data.follow_links lets them.
 
     Raises:
       UserError: if they are no longer there.
     """
     if data.name == "folder":
-        return list_folder(training_folder(data.dir))
+        top, follow_links = Path(data.dir).expanduser(), follow_links or data.follow_links
+        train = find_splits(top, follow_links).train
+        return list_folder(train, within=top, follow_links=follow_links)
     source = open_source(data, "train")
 
     return Listing(

@@ -18,6 +18,8 @@ FIGURES = (
     ("embedding_rank", "rank", "5.1f"),
     ("online_linear_top1", "probe", ".3f"),
 )
+# The length of a run is estimated after so many steps and seconds, without the compilation.
+ESTIMATED_STEPS, ESTIMATED_SECONDS = 3, 5.0
 
 
 class RunDisplay:
@@ -28,6 +30,7 @@ class RunDisplay:
         self._console = console or standard_error()
         self._num_steps = num_steps
         self._compiled_step, self._compiled_time = None, 0.0
+        self._has_estimated = False
         self._bar = _Bar(self._console) if self._console.is_interactive else None
         if self._bar:
             self._bar.start_at(first_step, num_steps)
@@ -47,6 +50,17 @@ class RunDisplay:
             self._compiled_step, self._compiled_time = step, time.monotonic()
         if self._bar:
             self._bar.move(step, self._time_left(step))
+        elif not self._has_estimated and step >= self._compiled_step + ESTIMATED_STEPS:
+            self._estimate(step)
+
+    def _estimate(self, step: int) -> None:
+        """Says once how long the run will take, by its first steps; a bar shows it all the time."""
+        seconds = time.monotonic() - self._compiled_time
+        if seconds < ESTIMATED_SECONDS:
+            return
+        self._has_estimated = True
+        rate = seconds / (step - self._compiled_step)
+        self.note(f"{rate:.2g} s a step: about {self._time_left(step)} for the rest of the run")
 
     def figures(self, step: int, values: dict[str, float], timing: dict[str, float]) -> None:
         """Shows the figures of a logged step."""

@@ -17,11 +17,13 @@ from gsg_jax.config.check_images import (
     check_patches,
     check_probe,
     check_queue_fits,
+    fit_batch,
 )
 from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
+from gsg_jax.data.summary import summary
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.evaluation.monitor import KnnMonitor
@@ -56,8 +58,10 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     check_pretraining(config)
     config = resolve(config)
     check_wandb(config.run.wandb_project)
-    mesh = make_mesh(config.data.batch_size, config.run.fsdp)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    fit_batch(config, train)
+    check_pretraining(config)
+    mesh = make_mesh(config.data.batch_size, config.run.fsdp)
     check_channels(config, train)
     check_queue_fits(config, train)
     check_probe(config, train)
@@ -66,11 +70,12 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         check_patches(config, source)
     loader = build_loader(config, train)
     claim(workdir, config)
-    tested = f", {len(test):,} to test" if test is not None else ""
+    about, *notes = summary(train, test)
     say(
-        f"pretraining {config.method.name}, recipe {config.recipe}, on {train.name}: "
-        f"{len(train):,} images{tested}; workdir {workdir}"
+        f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}"
     )
+    for note in notes:
+        say(note)
     monitor = KnnMonitor(config, train, test) if is_monitored else None
     return Pretraining(config, workdir, mesh, loader, monitor, train).run()
 

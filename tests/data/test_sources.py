@@ -13,6 +13,7 @@ from gsg_jax.data import open as sources
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.source import Subset
+from gsg_jax.data.summary import summary
 from tests.small import data_config
 from tests.small import save_image as save
 
@@ -67,6 +68,27 @@ def test_train_and_test_folders_are_the_splits(tmp_path, test_name):
     assert test.labels.tolist() == [2]
     assert test.class_names == ("a", "b", "c")
     assert opened(tmp_path, "test", test_split="") is None
+
+
+@pytest.mark.parametrize(
+    "test_name", ["TEST", "Val", "valid", "validation", "eval", "dev", "Testing"]
+)
+def test_known_names_are_splits_in_any_case(tmp_path, test_name):
+    train_name = "Training" if test_name == "Testing" else "Train"
+    for name in (f"{train_name}/a", f"{train_name}/b", f"{test_name}/b", "raw"):
+        save(tmp_path / name / "1.png")
+    train, test = opened(tmp_path), opened(tmp_path, "test")
+    assert train.class_names == test.class_names == ("a", "b")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [1])
+    assert summary(train, test) == [
+        "folder: 2 images in 2 classes, 1 test images",
+        f"{train_name}/ is the training set, {test_name}/ the test set, not used: raw/",
+    ]
+
+
+def test_a_folder_without_a_test_set_is_summed_up_in_one_line(tmp_path):
+    save(tmp_path / "a.png")
+    assert summary(opened(tmp_path), None) == ["folder: 1 images, no test set"]
 
 
 def test_a_test_class_that_training_lacks_and_images_beside_class_folders_are_refused(tmp_path):

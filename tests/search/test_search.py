@@ -151,8 +151,8 @@ def test_images_that_are_no_files_are_numbers(runs, photos, tmp_path, capsys, mo
     run = shutil.copytree(runs["gray"], tmp_path / "run")
     listed = search.list_training_images
 
-    def first_hundred(data):
-        images = listed(data)
+    def first_hundred(data, **options):
+        images = listed(data, **options)
         return images._replace(id=images.id[:100], stamp=images.stamp[:100])
 
     monkeypatch.setattr(search, "list_training_images", first_hundred)

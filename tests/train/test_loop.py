@@ -1,6 +1,7 @@
 """The loop trains with each choice, reports what goes wrong, and keeps what was good."""
 
 import contextlib
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -93,6 +94,19 @@ def test_broken_images_and_more_neighbours_than_images_are_warned_of(tmp_path):
     assert len(told) == 2
     assert any("1 of 41 images" in line and "torn.png" in line for line in told)
     assert any(line.startswith("warning: eval.knn_k is 42, 4") for line in told)
+
+
+def test_a_batch_larger_than_the_folder_is_halved_until_it_fits_and_recorded(tmp_path):
+    folder = write_images(tmp_path / "images", num_train=40)
+    flags = ("--config.data.batch_size=128", "--config.run.num_steps=1")
+    flags = tiny("simsiam", folder, tmp_path / "run", *flags, "--config.eval.knn_every_epochs=0")
+    err = done(*flags)[1]
+    (told,) = warnings(err)
+    assert "data.batch_size is lowered from 128 to 32, since 'folder' has 40 images" in told
+    assert "folder: 40 images in 2 classes, 8 test images\ntrain/ is the training set" in err
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["data"]["batch_size"] == 32
+    assert done(*flags)[0]["step"] == 1  # resumed, though the flag still says 128
 
 
 def test_missing_baselines_are_an_error_after_the_first_step(images, tmp_path):
