@@ -129,7 +129,8 @@ def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     with Image.open(path, formats=readable_formats()) as image:
         width, height = image.size
         # Asked first, since getexif() decodes a whole PNG if the header has no EXIF data.
-        if ("exif" in image.info or image.format == "AVIF") and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
+        has_exif = "exif" in image.info or image.format == "AVIF"
+        if has_exif and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
             width, height = height, width
     return height, width, 3
 

@@ -149,9 +149,7 @@ def find_splits(root: Path, follow_links: bool = False) -> Splits:
         ) from error
     folders = sorted(entry.name for entry in entries if os.path.isdir(entry.path))
     has_images = any(
-        entry.name.lower().endswith(extensions())
-        for entry in entries
-        if entry.name not in folders
+        entry.name.lower().endswith(extensions()) for entry in entries if entry.name not in folders
     )
     train, tests = _named(folders, TRAIN_NAMES)[:1], _named(folders, TEST_NAMES)
     if not train or has_images:
@@ -206,8 +204,9 @@ def _notes(top: Path, splits: Splits, listed: Listed) -> tuple[str, ...]:
     notes = []
     if splits.train != top and listed.root == splits.train:
         test = f", {splits.test.name}/ the test set" if splits.test else ""
-        unused = f", not used: {_some([f'{name}/' for name in splits.unused])}"
-        notes.append(f"{splits.train.name}/ is the training set{test}{unused * bool(splits.unused)}")
+        unused = _some([f"{name}/" for name in splits.unused])
+        unused = unused and f", not used: {unused}"
+        notes.append(f"{splits.train.name}/ is the training set{test}{unused}")
     if listed.num_same:
         notes.append(f"left out: {listed.num_same:,} links to what is listed already")
     if listed.others:

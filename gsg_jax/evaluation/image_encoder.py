@@ -179,7 +179,8 @@ def _listed(images: Any) -> list[Path | Image.Image]:
         path = Path(os.path.expanduser(images))
         images = list_images(path).paths if path.is_dir() else [path]
         if not images:
-            raise UserError(f"{path} holds no image ({' '.join(extensions())}): give another folder")
+            kinds = " ".join(extensions())
+            raise UserError(f"{path} holds no image ({kinds}): give another folder")
     elif isinstance(images, Image.Image):
         images = [images]
     elif getattr(images, "ndim", 4) != 4:

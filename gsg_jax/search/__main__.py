@@ -52,7 +52,8 @@ MODES = {
 def main(argv: list[str], program: str = PROGRAM) -> int:
     """Searches as the flags of `program` say; returns the exit status."""
     try:
-        figures = search(parse(argv, program))
+        arguments = parse(argv, program)
+        figures = search(arguments)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if not explained:
@@ -60,7 +61,8 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
         status, text = explained
         say(f"error: {text}")
         return status
-    print(json.dumps(figures), flush=True)
+    if arguments.json or not sys.stdout.isatty():
+        print(json.dumps(figures), flush=True)
     return 0
 
 
@@ -114,6 +116,9 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
         default=[],
         metavar="FILE",
         help="registers the run's own backbone or data set; may be given again",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the last line on a terminal, too"
     )
     arguments = parser.parse_args(argv)
     for path in arguments.plugin:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from gsg_jax.console import say
 from gsg_jax.data.source import num_decode_threads
 from gsg_jax.report.pictures import sheet, thumbnail
+from gsg_jax.search.fonts import ASCENT, font_of, shorten
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_IMAGES = 240  # on a sheet
@@ -18,7 +20,6 @@ COLUMNS = 6
 TILE = 184  # pixels, a square that holds an image and its caption
 THUMBNAIL = 136
 MARGIN = 5  # above an image, in which a frame is drawn
-FONT_SIZE = 13
 LINE_HEIGHT = 17
 PAPER, INK, FAINT, FRAME = (255, 255, 255), (20, 20, 20), (110, 110, 110), (214, 90, 20)
 
@@ -67,6 +68,11 @@ def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
     with partial.open("wb") as file:
         Image.fromarray(sheet(laid, COLUMNS)).save(file, FORMATS[path.suffix.lower()])
     partial.replace(path)
+    if any(font_of(picture.name)[1] != picture.name for group in shown for picture in group):
+        say(
+            "some characters of the names are shown as code points, since no font here has them: "
+            "pip install 'gsg_jax[fonts]' brings fonts of all scripts"
+        )
     return sum(map(len, shown))
 
 
@@ -79,25 +85,13 @@ def _tile(picture: Picture) -> np.ndarray:
         edges = left - MARGIN, 0, left + THUMBNAIL + MARGIN - 1, THUMBNAIL + 2 * MARGIN - 1
         draw.rectangle(edges, outline=FRAME, width=MARGIN - 1)
     tile.paste(Image.fromarray(thumbnail(picture.read(), THUMBNAIL)), (left, MARGIN))
-    font = ImageFont.load_default(FONT_SIZE)
-    top = THUMBNAIL + 2 * MARGIN
+    baseline = THUMBNAIL + 2 * MARGIN + ASCENT
     for text, colour in ((picture.caption, INK), (picture.name, FAINT)):
-        text = _shortened(text, font, TILE - 2 * MARGIN)
-        draw.text((TILE // 2, top), text, colour, font, anchor="ma")
-        top += LINE_HEIGHT
+        font, text = font_of(text)
+        text = shorten(text, font, TILE - 2 * MARGIN)
+        draw.text((TILE // 2, baseline), text, colour, font, anchor="ms")
+        baseline += LINE_HEIGHT
     return np.asarray(tile)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Text cut to a width in pixels by leaving out its middle."""
-    text = "".join(c if c.isprintable() else "?" for c in text)  # a line break has no width
-    if font.getlength(text) <= width:
-        return text
-    for kept in range(len(text) - 1, 1, -1):
-        shorter = f"{text[: (kept + 1) // 2]}...{text[-(kept // 2) :]}"
-        if font.getlength(shorter) <= width:
-            return shorter
-    return "..."
 
 
 def _paper() -> np.ndarray:

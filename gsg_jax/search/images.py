@@ -57,9 +57,7 @@ class Listing(NamedTuple):
             ) from error
 
 
-def list_folder(
-    root: Path, *, within: Path | None = None, follow_links: bool = False
-) -> Listing:
+def list_folder(root: Path, *, within: Path | None = None, follow_links: bool = False) -> Listing:
     """Lists all images in and below a folder, by their names only.
 
     A file is listed once: links to listed files, and other names of them, are left out.
@@ -83,7 +81,7 @@ def list_folder(
         )
     if what := _left_out(listed):
         say(f"{root}: {what}")
-    stamps = [((root / name).stat()) for name in listed.names]
+    stamps = [(root / name).stat() for name in listed.names]
 
     return Listing(
         title=str(root),
@@ -107,9 +105,7 @@ def _left_out(listed: Listed) -> str:
     return "; ".join(parts)
 
 
-def list_training_images(
-    data: ml_collections.ConfigDict, *, follow_links: bool = False
-) -> Listing:
+def list_training_images(data: ml_collections.ConfigDict, *, follow_links: bool = False) -> Listing:
     """Lists the images that a run was trained on: those of a folder as files, others by number.
 
     Args:

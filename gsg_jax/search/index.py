@@ -38,6 +38,7 @@ class Prepared:
 
     Attributes:
       unreadable: indices into `rows` of files that could not be decoded; they become black.
+      broken: those of them that were read, so that only another file would help.
     """
 
     labels, class_names, paths = None, (), ()
@@ -47,6 +48,7 @@ class Prepared:
         self.name = images.title
         self.image_shape = (prepare.size, prepare.size, prepare.channels)
         self.unreadable: set[int] = set()
+        self.broken: set[int] = set()
         self._images, self._rows, self._prepare = images, rows, prepare
 
     def __len__(self) -> int:
@@ -56,10 +58,12 @@ class Prepared:
         """Image i as the network takes it; raises UserError if it is damaged and not a file."""
         try:
             pixels = self._images.read(self._images.id[self._rows[i]], self._prepare.channels)
-        except UserError:
+        except UserError as error:
             if self._images.root is None:
                 raise
             self.unreadable.add(i)
+            if getattr(error.__cause__, "errno", None) is None:
+                self.broken.add(i)
             return np.zeros(self.image_shape, np.uint8)
         return self._prepare(pixels)
 
@@ -72,12 +76,14 @@ class Index(NamedTuple):
       id: [N], as in the listing and in its order; files that cannot be decoded are left out.
       stamp: int64 [N, 2], likewise.
       num_embedded: how many of them were embedded by this call.
+      broken: (name, size, time) of files that could not be decoded; they are not tried again.
     """
 
     h: np.ndarray
     id: np.ndarray
     stamp: np.ndarray
     num_embedded: int = 0
+    broken: tuple[tuple[str, int, int], ...] = ()
 
 
 def update_index(
@@ -101,27 +107,32 @@ def update_index(
     about = {"version": VERSION, **about, "images": images.key} | dataclasses.asdict(prepare)
     kept = _read(path, about)
     row_of = {} if kept is None else {key: row for row, key in enumerate(_keys(kept))}
-    kept_row = np.array([row_of.get(key, -1) for key in _keys(images)])
-    missing = np.flatnonzero(kept_row < 0)
+    keys, known_broken = list(_keys(images)), set(kept.broken if kept else ())
+    kept_row = np.array([row_of.get(key, -1) for key in keys])
+    is_broken = np.array([key in known_broken for key in keys])
+    missing = np.flatnonzero((kept_row < 0) & ~is_broken)
     num_gone = 0 if kept is None else len(np.setdiff1d(kept.id, images.id))
     _report(path, images, int(np.sum(kept_row >= 0)), len(missing), num_gone)
     if not len(missing) and not num_gone:
-        _report_unreadable(images, [])
+        _report_unreadable(images, images.id[is_broken])
         return kept
 
     check_writable(path.parent)
     rows, source = _Rows(images, kept, kept_row), Prepared(images, missing, prepare)
     if len(missing):
         _embed_missing(rows, missing, source, embed, partial(_save, path, about))
-    _report_unreadable(images, images.id[missing[sorted(source.unreadable)]])
-    index = rows.index()
+    is_unreadable = is_broken.copy()
+    is_unreadable[missing[sorted(source.unreadable)]] = True
+    is_broken[missing[sorted(source.broken)]] = True
+    _report_unreadable(images, images.id[is_unreadable])
+    index = rows.index()._replace(broken=tuple(keys[row] for row in np.flatnonzero(is_broken)))
     if not len(index.h):
         raise UserError(
             f"{images.title}: none of the {len(images.id)} images can be decoded: give JPEG, PNG "
             "or WebP files"
         )
     num_embedded = len(missing) - len(source.unreadable)
-    if num_embedded or num_gone:
+    if num_embedded or num_gone or source.broken:
         _save(path, about, index)
     return index._replace(num_embedded=num_embedded)
 
@@ -199,8 +210,10 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
         features = read_features(path)
         with np.load(path, allow_pickle=False) as arrays:
             stamp, there = arrays["stamp"], json.loads(str(arrays["about"]))
+            broken = json.loads(str(arrays["broken"])) if "broken" in arrays else []
         is_whole = stamp.shape == (len(features.h), 2) and isinstance(there, dict)
-    except (UserError, *READ_ERRORS):
+        broken = tuple((str(name), int(size), int(time)) for name, size, time in broken)
+    except (UserError, TypeError, *READ_ERRORS):
         is_whole = False
     if not is_whole:
         say(f"{path} is damaged: it is rebuilt")
@@ -213,12 +226,14 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
         key = differing[0]
         said = f"{key} {there.get(key)} there, {about.get(key)} here"
         say(f"{path} was made differently ({said}): it is rebuilt")
-    return None if differing else Index(features.h, features.id, stamp)
+    return None if differing else Index(features.h, features.id, stamp, broken=broken)
 
 
 def _save(path: Path, about: dict[str, Any], index: Index) -> None:
     features = LabelledFeatures(index.h, np.full(len(index.h), -1, np.int32), index.id)
-    save_features(path, features, about=json.dumps(about), stamp=index.stamp)
+    save_features(
+        path, features, about=json.dumps(about), stamp=index.stamp, broken=json.dumps(index.broken)
+    )
 
 
 def _report(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone: int) -> None:

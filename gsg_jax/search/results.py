@@ -120,8 +120,9 @@ def find_duplicates(images: Listing, index: Index, threshold: float, show: int) 
 
     Returns:
       Figures threshold, num_groups, num_in_groups, num_copies (images with the bytes of another)
-      and groups: the largest first, {identical, images}; each image {path or number, similarity
-      (the highest to another image), copy_of (the first with the same bytes, or null)}.
+      and groups: the most certain first, {identical, images}; the original of a group first, then
+      its copies, then the others by similarity; each image {path or number, similarity (the highest
+      to another image), copy_of (the original with the same bytes, or null)}.
 
     Raises:
       UserError: if there is one image, one can no longer be read, or an embedding is not finite.
@@ -133,57 +134,83 @@ def find_duplicates(images: Listing, index: Index, threshold: float, show: int) 
             f"warning: one group holds {len(found.rows[0]):,} of the {len(index.h):,} images: give "
             "a higher --threshold; much looks alike to a briefly trained network"
         )
-    groups = [_group(images, index, rows, found) for rows in found.rows]
-    num_in_groups = sum(len(group["images"]) for group in groups)
-    copies = sum(image["copy_of"] is not None for group in groups for image in group["images"])
+    groups = sorted((_group(images, index, rows, found) for rows in found.rows), key=_uncertainty)
+    num_in_groups = sum(len(group.entries) for group in groups)
+    copies = sum(image["copy_of"] is not None for group in groups for image in group.entries)
     say(
         f"similarity of {threshold:g} or more: {num_in_groups:,} images in {len(groups):,} groups, "
         f"{copies:,} of them byte-for-byte copies"
     )
-    table, pictures = _shown_groups(images, index, found.rows[:show], groups)
+    table, pictures = _shown_groups(images, groups[:show])
     if len(groups) > show:
-        table.caption = f"the {show} largest of {len(groups):,} groups; --show=N shows more"
+        table.caption = f"the {show} most certain of {len(groups):,} groups; --show=N shows more"
     figures = {
         "threshold": threshold,
         "num_groups": len(groups),
         "num_in_groups": num_in_groups,
         "num_copies": copies,
-        "groups": groups,
+        "groups": [{"identical": of.is_identical, "images": of.entries} for of in groups],
     }
     return Found(figures, table, pictures)
 
 
-def _shown_groups(
-    images: Listing, index: Index, rows_of_groups: Sequence[np.ndarray], groups: Sequence[dict]
-) -> tuple[Table, list[list[Picture]]]:
-    """Table and pictures of the first groups, with the first images of each."""
+class _Group(NamedTuple):
+    """Duplicates, the original first, then its copies, then the most similar."""
+
+    ids: np.ndarray
+    entries: list[dict[str, Any]]  # for the last line
+    is_identical: bool  # whether all have the same bytes
+
+
+def _uncertainty(group: _Group) -> tuple:
+    """Sorts copies before what is similar; a group is as certain as its least similar image."""
+    return not group.is_identical, -min(image["similarity"] for image in group.entries)
+
+
+def _shown_groups(images: Listing, groups: Sequence[_Group]) -> tuple[Table, list[list[Picture]]]:
+    """Table and pictures of groups, with the first images of each."""
     table, pictures = Table("group", "similarity", "image", title="duplicates"), []
-    for number, (rows, group) in enumerate(zip(rows_of_groups, groups, strict=False), 1):
+    for number, group in enumerate(groups, 1):
         pictures.append([])
-        for row, image in list(zip(rows, group["images"], strict=True))[:MOST_OF_GROUP]:
-            said = f"{image['similarity']:.4f}" if image["copy_of"] is None else "copy"
-            table.add_row(str(number), said, _path(images, index.id[row]))
-            pictures[-1].append(_picture(images, index.id[row], f"group {number}   {said}"))
-        if len(rows) > MOST_OF_GROUP:
-            table.add_row(str(number), "", f"... {len(rows) - MOST_OF_GROUP:,} more")
+        shown = list(zip(group.ids, group.entries, strict=True))[:MOST_OF_GROUP]
+        for place, (image, entry) in enumerate(shown):
+            said = f"{entry['similarity']:.4f}" if entry["copy_of"] is None else "copy"
+            said = "original" if not place else said
+            table.add_row(str(number), said, _path(images, image))
+            pictures[-1].append(_picture(images, image, f"group {number}   {said}"))
+        if len(group.ids) > MOST_OF_GROUP:
+            table.add_row(str(number), "", f"... {len(group.ids) - MOST_OF_GROUP:,} more")
     return table, pictures
 
 
-def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> dict[str, Any]:
-    """A group of duplicates for the last line."""
+def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> _Group:
+    """Joined images in their order; copies of a smaller original stand by their similarity."""
+
+    def originality(row: int) -> tuple:  # the larger file, then the older, then the shorter name
+        size, time = index.stamp[row].tolist()
+        name = str(images.name(index.id[row]))
+        return -size, time, len(name), name
+
+    rows = sorted(rows.tolist(), key=originality)
     copy_of = _copies(images, index, rows)
+
+    def place(row: int) -> tuple:
+        is_copy = copy_of.get(row) == rows[0]
+        return row != rows[0], not is_copy, -found.closest[row], copy_of.get(row, row), row
+
+    rows = sorted(rows, key=place)
     names = {row: images.name(index.id[original]) for row, original in copy_of.items()}
-    members = [
+    entries = [
         {**_named(images, index.id[row], found.closest[row]), "copy_of": names.get(row)}
         for row in rows
     ]
-    return {"identical": len(copy_of) == len(rows) - 1, "images": members}
+    return _Group(index.id[rows], entries, is_identical=len(copy_of) == len(rows) - 1)
 
 
-def _copies(images: Listing, index: Index, rows: np.ndarray) -> dict[int, int]:
+def _copies(images: Listing, index: Index, rows: Sequence[int]) -> dict[int, int]:
     """Maps rows to the earlier row with the same bytes; only files of equal size are read."""
-    sizes = index.stamp[rows, 0]
-    common = {size for size, count in Counter(sizes.tolist()).items() if count > 1}
+    sizes = index.stamp[rows, 0].tolist()
+    common = {size for size, count in Counter(sizes).items() if count > 1}
     first, copy_of = {}, {}
     for row, size in zip(rows, sizes, strict=True):
         if size in common:

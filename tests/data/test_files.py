@@ -143,9 +143,7 @@ def test_heic_without_its_reader_is_counted_with_the_command_that_installs_it(
     save(tmp_path / "a.png")
     for name in ("b.heic", "c.HEIC"):
         (tmp_path / name).write_bytes(b"no reader looks at it")
-    assert opened(tmp_path).notes == (
-        "ignored: 2 .heic (pip install 'gsg_jax[heif]' reads .heic)",
-    )
+    assert opened(tmp_path).notes == ("ignored: 2 .heic (pip install 'gsg_jax[heif]' reads .heic)",)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match=r"found 2 \.heic \(pip install 'gsg_jax\[heif\]'"):
         opened(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from gsg_jax.console import UserError
-from gsg_jax.search import contact_sheet
+from gsg_jax.search import contact_sheet, fonts
 from gsg_jax.search.contact_sheet import (
     COLUMNS,
     FRAME,
@@ -67,7 +67,7 @@ def test_the_caption_is_below_its_image_and_only_a_framed_image_has_a_frame(tmp_
     below = slice(THUMBNAIL + 2 * MARGIN, TILE)
     assert (bare[below] == PAPER).all()
 
-    font = ImageFont.load_default(contact_sheet.FONT_SIZE)
+    font = ImageFont.load_default(fonts.SIZE)
     written = Image.new("RGB", (TILE, TILE), PAPER)
     ImageDraw.Draw(written).text((TILE // 2, below.start), "query", INK, font, anchor="ma")
     line = slice(below.start, below.start + contact_sheet.LINE_HEIGHT - 1)
@@ -109,6 +109,35 @@ def test_names_of_any_kind_fit_into_their_line(tmp_path, name):
     write_sheet(tmp_path / "sheet.png", [[plain((0, 0, 0), name=name), plain((9, 9, 9))]])
     edges = read(tmp_path / "sheet.png")[THUMBNAIL + 2 * MARGIN :, [0, TILE - 1, TILE]]
     assert (edges == PAPER).all()
+
+
+def test_a_character_that_no_font_has_is_its_code_point_and_said_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fonts, "_others", list)
+    fonts.font_of.cache_clear()
+    sheets = []
+    for name in ("Übersee 海.png", "Übersee \\u6d77.png"):
+        write_sheet(tmp_path / "sheet.png", [[plain((0, 0, 0), name=name)]])
+        sheets.append(read(tmp_path / "sheet.png"))
+        said = capsys.readouterr().err
+        assert ("pip install 'gsg_jax[fonts]'" in said) == ("海" in name)
+    np.testing.assert_array_equal(*sheets)
+    fonts.font_of.cache_clear()
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "name", "Zürich Привет Ελλάδα 海边照片 東京タワー 서울 שלום مرحبا नमस्ते สวัสดี 😀".split()
+)
+def test_the_extra_has_fonts_of_all_scripts(name, monkeypatch):
+    pytest.importorskip("manimgx_fonts")
+    pytest.importorskip("noto_cjk_sans_otc")
+    monkeypatch.setattr(fonts, "_OF_MACHINES", ())
+    for function in (fonts.font_of, fonts._others):
+        function.cache_clear()
+    font, text = fonts.font_of(f"{name} 1.jpg")
+    assert text == f"{name} 1.jpg" and font.getlength(name) > 0
+    for function in (fonts.font_of, fonts._others):
+        function.cache_clear()
 
 
 def test_an_image_that_cannot_be_read_leaves_no_half_sheet(tmp_path):

@@ -165,7 +165,9 @@ def test_a_damaged_file_is_rebuilt(photos, tmp_path, capsys, damage):
     assert_holds(index, photos)
 
 
-def test_broken_files_are_named_left_out_and_tried_again(photos, tmp_path, capsys, monkeypatch):
+def test_broken_files_are_named_left_out_and_tried_again_when_they_change(
+    photos, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(indexes, "BATCH_SIZE", 4)
     broken = photos / "album 0" / "4.png"
     whole = broken.read_bytes()
@@ -177,10 +179,31 @@ def test_broken_files_are_named_left_out_and_tried_again(photos, tmp_path, capsy
     assert "3 of the 12 images" in told and str(broken) in told and "link.png" in told
     names = [name for name in list_folder(photos).id if name not in ("album 0/4.png", "last.jpg")]
     assert index.id.tolist() == names and index.num_embedded == 9
-    again, _ = updated(photos, tmp_path)
+    again, sizes = updated(photos, tmp_path)
     np.testing.assert_array_equal(again.h, index.h)
+    told = capsys.readouterr().err
+    assert sizes == [] and "9 embeddings, nothing has changed" in told and " new" not in told
+    assert "3 of the 12 images" in told and str(broken) in told
+    save(photos / "another.png", 77)
+    updated(photos, tmp_path)
+    assert "1 are new or changed and embedded, 9 are as they were" in capsys.readouterr().err
+    (photos / "another.png").unlink()
     broken.write_bytes(whole)
     (photos / "last.jpg").unlink()
+    assert_holds(updated(photos, tmp_path)[0], photos)
+
+
+def test_a_file_that_cannot_be_opened_is_tried_again(photos, tmp_path, monkeypatch):
+    locked, images = "album 1/3.png", list_folder(photos)
+
+    def refuse(name, channels):
+        if name == locked:
+            raise UserError("cannot decode") from PermissionError(13, "Permission denied")
+        return images.read(name, channels)
+
+    path = tmp_path / "search" / "photos.npz"
+    index = update_index(path, images._replace(read=refuse), as_embedded, PREPARE, ABOUT)
+    assert locked not in index.id and index.broken == ()
     assert_holds(updated(photos, tmp_path)[0], photos)
 
 

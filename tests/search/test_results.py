@@ -1,5 +1,7 @@
 """What a search finds is what a plain loop over all pairs finds, by the names of the images."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,6 +107,52 @@ def test_duplicates_are_told_with_what_is_a_copy_byte_for_byte(photos, capsys):
     assert group["identical"] and len(group["images"]) == 2  # nothing but copies
 
 
+def test_groups_come_by_certainty_and_begin_with_the_largest_oldest_shortest_file(tmp_path):
+    rng = np.random.default_rng(0)
+    made = ("pair/big.png", "pair/a.png", "four/old.png", "four/copy of it.png", "four/it.png")
+    made += ("four/like.png", "copies/a long name.png", "copies/b.png", "alone.png")
+    for number, name in enumerate(made):
+        side = 40 if name == "pair/big.png" else 8
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        os.utime(tmp_path / name, (1000 + number, 1000 + number))
+    for name, of in ((made[3], made[2]), (made[4], made[2]), (made[7], made[6])):
+        (tmp_path / name).write_bytes((tmp_path / of).read_bytes())
+        os.utime(tmp_path / name, (2000, 2000))
+    os.utime(tmp_path / made[6], (2000, 2000))  # as old as its copy, whose name is shorter
+    (tmp_path / made[5]).write_bytes((tmp_path / made[2]).read_bytes()[:-12])  # a smaller file
+    images = list_folder(tmp_path)
+    at = {name: row for row, name in enumerate(images.id)}
+    h = np.eye(len(made), dtype=np.float32)
+    for name, like, cosine in (
+        ("pair/a.png", "pair/big.png", 0.999),
+        ("four/copy of it.png", "four/old.png", 1),
+        ("four/it.png", "four/old.png", 1),
+        ("four/like.png", "four/old.png", 0.99),
+        ("copies/b.png", "copies/a long name.png", 1),
+    ):
+        h[at[name]] = cosine * h[at[like]] + np.sqrt(1 - cosine**2) * h[at[name]]
+    groups = find_duplicates(images, Index(h, images.id, images.stamp), 0.98, 20).figures["groups"]
+    listed = [
+        [
+            (image["path"].removeprefix(f"{tmp_path}/"), image["copy_of"] is not None)
+            for image in group["images"]
+        ]
+        for group in groups
+    ]
+    assert listed == [
+        [("copies/b.png", False), ("copies/a long name.png", True)],
+        [("pair/big.png", False), ("pair/a.png", False)],
+        [
+            ("four/old.png", False),
+            *(("four/copy of it.png", True), ("four/it.png", True)),
+            ("four/like.png", False),
+        ],
+    ]
+    assert [group["identical"] for group in groups] == [True, False, False]
+
+
 def test_what_is_shown_has_a_limit_and_what_is_told_has_none(photos, capsys):
     index = indexed(photos)
     found = find_duplicates(photos, index._replace(h=np.eye(NUM, dtype=np.float32)), 0.5, 20)
@@ -112,7 +160,7 @@ def test_what_is_shown_has_a_limit_and_what_is_told_has_none(photos, capsys):
     pairs = np.repeat(np.eye(NUM // 2, dtype=np.float32), 2, axis=0)
     found = find_duplicates(photos, index._replace(h=pairs), 0.9, 3)
     assert len(found.pictures) == 3 and found.figures["num_groups"] == NUM // 2
-    assert "the 3 largest of 15 groups" in found.table.caption
+    assert "the 3 most certain of 15 groups" in found.table.caption
     alike = np.ones((NUM, 2), np.float32)
     found = find_duplicates(photos, index._replace(h=alike), 0.9, 20)
     assert "one group holds 30 of the 30 images: give a higher --threshold" in (
