@@ -7,16 +7,22 @@ from gsg_jax.data.open import Source
 from gsg_jax.models.vit import VITS
 
 
-def fit_batch(config: ConfigDict, source: Source) -> None:
-    """Halves data.batch_size until a folder's images fill a batch, and says so in one warning."""
+def fit_batch(config: ConfigDict, source: Source) -> dict[str, int]:
+    """Halves data.batch_size until a folder's images fill a batch, and says so in one warning.
+
+    Returns:
+      {"batch_size_asked": the value before} for the last line; {} if it was not lowered.
+    """
     asked, num_images = config.data.batch_size, len(source)
     while config.data.name == "folder" and config.data.batch_size > max(num_images, 2):
         config.data.batch_size = max(config.data.batch_size // 2, 2)
-    if config.data.batch_size != asked:
-        say(
-            f"warning: data.batch_size is lowered from {asked} to {config.data.batch_size}, since "
-            f"{source.name!r} has {num_images} images"
-        )
+    if config.data.batch_size == asked:
+        return {}
+    say(
+        f"warning: data.batch_size is lowered from {asked} to {config.data.batch_size}, since "
+        f"{source.name!r} has {num_images} images"
+    )
+    return {"batch_size_asked": asked}
 
 
 def check_channels(config: ConfigDict, source: Source) -> None:

@@ -11,7 +11,7 @@ from gsg_jax.config.load import resolve
 from gsg_jax.console import say
 from gsg_jax.run.files import TIMED, read_lines, read_object, write_atomically
 from gsg_jax.run.integrity import damage
-from gsg_jax.run.workdir import FIGURES, claim
+from gsg_jax.run.workdir import FIGURES, claim, read_config
 
 
 def write_finished(workdir: pathlib.Path, figures: dict[str, Any]) -> None:
@@ -42,6 +42,9 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     report = workdir / "report.html"
     if config.run.report and not report.exists():
         return None
+    config = config.copy_and_resolve_references()
+    if config.data.batch_size == figures.get("batch_size_asked"):  # more than the folder has
+        config.data.batch_size = read_config(workdir)["data"]["batch_size"]
     check_pretraining(config)
     claim(workdir, resolve(config), will_train=False)
     for name, names in (("metrics.jsonl", ()), ("throughput.jsonl", TIMED)):

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import ImageFont
 
 SIZE = 13  # pixels
-# Pillow's own font has Latin alone. Then those that a machine may have, found by their names in its
-# folders of fonts, then the packages of gsg_jax[fonts].
+# Pillow's own font has little more than ASCII. Then come those that a machine may have, found by
+# their names in its folders of fonts, then the packages of gsg_jax[fonts].
 _OF_MACHINES = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc"),
     *("Arial Unicode.ttf", "PingFang.ttc", "segoeui.ttf", "msyh.ttc", "malgun.ttf"),

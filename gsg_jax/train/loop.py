@@ -59,7 +59,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     config = resolve(config)
     check_wandb(config.run.wandb_project)
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
-    fit_batch(config, train)
+    lowered = fit_batch(config, train)
     check_pretraining(config)
     mesh = make_mesh(config.data.batch_size, config.run.fsdp)
     check_channels(config, train)
@@ -77,7 +77,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     for note in notes:
         say(note)
     monitor = KnnMonitor(config, train, test) if is_monitored else None
-    return Pretraining(config, workdir, mesh, loader, monitor, train).run()
+    return Pretraining(config, workdir, mesh, loader, monitor, train).run() | lowered
 
 
 class Pretraining:

@@ -106,7 +106,9 @@ def test_a_batch_larger_than_the_folder_is_halved_until_it_fits_and_recorded(tmp
     assert "folder: 40 images in 2 classes, 8 test images\ntrain/ is the training set" in err
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["data"]["batch_size"] == 32
-    assert done(*flags)[0]["step"] == 1  # resumed, though the flag still says 128
+    last, err = done(*flags)  # though the flag still says 128
+    assert last["batch_size_asked"] == 128 and "nothing is left to train" in err
+    assert "holds a run of another config" in refused(*flags, "--config.data.batch_size=64")
 
 
 def test_missing_baselines_are_an_error_after_the_first_step(images, tmp_path):
