@@ -88,7 +88,7 @@ def test_outliers_are_those_of_the_lowest_mean_cosine_the_worst_first(photos, k)
 
 def test_duplicates_are_told_with_what_is_a_copy_byte_for_byte(photos, capsys):
     index = indexed(photos)
-    index.h[[8, 9]] = [[1, 0, 0, 0, 0, 0, 0], [1, 0.01, 0, 0, 0, 0, 0]]
+    index.h[[8, 9]] = [[1, 0, 0, 0, 0, 0, 0], [1, 0.02, 0, 0, 0, 0, 0]]
     found = find_duplicates(photos, index, 0.9995, 20)
     figures, cosines = found.figures, cosines_of(index.h, index.h)
     first, second = figures["groups"]
