@@ -1,7 +1,7 @@
 """`python -m gsg_jax.search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
 
-Each mode prints a table on standard error, writes a contact sheet and ends standard output with one
-JSON object. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage. Images are only read;
+Each mode prints a table on standard error, writes a contact sheet and, unless standard output is a
+terminal, prints one JSON object there. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage. Images are only read;
 everything but a --sheet elsewhere is written to DIR/search/.
 """
 

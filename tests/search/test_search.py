@@ -183,6 +183,17 @@ def test_the_command_line_speaks_on_standard_error_and_ends_with_one_object(run,
     assert "similarity" in done.stderr and sheet.exists() and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("is_terminal", "flags", "is_printed"),
+    [(False, [], True), (True, [], False), (True, ["--json"], True)],
+)
+def test_the_last_line_is_for_programs(is_terminal, flags, is_printed, capsys, monkeypatch):
+    monkeypatch.setattr(search, "search", lambda _: {"job": "search"})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    assert search.main(["run", "--outliers", *flags]) == 0
+    assert capsys.readouterr().out == '{"job": "search"}\n' * is_printed
+
+
 PHOTO = "--image={photos}/trip 0/02.jpg"
 
 
