@@ -43,7 +43,7 @@ def test_a_run_prints_one_object_of_figures_and_the_rest_goes_to_standard_error(
     assert all(0 <= last[name] <= 1 for name in last if name.startswith(("knn_", "few_label_")))
     assert last["knn_top1_pixels"] == 1 and last["few_label_1_pixels"] > 0.9
     assert re.fullmatch("[0-9a-f]{64}", last["state_digest"])
-    begin = "pretraining simsiam_gsg, recipe default, on folder: 40 images, 8 to test"
+    begin = "pretraining simsiam_gsg, recipe default, on folder: 40 images in 2 classes, 8 to test"
     assert err.startswith(f"{begin}; workdir {workdir}\n")
     assert "step 10/10" in err and f"to beat: untrained {last['knn_top1_untrained']:.4f}" in err
     row = f"{100 * last['few_label_5']:.1f} ± {100 * last['few_label_5_error']:.1f}"

@@ -81,7 +81,7 @@ def test_known_names_are_splits_in_any_case(tmp_path, test_name):
     assert train.class_names == test.class_names == ("a", "b")
     assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [1])
     assert summary(train, test) == [
-        "folder: 2 images in 2 classes, 1 test images",
+        "folder: 2 images in 2 classes, 1 to test",
         f"{train_name}/ is the training set, {test_name}/ the test set, not used: raw/",
     ]
 

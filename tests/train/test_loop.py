@@ -103,7 +103,8 @@ def test_a_batch_larger_than_the_folder_is_halved_until_it_fits_and_recorded(tmp
     err = done(*flags)[1]
     (told,) = warnings(err)
     assert "data.batch_size is lowered from 128 to 32, since 'folder' has 40 images" in told
-    assert "folder: 40 images in 2 classes, 8 test images\ntrain/ is the training set" in err
+    assert "on folder: 40 images in 2 classes, 8 to test; workdir" in err
+    assert "\ntrain/ is the training set, test/ the test set\n" in err
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["data"]["batch_size"] == 32
     last, err = done(*flags)  # though the flag still says 128
