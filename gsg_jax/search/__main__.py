@@ -1,8 +1,8 @@
 """`python -m gsg_jax.search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
 
 Each mode prints a table on standard error, writes a contact sheet and, unless standard output is a
-terminal, prints one JSON object there. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage. Images are only read;
-everything but a --sheet elsewhere is written to DIR/search/.
+terminal, prints one JSON object there. Exit status: 0 done, 1 failed with one clear line, 2 wrong
+usage. Images are only read; everything but a --sheet elsewhere is written to DIR/search/.
 """
 
 import argparse

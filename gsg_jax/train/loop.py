@@ -71,9 +71,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     loader = build_loader(config, train)
     claim(workdir, config)
     about, *notes = summary(train, test)
-    say(
-        f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}"
-    )
+    say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")
     for note in notes:
         say(note)
     monitor = KnnMonitor(config, train, test) if is_monitored else None
