@@ -77,6 +77,28 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     Raises:
       UsageError: if one is unknown, out of range, or not of the mode.
     """
+    arguments = _flags(program).parse_args(argv)
+    for path in arguments.plugin:
+        run_plugin(path)
+    modes = [mode for mode in MODES if getattr(arguments, mode)]
+    if len(modes) != 1:
+        raise UsageError(
+            f"{' and '.join(f'--{mode}' for mode in modes) or 'no mode'} given: give one of "
+            "--image=FILE, --duplicates and --outliers"
+        )
+    arguments.mode = modes[0]
+    _check_numbers(arguments)
+    arguments.workdir = _path("DIR", arguments.workdir)
+    arguments.image = [_path("--image", value) for value in arguments.image]
+    for flag in ("folder", "sheet"):
+        if (value := getattr(arguments, flag)) is not None:
+            setattr(arguments, flag, _path(f"--{flag}", value))
+    if arguments.sheet and arguments.sheet.suffix.lower() not in FORMATS:
+        raise UsageError(f"--sheet={arguments.sheet}: must end in one of {', '.join(FORMATS)}")
+    return arguments
+
+
+def _flags(program: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
@@ -120,25 +142,7 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="print the last line on a terminal, too"
     )
-    arguments = parser.parse_args(argv)
-    for path in arguments.plugin:
-        run_plugin(path)
-    modes = [mode for mode in MODES if getattr(arguments, mode)]
-    if len(modes) != 1:
-        raise UsageError(
-            f"{' and '.join(f'--{mode}' for mode in modes) or 'no mode'} given: give one of "
-            "--image=FILE, --duplicates and --outliers"
-        )
-    arguments.mode = modes[0]
-    _check_numbers(arguments)
-    arguments.workdir = _path("DIR", arguments.workdir)
-    arguments.image = [_path("--image", value) for value in arguments.image]
-    for flag in ("folder", "sheet"):
-        if (value := getattr(arguments, flag)) is not None:
-            setattr(arguments, flag, _path(f"--{flag}", value))
-    if arguments.sheet and arguments.sheet.suffix.lower() not in FORMATS:
-        raise UsageError(f"--sheet={arguments.sheet}: must end in one of {', '.join(FORMATS)}")
-    return arguments
+    return parser
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
