@@ -246,7 +246,8 @@ def _checked_sheet(
 ) -> Path:
     """Path of the contact sheet; never in a folder of images, where it would become one of them."""
     sheet = arguments.sheet or index_path.with_name(_sheet_name(arguments, index_path.stem))
-    trained_on = Path(run.data.dir).expanduser() if run.data.name == "folder" else None
+    has_folder = run.data.name == "folder" and run.data.dir  # an import may not have one yet
+    trained_on = Path(run.data.dir).expanduser() if has_folder else None
     for folder in filter(None, (images.root, trained_on)):
         if sheet.resolve().is_relative_to(folder.resolve()):
             raise UserError(
