@@ -1,12 +1,15 @@
 """Figures of a classifier and how much they would vary with other test images."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 RECALL_LEVELS = 11
+# Endings of figures that are not shares of images.
+NOT_SHARES = ("_learning_rate", "_weight_decay", "_l2", "_num_labels")
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -159,3 +162,14 @@ def classification_figures(
         figures[f"{prefix}_{name}"] = float(metric(*examples))
         figures[f"{prefix}_{name}_interval"] = list(bootstrap_interval(metric, *examples))
     return figures
+
+
+def shares_with_intervals(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The figures that are shares, in percent: (name, share, 95 % interval or "")."""
+    rows = []
+    for name, value in figures.items():
+        if isinstance(value, float) and not name.endswith(NOT_SHARES):
+            low, high = figures.get(f"{name}_interval", (None, None))
+            interval = "" if low is None else f"{100 * low:.2f} to {100 * high:.2f}"
+            rows.append((name, f"{100 * value:.2f}", interval))
+    return rows

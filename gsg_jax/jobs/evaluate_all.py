@@ -16,6 +16,7 @@ from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures
 from gsg_jax.evaluation.labelled import Labelled, check_bank, check_finite, open_test, open_train
+from gsg_jax.evaluation.scores import shares_with_intervals
 from gsg_jax.jobs.features import features_in_file
 from gsg_jax.jobs.few_label import score_by_few_labels
 from gsg_jax.jobs.finetune import check_tunable, drawn_part, official_part, tune
@@ -26,8 +27,6 @@ from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.workdir import claim_for_evaluation
 
 PARTS = ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer")
-# Figures that are not shares of images.
-NOT_SHARES = ("_learning_rate", "_weight_decay", "_l2", "_num_labels")
 
 
 def run_every_evaluation(
@@ -148,12 +147,7 @@ def as_markdown(about: dict[str, Any], figures: dict[str, Any]) -> str:
     """The figures as a Markdown table, shares in percent; the interval of NAME is NAME_interval."""
     title = ", ".join(f"{key} {value}" for key, value in about.items())
     lines = [f"# Evaluation: {title}", "", "| figure | % | 95 % interval |", "|---|---|---|"]
-    for name, value in figures.items():
-        if not isinstance(value, float) or name.endswith(NOT_SHARES):
-            continue
-        low, high = figures.get(f"{name}_interval", (None, None))
-        interval = "" if low is None else f"{100 * low:.2f} to {100 * high:.2f}"
-        lines.append(f"| {name} | {100 * value:.2f} | {interval} |")
+    lines += [f"| {' | '.join(row)} |" for row in shares_with_intervals(figures)]
     if missing := figures.get("transfer_missing"):
         lines += ["", f"Sets that are not on the machine: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"

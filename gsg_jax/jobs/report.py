@@ -22,7 +22,7 @@ from gsg_jax.report.embeddings import EmbeddedImages, check_umap
 from gsg_jax.report.page import report_page
 from gsg_jax.report.sections import Embedded, run_report
 from gsg_jax.run.files import write_atomically
-from gsg_jax.run.record import read_run_record
+from gsg_jax.run.record import Missing, read_run_record
 
 NAME = "report.html"
 LACKS = "the map, the neighbours, the spectrum, the views and the accuracy by class"
@@ -72,7 +72,8 @@ def write_report(
         except UserError as error:
             if hosts.are_several():  # the others may wait for this one while it is embedding
                 raise
-            missing.append(f"{str(error).rstrip('.')}. The page lacks {LACKS}.")
+            text = f"{str(error).rstrip('.')}. The page lacks {LACKS}."
+            missing.append(Missing("map", text))
     figures = {"job": "report", "file": str(workdir / NAME)}
     if not hosts.is_writer():
         return figures
@@ -81,13 +82,14 @@ def write_report(
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / NAME, text)
     say(f"the report is in {workdir / NAME}")
-    for sentence in report.missing:
+    sentences = [part.text for part in report.missing]
+    for sentence in sentences:
         say(f"the report is incomplete: {sentence}")
     return figures | {
         "num_images": len(embedded.query.h) if embedded else 0,
         "bytes": len(text.encode()),
         "seconds": round(time.monotonic() - start, 1),
-        "missing": report.missing,
+        "missing": sentences,
     }
 
 
@@ -128,4 +130,9 @@ def _embedded(config: ml_collections.ConfigDict, check_stop: Callable[[], None])
         bank = query = embed(train, limit, "training images")
     data = ", ".join(part for part in (run.data.name, run.data.dir) if part)
     is_of_run = not (config.data.name or config.data.dir)
-    return Embedded(bank, query, train.class_names, encoder.step, data, is_of_run)
+    is_tested = test is not None and test.class_names
+    num_scored = len(test) if is_tested else min(len(train), run.eval.max_bank)
+    return Embedded(
+        *(bank, query, train.class_names, encoder.step, data, is_of_run),
+        num_scored if is_monitored and is_of_run else None,
+    )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 240
@@ -17,6 +18,8 @@ MAX_POINTS = 400  # of a line
 NUM_COLOURS = 8  # that the page defines, as --c0 to --c7
 DASHES = ("", "6 3", "2 3")  # tell lines of one colour apart
 LEVEL_DASHES = "4 4"
+FEWEST_SMOOTHED = 20  # points of a noisy line
+MOST_FAINT = 4  # noisy lines of a chart that are also drawn as logged
 
 
 class Line(NamedTuple):
@@ -26,11 +29,15 @@ class Line(NamedTuple):
       name: for the legend and the table.
       points: (x, y) with x not falling; a y that is NaN or infinite leaves a gap.
       is_level: whether it is a figure to compare with, drawn across the chart at the first y.
+      is_noisy: whether its moving mean is drawn, and the points themselves only faintly.
+      look: numbers of its colour and of its dashes; by default each line has its own.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     is_level: bool = False
+    is_noisy: bool = False
+    look: tuple[int, int] | None = None
 
 
 class Chart(NamedTuple):
@@ -38,6 +45,7 @@ class Chart(NamedTuple):
 
     Attributes:
       title: what it shows.
+      unit: of the vertical axis.
       note: a sentence about it, or "".
       svg: the picture.
       legend: (name, number of its colour, dashes) of each line; empty if there is only one.
@@ -46,6 +54,7 @@ class Chart(NamedTuple):
     """
 
     title: str
+    unit: str
     note: str
     svg: Markup
     legend: tuple[tuple[str, int, str], ...]
@@ -57,7 +66,9 @@ def line_chart(
     title: str,
     lines: Sequence[Line],
     *,
+    unit: str = "",
     x_name: str = "epoch",
+    xs: Sequence[float] = (),
     note: str = "",
     log_y: bool = False,
     low: float | None = None,
@@ -70,7 +81,9 @@ def line_chart(
       lines: at least one; a line without points keeps its colour and its name. If there are
         too many x, each stretch keeps those at which a line is lowest or highest, and the note says
         so.
+      unit: of the vertical axis.
       x_name: name of the horizontal axis.
+      xs: values that it includes.
       note: a sentence about the chart.
       log_y: whether the vertical axis is logarithmic; values that are not above 0 are left out.
       low: a value that the vertical axis includes, if any.
@@ -79,41 +92,69 @@ def line_chart(
     Returns:
       The chart, or None if no line has a finite point.
     """
-    drawn = _thinned(lines)
-    if any(len(old.points) > len(new.points) for old, new in zip(lines, drawn, strict=True)):
-        note = f"{note} Only the lowest and highest of each stretch are drawn.".strip()
-    visible = [_finite(line, log_y) for line in drawn]
-    visible = [line for line in visible if any(not math.isnan(y) for _, y in line.points)]
-    if not visible:
+    lines = [
+        line if line.look else line._replace(look=(n % NUM_COLOURS, n // NUM_COLOURS))
+        for n, line in enumerate(lines)
+    ]
+    thinned = _thinned(lines)
+    if any(len(old.points) > len(new.points) for old, new in zip(lines, thinned, strict=True)):
+        note += " Only the lowest and highest of each stretch are drawn."
+    drawn = [_finite(line, log_y) for line in thinned]
+    drawn = [line for line in drawn if _num_finite(line)]
+    if not drawn:
         return None
-    xs = [x for line in visible if not line.is_level for x, _ in line.points] or [0.0, 1.0]
-    ys = [y for line in visible for _, y in line.points if not math.isnan(y)]
+    means = {line.name: _moving_mean(_finite(line, log_y)) for line in lines if _is_smoothed(line)}
+    faint = [line for line in drawn if line.name in means and len(means) <= MOST_FAINT]
+    if means:
+        note += f" The line is a moving mean{'; the faint one is as logged' if faint else ''}."
+    clear = [means.get(line.name, line) for line in drawn]
+    xs = [*xs, *(x for line in drawn if not line.is_level for x, _ in line.points)] or [0.0, 1.0]
+    ys = [y for line in (*faint, *clear) for _, y in line.points if not math.isnan(y)]
     ys += [limit for limit in (low, high) if limit is not None and not log_y]
     place = _Place(min(xs), max(xs), min(ys), max(ys), log_y)
-    named = {line.name: number for number, line in enumerate(lines)}
     parts = [_axes(place, x_name)]
-    parts += [_line(place, line, named[line.name]) for line in visible]
+    parts += [_line(place, line, "faint") for line in faint]
+    parts += [_line(place, line, "line") for line in clear]
     svg = Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" '
         'data-x="{} {} {} {}">{}</svg>'
     ).format(
-        *(WIDTH, HEIGHT, f"{title}. {_in_words(visible, x_name)}"),
+        *(WIDTH, HEIGHT, f"{title}, {unit}. {_in_words(drawn, x_name)}"),
         *(place.x0, place.x1, LEFT, WIDTH - RIGHT),
         Markup("").join(parts),
     )
-    legend = tuple((line.name, colour(n), _dashes(line, n)) for n, line in enumerate(lines))
-    head, rows = _table(drawn, x_name)
-    return Chart(title, note, svg, legend if len(lines) > 1 else (), head, rows)
+    legend = tuple((line.name, line.look[0], _dashes(line)) for line in lines)
+    head, rows = _table(thinned, x_name)
+    return Chart(title, unit, note.strip(), svg, legend if len(lines) > 1 else (), head, rows)
 
 
-def colour(number: int) -> int:
-    """Returns the number of a line's colour."""
-    return number % NUM_COLOURS
+def _num_finite(line: Line) -> int:
+    return sum(math.isfinite(y) for _, y in line.points)
 
 
-def _dashes(line: Line, number: int) -> str:
+def _is_smoothed(line: Line) -> bool:
+    return line.is_noisy and _num_finite(line) >= FEWEST_SMOOTHED
+
+
+def _moving_mean(line: Line) -> Line:
+    """The mean of a twentieth of the points on each side, with the gaps of the line."""
+    xs, ys = np.array(line.points).T
+    half, is_there = max(2, len(xs) // 20), np.isfinite(ys)
+    sums, counts = (
+        np.concatenate([[0], np.cumsum(values)]) for values in (np.where(is_there, ys, 0), is_there)
+    )
+    last = np.minimum(np.arange(len(xs)) + half + 1, len(xs))
+    first = np.maximum(np.arange(len(xs)) - half, 0)
+    means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
+    means = np.where(is_there, means, math.nan)
+    every = -(-len(xs) // MAX_POINTS)
+    kept = sorted({*range(0, len(xs), every), len(xs) - 1})
+    return line._replace(points=[(float(xs[n]), float(means[n])) for n in kept])
+
+
+def _dashes(line: Line) -> str:
     """The dashes of a line: levels are dashed, and so are lines once the colours repeat."""
-    return LEVEL_DASHES if line.is_level else DASHES[number // NUM_COLOURS % len(DASHES)]
+    return LEVEL_DASHES if line.is_level else DASHES[line.look[1] % len(DASHES)]
 
 
 def figure(value: float) -> str:
@@ -229,9 +270,10 @@ def _tick(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 and abs(value) < 1e7 else f"{value:.4g}"
 
 
-def _line(place: _Place, line: Line, number: int) -> Markup:
-    style = Markup('class="line" style="stroke:var(--c{})" stroke-dasharray="{}"').format(
-        colour(number), _dashes(line, number)
+def _line(place: _Place, line: Line, kind: str) -> Markup:
+    colour = line.look[0]
+    style = Markup('class="{}" style="stroke:var(--c{})" stroke-dasharray="{}"').format(
+        kind, colour, _dashes(line)
     )
     if line.is_level:
         level = line.points[0][1]
@@ -244,7 +286,7 @@ def _line(place: _Place, line: Line, number: int) -> Markup:
         places = [(place.x(x), place.y(y)) for x, y in stretch]
         path += "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
         if len(places) == 1:  # a point alone
-            dots += dot.format(*places[0], colour(number))
+            dots += dot.format(*places[0], colour)
     return Markup('<path {} d="{}"/>').format(style, path) + dots
 
 

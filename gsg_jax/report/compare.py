@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from gsg_jax.report.curves import curves_of_several
 from gsg_jax.report.page import page
 from gsg_jax.run.files import write_atomically
 from gsg_jax.run.metrics import TIMED
-from gsg_jax.run.record import RunRecord, read_run_record
+from gsg_jax.run.record import Missing, RunRecord, read_run_record
 from gsg_jax.train.timer import mean_views_per_second
 
 PROGRAM = "python -m gsg_jax.report.compare"
@@ -35,6 +36,11 @@ FIRST = (
     *("projection_std", "embedding_rank", "views_per_second", "train_seconds"),
 )
 NONE = "none"  # a key that a run does not have
+BEST = "★"
+# Endings of figures of which the highest is the best, and those of which the lowest is.
+HIGHER = ("top1", "top5", "mean_per_class", "mean_ap", "views_per_second")
+LOWER = ("train_seconds",)
+SECTIONS = {"settings": "differences", "curves": "curves"}  # of what a run lacks; else figures
 
 
 class Comparison(NamedTuple):
@@ -44,13 +50,15 @@ class Comparison(NamedTuple):
       names: of the runs, all different.
       differences: {key: a text for each run} where the configs differ.
       figures: {name: a value for each run, None if it has none}.
-      missing: a sentence for each missing part of a run.
+      lengths: a sentence if the runs were not trained equally long, else "".
+      missing: what the runs lack; each text begins with the run's name.
     """
 
     names: list[str]
     differences: dict[str, list[str]]
     figures: dict[str, list[float | None]]
-    missing: list[str]
+    lengths: str
+    missing: list[Missing]
 
 
 def main(argv: list[str], program: str = PROGRAM) -> int:
@@ -60,7 +68,8 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
         records = [read_run_record(folder) for folder in arguments.workdirs]
         comparison = compare(records)
         show(comparison)
-        _write_page(arguments.output, comparison, records)
+        output = arguments.output or arguments.workdirs[0] / "compare.html"
+        _write_page(output, comparison, records)
     except (UserError, OSError) as error:
         say(f"error: {' '.join(str(error).splitlines())}")
         return 1
@@ -68,7 +77,7 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
         name: {what: _as_json(values[n]) for what, values in comparison.figures.items()}
         for n, name in enumerate(comparison.names)
     }
-    last = {"job": "compare", "page": str(arguments.output), "runs": figures}
+    last = {"job": "compare", "page": str(output), "runs": figures}
     print(json.dumps(last | {"differences": comparison.differences}), flush=True)
     return 0
 
@@ -84,16 +93,15 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=_path,
-        default=pathlib.Path("compare.html"),
         metavar="FILE",
-        help="the page (compare.html)",
+        help="the page (compare.html in the first DIR)",
     )
     arguments = parser.parse_args(argv)
     if len(arguments.workdirs) < 2:
         parser.error(f"one run, {arguments.workdirs[0]}, cannot be compared: give two or more")
     if len({folder.resolve() for folder in arguments.workdirs}) < len(arguments.workdirs):
         parser.error("a run is given twice: give each once")
-    if arguments.output.is_dir():
+    if arguments.output and arguments.output.is_dir():
         parser.error(f"--output={arguments.output}: is a folder; give the name of a file")
     return arguments
 
@@ -122,12 +130,26 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         names,
         differences,
         {name: [of.get(name) for of in figures] for name in known},
+        _lengths(names, records),
         [
-            f"{name}: {sentence}"
+            part._replace(text=f"{name}: {part.text}")
             for name, record in zip(names, records, strict=True)
-            for sentence in record.missing
+            for part in record.missing
         ],
     )
+
+
+def _lengths(names: Sequence[str], records: Sequence[RunRecord]) -> str:
+    """Says how long the runs were trained if that differs."""
+    last = [record.lines[-1] if record.lines else {"step": 0} for record in records]
+    lengths = [(line["step"], line.get("epoch")) for line in last]
+    if len(set(lengths)) == 1:
+        return ""
+    texts = [
+        f"{name} {step:,} steps" + (f" ({epoch:.3g} epochs)" if epoch else "")
+        for name, (step, epoch) in zip(names, lengths, strict=True)
+    ]
+    return f"The runs were not trained equally long: {', '.join(texts)}."
 
 
 def run_names(folders: Sequence[pathlib.Path]) -> list[str]:
@@ -154,37 +176,56 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         console.print(table)
     else:
         console.print("The configs are the same.")
-    table = Table("figure", *map(escape, comparison.names), title="Last figures of the runs")
+    title = f"Last figures of the runs; {BEST} marks the best"
+    table = Table("figure", *map(escape, comparison.names), title=title)
     for row in _rows(comparison):
         table.add_row(*row)
     console.print(table)
-    for sentence in comparison.missing:
-        console.print(Text(sentence))
+    for sentence in (comparison.lengths, *(part.text for part in comparison.missing)):
+        if sentence:
+            console.print(Text(sentence))
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    return [
-        (name, *("" if value is None else figure(value) for value in values))
-        for name, values in comparison.figures.items()
-    ]
+    rows = []
+    for name, values in comparison.figures.items():
+        best = _best(name, values)
+        cells = ["" if value is None else figure(value) for value in values]
+        marks = [f"{BEST} " if best is not None and value == best else "" for value in values]
+        rows.append((name, *map("".join, zip(marks, cells, strict=True))))
+    return rows
+
+
+def _best(name: str, values: Sequence[float | None]) -> float | None:
+    """The best value of a figure; None if all are equal, or if none is known to be better."""
+    finite = {value for value in values if value is not None and math.isfinite(value)}
+    is_few = name.startswith("few_label_") and name.rpartition("_")[2].isdecimal()
+    if len(finite) < 2 or not (is_few or name.endswith((*HIGHER, *LOWER))):
+        return None
+    return min(finite) if name.endswith(LOWER) else max(finite)
 
 
 def _write_page(path: pathlib.Path, comparison: Comparison, records: Sequence[RunRecord]) -> None:
     """Writes the comparison as one HTML file that needs no network."""
+    charts = curves_of_several(records, comparison.names)
+    notes = defaultdict(list)
+    for part in comparison.missing:
+        notes[SECTIONS.get(part.section, "figures")].append(part.text)
     sections = {
-        ("missing", "What is missing"): comparison.missing,
         ("differences", "Differences"): True,
-        ("figures", "Figures"): comparison.figures,
-        ("curves", "Curves"): (charts := curves_of_several(records, comparison.names)),
+        ("figures", "Figures"): comparison.figures or notes["figures"],
+        ("curves", "Curves"): charts or notes["curves"],
     }
     text = page(
         "compare.html",
         title=f"{len(records)} runs",
         names=comparison.names,
         sections=[section for section, content in sections.items() if content],
-        missing=comparison.missing,
+        notes=notes,
+        lengths=comparison.lengths,
         differences=[(key, *values) for key, values in comparison.differences.items()],
         figures=_rows(comparison),
+        best=BEST,
         charts=charts,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -142,6 +142,13 @@ def spectrum(h: np.ndarray) -> np.ndarray:
     return values / total if total > 0 else values
 
 
+def effective_rank(shares: np.ndarray) -> float:
+    """The effective rank, as a batch's in methods/diagnostics.py, of shares of the variance."""
+    singular = np.sqrt(shares[shares > 0])
+    singular /= singular.sum()
+    return float(np.exp(-(singular * np.log(singular)).sum()))
+
+
 class Neighbours(NamedTuple):
     """A query and its most similar images.
 

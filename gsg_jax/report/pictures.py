@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from gsg_jax.data.source import num_decode_threads
 BACKGROUND = (127, 127, 127)  # beside an image that is not square, in light and in dark
 COLUMNS, ROWS = 32, 32  # thumbnails of one sheet
 SHEET_CHARACTERS = 4_000_000  # of all sheets together
+SHEET_PIXELS = 12_800_000  # of all sheets together: 500 photographs, or more that are smaller
 QUALITIES = (80, 60, 40, 20)  # of WebP, tried until the sheets fit
-IMAGE_SIDE = 72  # pixels of an image in the gallery
+PHOTO_SIDE = 160  # pixels of a photograph on the map and in the gallery
+SMALL_SIDE = 96  # images below this are shown pixel by pixel
 LARGEST_SIDE = 512  # pixels of the image that views are drawn from
 NUM_VIEWS = 16
 
@@ -47,6 +50,13 @@ def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
     corner = tuple((side - length) // 2 for length in size)
     square.paste(picture.resize(size, kind), corner)
     return np.asarray(square)
+
+
+def filled(image: np.ndarray, side: int) -> np.ndarray:
+    """Fills a square, uint8 [side, side, 3], with the middle of an image, uint8 [H, W, C]."""
+    length = min(image.shape[:2])
+    top, left = ((size - length) // 2 for size in image.shape[:2])
+    return thumbnail(image[top : top + length, left : left + length], side)
 
 
 def sheet(thumbnails: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -107,8 +117,7 @@ def thumbnail_sheets(source: Source, limit: int = SHEET_CHARACTERS) -> Sheets:
     Returns:
       The sheets.
     """
-    # Many images have smaller thumbnails.
-    side = min(48 if len(source) <= 2500 else 32, _longest_side(source))
+    side = thumbnail_side(source)
     thumbnails = list(_thumbnails(source, range(len(source)), side))
     size = ROWS * COLUMNS
     sheets = [
@@ -123,6 +132,11 @@ def thumbnail_sheets(source: Source, limit: int = SHEET_CHARACTERS) -> Sheets:
     return Sheets(uris[:kept], side, min(len(source), kept * size))
 
 
+def thumbnail_side(source: Source) -> int:
+    """The side of the thumbnails, pixels: less for many images, and never above the images'."""
+    return min(PHOTO_SIDE, math.isqrt(SHEET_PIXELS // len(source)), shortest_side(source))
+
+
 def image_uris(source: Source, rows: Iterable[int]) -> dict[int, str]:
     """Encodes single images for a page.
 
@@ -134,7 +148,7 @@ def image_uris(source: Source, rows: Iterable[int]) -> dict[int, str]:
       {row: text for the src of a picture}.
     """
     rows = sorted(set(map(int, rows)))
-    side = min(IMAGE_SIDE, _longest_side(source))
+    side = min(PHOTO_SIDE, shortest_side(source))
     pictures = _thumbnails(source, rows, side)
     return {row: data_uri(pixels, 85) for row, pixels in zip(rows, pictures, strict=True)}
 
@@ -165,7 +179,8 @@ def augmentation_sheet(image: np.ndarray, config: ml_collections.ConfigDict) -> 
     recipe = view_recipe(config.views)
     keys = jax.random.split(jax.random.key(config.run.seed))
     views = _draw(image[None], keys[0], recipe, NUM_VIEWS)
-    shown = [View("image", data_uri(thumbnail(image, min(160, max(image.shape[:2])))))]
+    whole = _at_most(image, 2 * PHOTO_SIDE)
+    shown = [View("image", data_uri(np.broadcast_to(whole, (*whole.shape[:2], 3))))]
     shown += [View(f"view {n}", _view_uri(v, recipe)) for n, v in enumerate(np.asarray(views), 1)]
     if recipe.num_local:
         views = np.asarray(_draw_local(image[None], keys[1], recipe, 0))
@@ -181,10 +196,10 @@ def _view_uri(view: np.ndarray, recipe) -> str:
     return data_uri(thumbnail(pixels, min(128, len(pixels))))
 
 
-def _longest_side(source: Source) -> int:
-    """The longest side of a sample of the images, pixels."""
+def shortest_side(source: Source) -> int:
+    """The shorter side of the largest of some images, pixels."""
     some = np.linspace(0, len(source) - 1, min(len(source), 16)).round().astype(int)
-    return max(max(source.image(int(row)).shape[:2]) for row in some)
+    return max(min(source.image(int(row)).shape[:2]) for row in some)
 
 
 def _at_most(image: np.ndarray, side: int) -> np.ndarray:
@@ -199,4 +214,4 @@ def _at_most(image: np.ndarray, side: int) -> np.ndarray:
 
 def _thumbnails(source: Source, rows: Iterable[int], side: int) -> Iterable[np.ndarray]:
     with ThreadPoolExecutor(num_decode_threads()) as pool:
-        yield from pool.map(lambda row: thumbnail(source.image(row), side), rows)
+        yield from pool.map(lambda row: filled(source.image(row), side), rows)

@@ -1,6 +1,5 @@
 """The sections of a report: their figures and pictures, before they become a page."""
 
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,12 +8,13 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.config.load import flat, from_record
-from gsg_jax.methods.diagnostics import effective_rank
+from gsg_jax.evaluation.scores import shares_with_intervals
 from gsg_jax.report import embeddings, pictures
-from gsg_jax.report.charts import Chart, Line, figure, line_chart
+from gsg_jax.report.charts import Chart, Line, line_chart
 from gsg_jax.report.curves import curves
 from gsg_jax.report.embeddings import EmbeddedImages
-from gsg_jax.run.record import RunRecord
+from gsg_jax.report.headline import Headline, headline
+from gsg_jax.run.record import Missing, RunRecord
 
 NUM_NEAR = 5  # neighbours of a point that the map shows
 LONGEST_NAME = 60  # characters of an image's name; longer names lose their beginning
@@ -31,6 +31,7 @@ class Embedded(NamedTuple):
       step: of the checkpoint.
       data: where the images come from, for the reader.
       is_of_run: whether the run was trained on this set.
+      num_scored: images that the run's monitor classifies; None if it does not.
     """
 
     bank: EmbeddedImages
@@ -39,6 +40,7 @@ class Embedded(NamedTuple):
     step: int
     data: str
     is_of_run: bool = True
+    num_scored: int | None = None
 
 
 class Report(NamedTuple):
@@ -46,11 +48,11 @@ class Report(NamedTuple):
 
     Attributes:
       title: of the run.
-      cards: (name, figure) of the headline.
-      missing: a sentence for each missing part.
+      headline: the first screen.
+      missing: the parts that are missing.
       settings: (key, value) of the config.
       curves: charts of the logged figures.
-      evaluation: (figure, value) of evaluation.json.
+      evaluation: (figure, %, 95 % interval) of evaluation.json.
       evaluated: the encoder that these figures are about.
       views: the augmentation sheet.
       map: the data of the page's map, for JSON; None without embeddings.
@@ -60,14 +62,15 @@ class Report(NamedTuple):
       confusion: of k-NN, or None.
       class_names: one for each label.
       about: (name, text) of the embedded images.
+      is_pixelated: whether the images are so small that their pixels are shown.
     """
 
     title: str
-    cards: list[tuple[str, str]]
-    missing: list[str]
+    headline: Headline
+    missing: list[Missing]
     settings: list[tuple[str, str]]
     curves: list[Chart]
-    evaluation: list[tuple[str, str]]
+    evaluation: list[tuple[str, str, str]]
     evaluated: str
     views: list[pictures.View]
     map: dict[str, Any] | None
@@ -77,13 +80,14 @@ class Report(NamedTuple):
     confusion: embeddings.Confusion | None
     class_names: tuple[str, ...]
     about: list[tuple[str, str]]
+    is_pixelated: bool
 
 
 def run_report(
     record: RunRecord,
     embedded: Embedded | None,
     options: ml_collections.ConfigDict,
-    missing: list[str],
+    missing: list[Missing],
     between_parts: Callable[[], None] = lambda: None,
 ) -> Report:
     """Gathers everything that a page shows of a run.
@@ -92,7 +96,7 @@ def run_report(
       record: the run's files.
       embedded: its images, embedded by its newest checkpoint, or None.
       options: config.report of configs/report.py.
-      missing: a sentence for each part that is known to be missing.
+      missing: parts that are known to be missing.
       between_parts: called before each part that takes long; may raise to stop the report.
 
     Returns:
@@ -102,18 +106,26 @@ def run_report(
     config = from_record(record.config) if record.config else None
     charts = curves(record)
     if not charts and record.lines:
-        missing.append("None of the logged figures can be drawn.")
+        missing.append(Missing("curves", "None of the logged figures can be drawn."))
     parts: dict[str, Any] = {"map": None, "groups": [], "gallery": [], "spectrum": None}
     parts |= {"confusion": None, "views": [], "about": [], "class_names": ()}
+    parts["is_pixelated"] = False
     if embedded:
         parts |= _embedded_parts(embedded, config, options, missing, between_parts)
     return Report(
         title=record.name,
-        cards=_cards(record, embedded, parts["confusion"]),
+        headline=headline(
+            record,
+            config,
+            parts["confusion"],
+            num_scored=embedded and embedded.num_scored,
+            is_of_run=not embedded or embedded.is_of_run,
+            step=embedded and embedded.step,
+        ),
         missing=missing,
         settings=[(key, _as_text(value)) for key, value in flat(record.config).items()],
         curves=charts,
-        evaluation=[(n, _as_text(v)) for n, v in record.evaluation.items() if v is not None],
+        evaluation=shares_with_intervals(record.evaluation),
         evaluated=_as_text(record.evaluated),
         **parts,
     )
@@ -123,7 +135,7 @@ def _embedded_parts(
     embedded: Embedded,
     config: ml_collections.ConfigDict,
     options: ml_collections.ConfigDict,
-    missing: list[str],
+    missing: list[Missing],
     between_parts: Callable[[], None],
 ) -> dict[str, Any]:
     bank, query, names = embedded.bank, embedded.query, embedded.class_names
@@ -136,27 +148,30 @@ def _embedded_parts(
     parts: dict[str, Any] = {"about": about, "class_names": names}
     has_labels = bool(names) and bool((query.label >= 0).any())
     if not has_labels:
-        missing.append(
+        text = (
             "The images have no labels: the map is coloured by cluster, and the k-NN accuracy, the "
             "accuracies by class and the confusion matrix are missing."
         )
+        missing.append(Missing("classes", text))
     between_parts()
+    parts["is_pixelated"] = pictures.shortest_side(query.source) < pictures.SMALL_SIDE
     parts["views"] = pictures.augmentation_sheet(query.source.image(0), config)
     between_parts()
     if len(query.h) < embeddings.FEWEST:
-        missing.append(
-            f"There are {len(query.h)} images; a map, clusters and a spectrum need at least "
-            f"{embeddings.FEWEST}."
-        )
+        num, least = len(query.h), embeddings.FEWEST
+        text = f"There are {num} images; a map, clusters and a spectrum need at least {least}."
+        missing.append(Missing("map", text))
     else:
         if embeddings.is_collapsed(query.h):
-            missing.append("All embeddings point in one direction: the run has collapsed.")
+            text = "All embeddings point in one direction: the run has collapsed."
+            missing.append(Missing("map", text))
         parts |= _map_parts(query, names if has_labels else (), config, options, missing)
-        parts["spectrum"] = _spectrum(query.h)
+        parts["spectrum"] = _spectrum(query)
     between_parts()
     parts["gallery"] = _gallery(bank, query, names, options)
     if len(bank.h) == 1:
-        missing.append("There is only one image: it has no neighbours.")
+        text = "There is only one image: it has no neighbours."
+        missing.append(Missing("neighbours", text))
     if has_labels:
         if (bank.label >= 0).sum() > (bank is query):
             parts["confusion"] = embeddings.confusion(
@@ -167,7 +182,7 @@ def _embedded_parts(
                 num_classes=len(names),
             )
         else:
-            missing.append("Too few images have a label for k-NN.")
+            missing.append(Missing("classes", "Too few images have a label for k-NN."))
     return parts
 
 
@@ -176,7 +191,7 @@ def _map_parts(
     class_names: tuple[str, ...],
     config: ml_collections.ConfigDict,
     options: ml_collections.ConfigDict,
-    missing: list[str],
+    missing: list[Missing],
 ) -> dict[str, Any]:
     seed = config.run.seed
     maps = embeddings.embedding_maps(query.h, seed=seed, umap=options.umap)
@@ -188,10 +203,11 @@ def _map_parts(
     names = list(class_names) or [f"cluster {n + 1}" for n in range(num_groups)]
     sheets = pictures.thumbnail_sheets(query.source)
     if sheets.num < len(query.h):
-        missing.append(
+        text = (
             f"{len(query.h) - sheets.num:,} of the {len(query.h):,} images have no thumbnail on "
             "the map, or the page would be too large: lower --config.report.max_images."
         )
+        missing.append(Missing("map", text))
     near = min(NUM_NEAR, len(query.h) - 1)
     _, index = embeddings.neighbours(query.h, query.h, near, leave_one_out=True)
     placed = {name: _whole_numbers(place) for name, place in maps.items()}
@@ -277,59 +293,27 @@ def _gallery(
     ]
 
 
-def _spectrum(h: np.ndarray) -> Chart | None:
-    shares = embeddings.spectrum(h)
+def _spectrum(images: EmbeddedImages) -> Chart | None:
+    shares = embeddings.spectrum(images.h)
     shares = shares[shares > 1e-9]
     if not len(shares):
         return None
     num_most = int(np.searchsorted(np.cumsum(shares), 0.9)) + 1
     note = (
-        f"{num_most} of {h.shape[1]} directions hold 90 % of the variance; the effective rank is "
-        f"{float(effective_rank(h)):.1f} (for the first {min(len(h), 256)} images). A steep fall "
-        "means that many channels carry the same information."
+        f"{num_most} of {images.h.shape[1]} directions hold 90 % of the variance. The effective "
+        f"rank of the set is {embeddings.effective_rank(shares):.1f}; that of a batch, among the "
+        "curves, is of fewer images and so lower. A steep fall means that many channels carry the "
+        "same information."
     )
-    points = [(float(n), float(share)) for n, share in enumerate(shares, 1)]
+    points = [(float(n), float(100 * share)) for n, share in enumerate(shares, 1)]
     return line_chart(
-        "Share of the variance by direction",
+        f"Variance by direction of the {len(images.h):,} {images.split}",
         [Line("share of the variance", points)],
+        unit="% of the variance",
         x_name="direction",
         note=note,
         log_y=True,
     )
-
-
-def _cards(
-    record: RunRecord, embedded: Embedded | None, confusion: embeddings.Confusion | None
-) -> list[tuple[str, str]]:
-    """The figures of the headline."""
-    last = {name: value for line in record.lines for name, value in line.items()}
-    shares = {
-        "k-NN accuracy": last.get("knn_top1"),
-        "untrained": record.baselines.get("knn_top1_untrained"),
-        "raw pixels": record.baselines.get("knn_top1_pixels"),
-    }
-    cards = [(name, f"{100 * value:.2f} %") for name, value in shares.items() if _is_some(value)]
-    if confusion and not embedded.is_of_run:
-        cards.insert(0, ("k-NN, these images", f"{100 * confusion.top1:.2f} %"))
-    elif confusion and not _is_some(shares["k-NN accuracy"]):
-        cards.insert(0, ("k-NN accuracy", f"{100 * confusion.top1:.2f} %"))
-    if record.lines:
-        cards.append(("step", f"{record.lines[-1]['step']:,}"))
-    for name, text in (("loss", "loss"), ("embedding_rank", "effective rank")):
-        if _is_some(value := last.get(name)):
-            cards.append((text, figure(value)))
-    seconds = record.clock[-1].get("train_seconds") if record.clock else None
-    if seconds and math.isfinite(seconds):
-        cards.append(
-            ("training", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s")
-        )
-    if embedded and not record.lines:
-        cards.append(("step", f"{embedded.step:,}"))
-    return cards
-
-
-def _is_some(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _as_text(value: Any) -> str:

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from gsg_jax.config.keys import FEW_LABELS
 from gsg_jax.console import UserError
 from gsg_jax.run.files import read_figures, read_lines
+from gsg_jax.run.starts import read_starts
 from gsg_jax.run.workdir import read_config
 
-# The files of a run, and what a page lacks without each.
+# The files of a run, what a page lacks without each, and the section of the page.
 FILES = {
-    "config.json": "the settings, the images and the map",
-    "metrics.jsonl": "the curves",
-    "throughput.jsonl": "the speed",
-    "baselines.json": "the accuracies of the untrained encoder and of raw pixels",
+    "config.json": ("the settings, the images and the map", "settings"),
+    "metrics.jsonl": ("the curves", "curves"),
+    "throughput.jsonl": ("the speed", "curves"),
+    "baselines.json": ("the accuracies of the untrained encoder and of raw pixels", "curves"),
 }
 
 # The accuracies of a run; one of few labels has a standard error as well, NAME_error.
@@ -40,6 +41,18 @@ BASELINES = tuple(
 )
 
 
+class Missing(NamedTuple):
+    """A part that a page lacks.
+
+    Attributes:
+      section: of the page.
+      text: a sentence.
+    """
+
+    section: str
+    text: str
+
+
 class RunRecord(NamedTuple):
     """What the files of a run hold.
 
@@ -51,7 +64,8 @@ class RunRecord(NamedTuple):
       baselines: figures to beat, some of BASELINES.
       evaluation: figures of evaluation.json; {} if there is none.
       evaluated: the method, encoder and step of these; {} if they are not given.
-      missing: a sentence for each part that is missing or damaged.
+      starts: of starts.jsonl; [] in a run of an earlier version.
+      missing: the parts that are missing or damaged.
     """
 
     workdir: pathlib.Path
@@ -61,7 +75,8 @@ class RunRecord(NamedTuple):
     baselines: dict[str, float]
     evaluation: dict[str, Any]
     evaluated: dict[str, Any]
-    missing: tuple[str, ...]
+    starts: list[dict[str, Any]]
+    missing: tuple[Missing, ...]
 
     @property
     def name(self) -> str:
@@ -80,13 +95,16 @@ def read_run_record(workdir: pathlib.Path) -> RunRecord:
     missing = []
 
     def read(name: str, reader: Callable[[], Any], nothing: Any) -> Any:
+        what, section = FILES[name]
         if not (workdir / name).is_file():
-            missing.append(f"{name} is missing: without it the page lacks {FILES[name]}.")
+            text = f"{name} is missing: without it the page lacks {what}."
+            missing.append(Missing(section, text))
             return nothing
         try:
             return reader()
         except UserError as error:
-            missing.append(f"{str(error).rstrip('.')}. The page lacks {FILES[name]}.")
+            text = f"{str(error).rstrip('.')}. The page lacks {what}."
+            missing.append(Missing(section, text))
             return nothing
 
     config = read("config.json", lambda: read_config(workdir), {})
@@ -99,22 +117,32 @@ def read_run_record(workdir: pathlib.Path) -> RunRecord:
         baselines = read("baselines.json", lambda: read_figures(path, BASELINES), {})
     missing += _not_finite(lines) + _not_finite(clock)
     evaluation, evaluated = _evaluation(workdir / "evaluation.json", missing)
+    try:
+        starts = read_starts(workdir)
+    except UserError as error:
+        starts = []
+        missing.append(Missing("run", f"{error}. The page lacks the command of the run."))
     return RunRecord(
-        workdir, config, lines, clock, baselines, evaluation, evaluated, tuple(missing)
+        *(workdir, config, lines, clock, baselines),
+        *(evaluation, evaluated, starts, tuple(missing)),
     )
 
 
-def _not_finite(lines: list[dict[str, float]]) -> list[str]:
+def _not_finite(lines: list[dict[str, float]]) -> list[Missing]:
     """A sentence for each figure that is not finite at every step."""
     names = {name for line in lines for name in line}
     counts = {
         name: sum(not math.isfinite(line.get(name, 0)) for line in lines) for name in sorted(names)
     }
     where = f"of the {len(lines)} logged steps: its curve has gaps."
-    return [f"{name} is not a finite number at {n} {where}" for name, n in counts.items() if n]
+    return [
+        Missing("curves", f"{name} is not a finite number at {n} {where}")
+        for name, n in counts.items()
+        if n
+    ]
 
 
-def _evaluation(path: pathlib.Path, missing: list[str]) -> tuple[dict, dict]:
+def _evaluation(path: pathlib.Path, missing: list[Missing]) -> tuple[dict, dict]:
     """The figures of every evaluation, and what they are of; {} if none was run."""
     if not path.is_file():
         return {}, {}
@@ -123,5 +151,6 @@ def _evaluation(path: pathlib.Path, missing: list[str]) -> tuple[dict, dict]:
         figures = {n: value for part in record["figures"].values() for n, value in part.items()}
         return figures, dict(record.get("about", {}))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        missing.append(f"{path.name} is damaged ({error}): the page lacks the evaluations.")
+        text = f"{path.name} is damaged ({error}): the page lacks the evaluations."
+        missing.append(Missing("evaluations", text))
         return {}, {}

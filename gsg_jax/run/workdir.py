@@ -21,7 +21,8 @@ _TEXT_FOLLOWS = "\n# The text of"
 # What a run writes besides its record.
 FOLDERS = ("checkpoints", "tensorboard")
 FIGURES = "figures.json"  # the last line of a complete run
-WRITTEN = (*FOLDERS, "damaged", "metrics.jsonl", "throughput.jsonl", "baselines.json", FIGURES)
+LOGS = ("metrics.jsonl", "throughput.jsonl", "baselines.json", "starts.jsonl", FIGURES)
+WRITTEN = (*FOLDERS, "damaged", *LOGS)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, *, will_train: bool = True) -> None:

@@ -122,13 +122,14 @@ class CollapseWatch:
         if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
         self._highest_rank = max(self._highest_rank, values["embedding_rank"])
-        signs = self._signs(values)
+        signs = self.signs(values)
         said_before, self._has_warned = self._has_warned, bool(signs)
         if not signs or said_before:
             return None
         return f"the representations are collapsing: {', '.join(signs)}. {self._advice()}"
 
-    def _signs(self, values: dict[str, float]) -> list[str]:
+    def signs(self, values: dict[str, float]) -> list[str]:
+        """Returns which figures of a logged step are below their limits."""
         limits, std, rank = self._config.eval, values["projection_std"], values["embedding_rank"]
         lowest, highest = limits.min_projection_std, self._highest_rank
         signs = []

@@ -31,6 +31,7 @@ from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
 from gsg_jax.run.metrics import TIMED, MetricsLog
 from gsg_jax.run.record import BASELINES, SCORES, baseline_name
+from gsg_jax.run.starts import write_start
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
 from gsg_jax.run.workdir import claim
@@ -48,8 +49,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
     Args:
       config: of configs/, with its overrides.
-      workdir: DIR; holds config.json, metrics.jsonl, throughput.jsonl, baselines.json,
-        tensorboard/ and checkpoints/ afterwards.
+      workdir: DIR; holds config.json, starts.jsonl, metrics.jsonl, throughput.jsonl,
+        baselines.json, tensorboard/ and checkpoints/ afterwards.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after
@@ -115,6 +116,8 @@ class Pretraining:
         with stop_signals() as stop_requested, wandb as copy, self.watchdog, self.checkpoints:
             state, first_step = self._initial_state()
             baselines = self._baselines(state, first_step)
+            if first_step < self.num_steps:
+                write_start(self.workdir, first_step)
             writer = MetricsLog(self.workdir, first_step, copy)
             num_views = self.config.method.num_views + self.config.views.num_local
             timer = Timer(num_views * self.config.data.batch_size, writer.seconds_before)

@@ -89,6 +89,30 @@ def test_pointing_at_a_point_of_the_map_shows_its_image(opened):
     assert not page.locator("#tip").is_visible()
 
 
+def test_an_image_is_chosen_from_the_start_and_small_images_show_their_pixels(opened):
+    page = opened()
+    chosen = page.locator("#chosen")
+    data = page.evaluate("JSON.parse(document.getElementById('map-data').textContent)")
+    assert data["names"][0] in chosen.locator("p").first.inner_text()
+    assert chosen.locator(".near button").count() == data["numNear"]
+    picture = chosen.locator(".picture").first
+    assert picture.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
+    page.evaluate("document.body.classList.remove('small')")  # as with photographs
+    assert picture.evaluate("e => getComputedStyle(e).imageRendering") == "auto"
+    assert picture.bounding_box()["width"] >= 160
+    assert page.locator("#neighbours img").first.bounding_box()["width"] >= 160
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_captions_lie_below_their_own_image(opened, width):
+    boxes = """() => [...document.querySelectorAll(".row figure, .views figure")].map((e) => {
+        const [image, caption] = [e.querySelector("img"), e.querySelector("figcaption")];
+        const [a, b] = [image, caption].map((part) => part.getBoundingClientRect());
+        return [a.bottom <= b.top, caption.scrollWidth <= caption.clientWidth, a.width > 40]; })"""
+    found = opened(width).evaluate(boxes)
+    assert found and all(all(flags) for flags in found)
+
+
 def test_the_keyboard_reaches_every_image_of_the_map_and_its_neighbours(opened):
     page = opened()
 
@@ -163,7 +187,18 @@ def test_the_page_is_as_wide_as_the_window(opened, width):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground_in_light_and_dark(opened, scheme):
     page = opened(color_scheme=scheme)
-    for selector in ("h1", ".note", ".cards dt", "summary", "th", ".legend li"):
+    for selector in (
+        "h1",
+        ".verdict",
+        ".note",
+        ".unit",
+        ".cards dt",
+        ".origin dt",
+        "pre code",
+        "summary",
+        "th",
+        ".legend li",
+    ):
         assert contrast(page, selector) >= 4.5, selector
     page.locator("#theme").click()  # as the device -> light
     page.locator("#theme").click()  # light -> dark

@@ -98,6 +98,40 @@ def test_steps_keep_their_digits(value, text):
     assert charts.figure(value) == text
 
 
+@pytest.mark.parametrize(("num", "half"), [(20, 2), (200, 10)])
+def test_a_noisy_line_is_its_moving_mean_and_the_points_are_faint(num, half):
+    ys = np.random.default_rng().normal(size=num).tolist()
+    ys[5] = math.nan
+    line = Line("a", list(enumerate(ys)), is_noisy=True)
+    chart = line_chart("title", [line], note="Note.")
+    assert chart.note == "Note. The line is a moving mean; the faint one is as logged."
+    assert chart.svg.count('class="faint"') == 1
+    means = [np.nanmean(ys[max(0, n - half) : n + half + 1]) for n in range(num)]
+    first, second = drawn_points(chart.svg)
+    expected = [(n, mean) for n, mean in enumerate(means) if n != 5]
+    np.testing.assert_allclose(first + second, expected, atol=max(0.05, num / 400))
+    assert [row[1] for row in chart.rows] == [charts.figure(y) for y in ys]
+    few = line_chart("title", [line._replace(points=line.points[-19:])])
+    assert few.note == "" and "faint" not in few.svg
+    five = [line._replace(name=str(n)) for n in range(5)]
+    assert "faint" not in line_chart("title", five).svg
+
+
+def test_the_axes_include_what_they_are_told_to():
+    chart = line_chart("title", [Line("a", [(3, 7.0), (4, 8.0)])], low=0, high=20, xs=(0, 10))
+    ((at_3, at_4),) = drawn_points(chart.svg)
+    np.testing.assert_allclose((*at_3, *at_4), (3, 7, 4, 8), atol=0.1)
+    for kind, value in (("y", "0"), ("y", "20"), ("x", "0"), ("x", "10")):
+        assert re.search(rf'class="{kind}"[^>]*>{value}<', chart.svg)
+
+
+def test_a_look_sets_the_colour_and_the_dashes():
+    lines = [Line("a", [(0, 1.0), (1, 2.0)], look=(2, 1)), Line("b", [(0, 1.0)])]
+    chart = line_chart("title", lines)
+    assert chart.legend == (("a", 2, charts.DASHES[1]), ("b", 1, ""))
+    assert 'style="stroke:var(--c2)" stroke-dasharray="6 3"' in chart.svg
+
+
 def test_a_logarithmic_axis_leaves_out_what_has_no_logarithm():
     points = [(1, 0.1), (2, 0.01), (3, 0.0), (4, 1e-4)]
     chart = line_chart("title", [Line("a", points)], log_y=True)

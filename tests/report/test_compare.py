@@ -10,6 +10,7 @@ from rich.console import Console
 from gsg_jax.config.load import as_json
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.report import compare
+from gsg_jax.report.curves import curves_of_several
 from gsg_jax.run.record import read_run_record
 from gsg_jax.train.timer import mean_views_per_second
 
@@ -53,6 +54,64 @@ def test_a_key_or_figure_that_one_run_lacks_is_none(tmp_path):
     assert found.figures["loss"] == [1.0, 1.0]
 
 
+def test_the_best_of_a_row_is_marked_where_better_is_known():
+    rows = {
+        "knn_top1": ([0.5, 0.75, None], ["0.5", "★ 0.75", ""]),
+        "train_seconds": ([5.0, 3.0, 3.0], ["5", "★ 3", "★ 3"]),
+        "evaluation of trained: linear_top1": (
+            [0.5, float("nan"), 0.25],
+            ["★ 0.5", "not a number", "0.25"],
+        ),
+        "few_label_5": ([0.5, 0.25, 0.125], ["★ 0.5", "0.25", "0.125"]),
+        "few_label_5_error": ([0.5, 0.25, 0.125], ["0.5", "0.25", "0.125"]),
+        "knn_top1_pixels": ([0.5, 0.75, 0.25], ["0.5", "0.75", "0.25"]),
+        "knn_top5": ([0.5, 0.5, 0.5], ["0.5", "0.5", "0.5"]),
+        "loss": ([0.5, 0.75, 0.25], ["0.5", "0.75", "0.25"]),
+    }
+    figures = {name: values for name, (values, _) in rows.items()}
+    found = compare._rows(compare.Comparison(["a", "b", "c"], {}, figures, "", []))
+    assert [list(cells) for _, *cells in found] == [cells for _, cells in rows.values()]
+
+
+def test_different_lengths_are_said(tmp_path):
+    a = write_run(tmp_path / "a", [1.0, 0.5, 0.25])
+    b = write_run(tmp_path / "b", [1.0, 0.5])
+    found = compare.compare([read_run_record(folder) for folder in (a, b)])
+    assert found.lengths == (
+        "The runs were not trained equally long: a 3 steps (0.75 epochs), b 2 steps (0.5 epochs)."
+    )
+    text = io.StringIO()
+    compare.show(found, Console(file=text, width=200))
+    assert found.lengths in text.getvalue()
+    c = write_run(tmp_path / "c", [3.0, 2.0, 1.0])
+    same = compare.compare([read_run_record(folder) for folder in (a, c)])
+    assert same.lengths == ""
+
+
+def test_the_four_pairs_of_guided_runs_share_a_chart(tmp_path):
+    folders = [write_run(tmp_path / name, [1.0, 0.5]) for name in "abc"]
+    for folder in folders[:2]:
+        lines = [
+            {"step": n, "epoch": n / 4} | {f"closest_{pair}": 0.25 for pair in (11, 12, 21, 22)}
+            for n in (1, 2)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = curves_of_several([read_run_record(folder) for folder in folders], ["a", "b", "c"])
+    (chart,) = [chart for chart in found if "closest" in chart.title.lower()]
+    pairs = ("views 1 and 1", "views 1 and 2", "views 2 and 1", "views 2 and 2")
+    assert [name for name, _, _ in chart.legend] == [f"{run}: {p}" for run in "ab" for p in pairs]
+    looks = [look for _, *look in chart.legend]
+    assert looks[:4] == [[n, ""] for n in range(4)]  # a colour for each pair, dashes for each run
+    assert looks[4:] == [[n, "6 3"] for n in range(4)]
+
+
+def test_the_page_lies_in_the_first_run_unless_told(tmp_path, capsys):
+    a, b = (write_run(tmp_path / name, [1.0, 0.5]) for name in "ab")
+    assert compare.main([str(a), str(b)]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["page"] == str(a / "compare.html") and (a / "compare.html").exists()
+
+
 def test_names_are_the_shortest_ends_that_differ():
     folders = [pathlib.Path(path) for path in ("/x/one/run", "/x/two/run", "/x/two/other")]
     assert compare.run_names(folders) == ["one/run", "two/run", "two/other"]
@@ -72,7 +131,7 @@ def test_the_command_prints_tables_and_writes_a_page(tmp_path, capsys):
     page = (tmp_path / "pages" / "both.html").read_text()
     assert page.index('id="differences"') < page.index('id="figures"') < page.index('id="curves"')
     assert "<i>" not in page and "b&lt;i&gt;" in page
-    assert "<figcaption>Loss</figcaption>" in page
+    assert "<figcaption>Loss <span" in page
 
 
 def test_the_speed_is_the_mean_of_the_run(tmp_path):

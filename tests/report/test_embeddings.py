@@ -8,6 +8,7 @@ import pytest
 from gsg_jax.console import UserError
 from gsg_jax.data.source import ArraySource
 from gsg_jax.evaluation.knn import knn_top1
+from gsg_jax.methods.diagnostics import effective_rank
 from gsg_jax.report import embeddings
 from gsg_jax.report.embeddings import EmbeddedImages
 
@@ -24,6 +25,13 @@ def images(num: int, width: int, num_classes: int, rng: np.random.Generator) -> 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     unit = [x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
     return unit[0] @ unit[1].T
+
+
+@pytest.mark.parametrize("shape", [(41, 7), (6, 23)])
+def test_the_effective_rank_of_a_set_is_that_of_a_batch_of_all_its_images(shape):
+    h = np.random.default_rng().normal(size=shape).astype(np.float32)
+    found = embeddings.effective_rank(embeddings.spectrum(h))
+    assert found == pytest.approx(float(effective_rank(h)), rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (6, 23)])

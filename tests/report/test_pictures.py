@@ -12,7 +12,7 @@ from gsg_jax.config.load import view_recipe
 from gsg_jax.data.augment import make_views
 from gsg_jax.data.source import ArraySource
 from gsg_jax.report import pictures
-from gsg_jax.report.pictures import BACKGROUND, data_uri, sheet, thumbnail
+from gsg_jax.report.pictures import BACKGROUND, data_uri, filled, sheet, thumbnail
 from tests.small import images, small_config
 
 
@@ -32,6 +32,24 @@ def test_a_thumbnail_holds_the_whole_image_in_its_proportions(shape):
     assert max(height, width) == 24
     assert height / width == pytest.approx(shape[0] / shape[1], rel=0.1)
     assert (pixels[~is_image] == BACKGROUND).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 120, 3), (121, 40, 1), (40, 40, 3)])
+def test_a_square_is_filled_with_the_middle_of_an_image(shape):
+    image = np.random.default_rng().integers(0, 255, shape).astype(np.uint8)
+    top, left = (shape[0] - 40) // 2, (shape[1] - 40) // 2
+    middle = np.broadcast_to(image[top : top + 40, left : left + 40], (40, 40, 3))
+    np.testing.assert_array_equal(filled(image, 40), middle)
+    assert filled(image, 7).shape == (7, 7, 3)
+
+
+def test_many_photographs_have_smaller_thumbnails():
+    photo = np.zeros((1, 200, 300, 3), np.uint8)
+    for num, side in ((40, 160), (pictures.SHEET_PIXELS // 100**2, 100)):
+        source = ArraySource("photos", np.broadcast_to(photo, (num, 200, 300, 3)))
+        assert pictures.thumbnail_side(source) == side
+    small = ArraySource("small", np.zeros((9, 28, 30, 1), np.uint8))
+    assert pictures.thumbnail_side(small) == 28
 
 
 def test_an_enlarged_image_keeps_its_pixels():
@@ -56,12 +74,12 @@ def test_every_image_has_its_place_on_the_sheets():
     colours = rng.integers(0, 255, (1030, 1, 1, 3)).astype(np.uint8)
     source = ArraySource("plain", np.broadcast_to(colours, (1030, 9, 6, 3)))
     sheets = pictures.thumbnail_sheets(source)
-    assert (sheets.num, sheets.side, len(sheets.uris)) == (1030, 9, 2)
+    assert (sheets.num, sheets.side, len(sheets.uris)) == (1030, 6, 2)
     shown = [read(uri) for uri in sheets.uris]
     for image in (0, 31, 32, 1023, 1024, 1029):
         row, column = divmod(image % 1024, 32)
-        square = shown[image // 1024][9 * row :, 9 * column :][:9, :9]
-        assert np.abs(square[4, 4] - colours[image, 0, 0]).max() < 60  # WebP blurs the edges
+        square = shown[image // 1024][6 * row :, 6 * column :][:6, :6]
+        assert np.abs(square[3, 3] - colours[image, 0, 0]).max() < 60  # WebP blurs the edges
 
 
 def test_sheets_above_the_limit_lose_quality_and_then_the_last_images():

@@ -1,7 +1,9 @@
 """The report of a run shows all there is and names what is missing."""
 
+import html
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -12,9 +14,10 @@ from PIL import Image
 from gsg_jax.jobs import report as jobs_report
 from gsg_jax.report import pictures
 from gsg_jax.report.page import as_json
+from gsg_jax.run.starts import read_starts
 from tests.runs import call, config, figures, tiny, write_images
 
-LOSS = "<figcaption>Loss</figcaption>"
+LOSS = "<figcaption>Loss <span"
 EVIL = "<img src=x onerror=alert(1)>"
 
 
@@ -77,10 +80,48 @@ def test_a_pretraining_ends_with_a_report_that_has_every_section_and_the_runs_ac
     assert last["job"] == "pretrain"
     for section in ("curves", "map", "neighbours", "views", "spectrum", "classes", "settings"):
         assert f'<section id="{section}"' in page and page.count(f'href="#{section}"') == 1
-    assert 'id="missing"' not in page
+    assert 'class="missing"' not in page
     assert page.count("<svg") >= 6
     shown = page.split("are classified correctly")[0].rsplit("; ", 1)[1].strip()
     assert shown == f"{100 * last['knn_top1']:.2f} %"
+
+
+def test_the_first_screen_has_the_verdict_the_command_and_how_to_load_the_run(run):
+    folder, last, _ = run
+    page = html.unescape((folder / "report.html").read_text())
+    verdict = page.split('class="verdict"')[1].split("</p>")[0]
+    assert f"k-NN {100 * last['knn_top1']:.1f} % ±" in verdict and "raw pixels" in verdict
+    assert "8 images that were classified" in verdict
+    (start,) = read_starts(folder)
+    assert f"<code>{start['command']}</code>" in page and start["machine"] in page
+    load = page.split('aria-labelledby="load"><code>')[1].split("</code>")[0]
+    assert load.count("\n") == 2 and f"gsg_jax.load({str(folder)!r})" in load
+    assert page.index('class="verdict"') < page.index('class="cards"') < page.index("<nav")
+
+
+def test_what_is_missing_stands_where_it_would_be(copy):
+    (copy / "baselines.json").unlink()
+    (copy / "evaluation.json").write_text("{")
+    _, page = report(copy, "--config.data.dir=/nowhere")
+    for section, said in (
+        ("curves", "baselines.json is missing"),
+        ("map", "/nowhere"),
+        ("evaluations", "evaluation.json is damaged"),
+    ):
+        part = page.split(f'<section id="{section}"')[1].split("</section>")[0]
+        assert part.split('class="missing">')[1].startswith(said) or said in part
+        assert page.count(f'href="#{section}"') == 1
+    assert page.count('class="missing"') == 3
+
+
+def test_evaluations_are_shares_with_their_intervals(copy):
+    figures = {"linear_top1": 0.83, "linear_top1_interval": [0.81, 0.855], "linear_l2": 0.001}
+    record = {"figures": {"probe": figures, "knn": {"knn_top1": 0.5}}, "about": {"step": 10}}
+    (copy / "evaluation.json").write_text(json.dumps(record))
+    _, page = report(copy, "--config.data.dir=/nowhere")
+    rows = page.split('<section id="evaluations"')[1].split("<tbody>")[1].split("</tbody>")[0]
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in rows.strip().split("\n")]
+    assert cells == [["linear_top1", "83.00", "81.00 to 85.50"], ["knn_top1", "50.00", ""]]
 
 
 def test_a_page_asks_no_other_machine_for_anything_and_names_are_no_markup(run):
@@ -191,7 +232,7 @@ def test_an_old_workdir_with_missing_files_has_a_report_that_names_them(
     last, page = report(copy)
     assert any(said in sentence for sentence in last["missing"]), last["missing"]
     assert without not in page and within in page
-    assert 'id="missing"' in page
+    assert 'class="missing"' in page
 
 
 def test_images_that_have_gone_are_named(copy):

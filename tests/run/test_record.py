@@ -37,7 +37,9 @@ def test_each_missing_file_is_named_and_the_others_are_read(tmp_path, name):
     (folder / name).unlink()
     record = read_run_record(folder)
     assert len(record.missing) == 1
-    assert record.missing[0] == f"{name} is missing: without it the page lacks {FILES[name]}."
+    what, section = FILES[name]
+    assert record.missing[0].text == f"{name} is missing: without it the page lacks {what}."
+    assert record.missing[0].section == section
     whole = {
         "config.json": bool(record.config),
         "metrics.jsonl": bool(record.lines),
@@ -49,8 +51,8 @@ def test_each_missing_file_is_named_and_the_others_are_read(tmp_path, name):
 def test_missing_baselines_are_named_where_k_nn_was_measured(tmp_path):
     folder = write_run(tmp_path / "run")
     (folder / "metrics.jsonl").write_text(json.dumps(LINES[0] | {"knn_top1": 0.5}) + "\n")
-    (sentence,) = read_run_record(folder).missing
-    assert sentence.startswith("baselines.json is missing")
+    (part,) = read_run_record(folder).missing
+    assert part.text.startswith("baselines.json is missing")
 
 
 @pytest.mark.parametrize(
@@ -64,13 +66,15 @@ def test_missing_baselines_are_named_where_k_nn_was_measured(tmp_path):
         ("baselines.json", '{"knn_top1_pixels": "much"}'),
         ("evaluation.json", "[" * 100_000),
         ("evaluation.json", '{"figures": 3}'),
+        ("starts.jsonl", '{"command": "a"}\n{"command": 3}\n'),
+        ("starts.jsonl", "{}\n"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, text):
     folder = write_run(tmp_path / "run")
     (folder / name).write_text(text)
-    (sentence,) = read_run_record(folder).missing
-    assert name in sentence and "damaged" in sentence
+    (part,) = read_run_record(folder).missing
+    assert name in part.text and "damaged" in part.text
 
 
 def test_figures_that_are_no_numbers_are_counted(tmp_path):
@@ -78,9 +82,8 @@ def test_figures_that_are_no_numbers_are_counted(tmp_path):
     text = '{"step": 5, "epoch": 0.5, "loss": NaN}\n{"step": 10, "epoch": 1, "loss": -Infinity}\n'
     (folder / "metrics.jsonl").write_text(text + '{"step": 15, "epoch": 1.5, "loss": 2.0}\n')
     record = read_run_record(folder)
-    assert record.missing == (
-        "loss is not a finite number at 2 of the 3 logged steps: its curve has gaps.",
-    )
+    text = "loss is not a finite number at 2 of the 3 logged steps: its curve has gaps."
+    assert record.missing == (("curves", text),)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -109,11 +112,10 @@ def test_every_logged_figure_has_a_curve_over_the_epochs(tmp_path):
     assert found["Loss"].head == ("epoch", "loss")
     assert found["Loss"].rows == (("0.5", "-0.25"), ("1", "-0.5"))
     assert found["Throughput"].rows == (("1", "12.5"),)  # the clock's lines have steps alone
-    assert found["Closest of the four view pairs"].head == (
-        "epoch",
-        "views 1 and 1",
-        "views 2 and 2",
-    )
+    pairs = found["Closest of the four view pairs"]
+    assert pairs.head == ("epoch", "views 1 and 1", "views 2 and 2")
+    assert pairs.rows[0] == ("0.5", "25", "50") and pairs.unit.startswith("%")
+    assert all(chart.unit for chart in found.values())
 
 
 def test_runs_without_epochs_are_drawn_over_steps(tmp_path):

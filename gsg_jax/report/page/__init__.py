@@ -1,6 +1,8 @@
 """Pages: one HTML file that needs no network, filled in from the templates of this folder."""
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from markupsafe import Markup
 from gsg_jax import __version__
 from gsg_jax.report.charts import bar
 from gsg_jax.report.embeddings import Confusion
+from gsg_jax.report.headline import ENCODERS
 from gsg_jax.report.sections import Report
+from gsg_jax.run.record import Missing
 
 FOLDER = Path(__file__).parent
 MAX_CONFUSION = 30  # classes of a whole confusion matrix; with more, only the commonest confusions
-MOST_CONFUSED = 20
+MOST_CONFUSED = 10
 # Shown below the title.
 ABOUT = {"backbone": "model.backbone", "data": "data.name", "seed": "run.seed"}
 # Shown before the other settings.
@@ -78,7 +82,9 @@ def report_page(report: Report) -> str:
             f"{name} {settings[key]}" for name, key in ABOUT.items() if key in settings
         ),
         report=report,
-        sections=_sections(report),
+        few_head=["labelled images", *ENCODERS.values()],
+        notes=(notes := _notes(report.missing)),
+        sections=_sections(report, notes),
         main_settings=[(key, settings[key]) for key in MAIN_SETTINGS if key in settings],
         map_names=[f"{name} (x, y)" for name in map_names],
         group_rows=[(name, f"{num:,}", *centres) for name, num, centres in report.groups],
@@ -91,10 +97,17 @@ def report_page(report: Report) -> str:
     )
 
 
-def _sections(report: Report) -> list[tuple[str, str]]:
-    """Anchors and names of the sections that the page has."""
+def _notes(missing: Sequence[Missing]) -> dict[str, list[str]]:
+    """What is missing, by the section that would have it."""
+    notes = defaultdict(list)
+    for part in missing:
+        notes[part.section].append(part.text)
+    return notes
+
+
+def _sections(report: Report, notes: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Anchors and names of the sections that the page has; a note alone is one too."""
     sections = {
-        ("missing", "What is missing"): report.missing,
         ("curves", "Curves"): report.curves,
         ("map", "Map"): report.map,
         ("neighbours", "Neighbours"): report.gallery,
@@ -104,7 +117,7 @@ def _sections(report: Report) -> list[tuple[str, str]]:
         ("evaluations", "Evaluations"): report.evaluation,
         ("settings", "Settings"): report.settings,
     }
-    return [section for section, content in sections.items() if content]
+    return [section for section, content in sections.items() if content or notes[section[0]]]
 
 
 def _of_classes(confusion: Confusion, names: tuple[str, ...]) -> dict[str, Any]:

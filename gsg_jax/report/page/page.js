@@ -1,7 +1,7 @@
 "use strict";
 // Colours: as the device, light, dark.
 {
-  const schemes = { "as the device": "light dark", light: "light", dark: "dark" };
+  const schemes = { auto: "light dark", light: "light", dark: "dark" };
   const names = Object.keys(schemes);
   const button = document.getElementById("theme");
   let number = 0;
@@ -232,6 +232,7 @@ if (document.getElementById("map-data")) {
       button.style.setProperty("--group", colour(Number(button.dataset.group)));
     draw();
   }
+  choose(0);
   document.addEventListener("recolour", recolour);
   new ResizeObserver(draw).observe(canvas);
   recolour();
