@@ -11,12 +11,12 @@ import sys
 
 import jax
 
-import gsg_jax
 from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.run.files import write_atomically
 
 NAME = "starts.jsonl"
+PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def write_start(workdir: pathlib.Path, step: int) -> None:
@@ -27,12 +27,12 @@ def write_start(workdir: pathlib.Path, step: int) -> None:
         "step": step,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command(),
-        "version": gsg_jax.__version__,
+        "version": sys.modules[PACKAGE.name].__version__,
         "commit": commit(),
         "machine": machine(),
     }
     path = workdir / NAME
-    before = path.read_text() if path.exists() else ""
+    before = path.read_text(errors="replace") if path.exists() else ""
     write_atomically(path, before + json.dumps(start) + "\n")
 
 
@@ -64,7 +64,7 @@ def command() -> str:
 
 def commit() -> str:
     """The commit of this package, "-dirty" at its end if files differ; "" outside a repository."""
-    folder = pathlib.Path(gsg_jax.__file__).parents[1]
+    folder = PACKAGE.parent
     if not (folder / ".git").exists():  # else it could be the repository of something else
         return ""
     git = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty"]

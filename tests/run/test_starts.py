@@ -44,7 +44,7 @@ def test_the_command_is_what_a_shell_takes(monkeypatch, argv, orig_argv, expecte
 def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
     package = tmp_path / "repository" / "gsg_jax"
     package.mkdir(parents=True)
-    monkeypatch.setattr(gsg_jax, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(starts, "PACKAGE", package)
 
     def git(*args):
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -63,7 +63,7 @@ def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
     assert starts.commit().endswith("-dirty")
     # Installed inside somebody's repository: that commit is not the package's.
     installed = package.parent / "site-packages" / "gsg_jax"
-    monkeypatch.setattr(gsg_jax, "__file__", str(installed / "__init__.py"))
+    monkeypatch.setattr(starts, "PACKAGE", installed)
     assert starts.commit() == ""
 
 
