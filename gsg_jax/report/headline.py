@@ -136,7 +136,7 @@ def _collapse(
     record: RunRecord, config: ml_collections.ConfigDict | None, last: dict[str, float]
 ) -> list[str]:
     """Whether the last logged figures show a collapse, as the training would warn."""
-    if not config or not {"projection_std", "embedding_rank"} <= last.keys():
+    if not config or not all(_is_some(last.get(x)) for x in ("projection_std", "embedding_rank")):
         return []
     if signs := CollapseWatch(config, record.lines).signs(last):
         return [f"collapsed: {', '.join(signs)}"]
@@ -200,19 +200,18 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
     if not record.starts:
         return []
     first, *others = record.starts
-    date = first.get("date", "").replace("T", " ")
+    date = first["date"].replace("T", " ")
     if others:
-        last = others[-1].get("date", "").replace("T", " ")
+        last = others[-1]["date"].replace("T", " ")
         date += f"; resumed {len(others)} times, last {last}" if others[1:] else f"; resumed {last}"
-    commits = dict.fromkeys(start["commit"] for start in record.starts if start.get("commit"))
-    version = f"gsg_jax {first.get('version', '')}"
-    about = {
-        "command": first["command"],
-        "date": date,
-        "version": f"{version}, commit {', '.join(commits)}" if commits else version,
-        "machine": "; ".join(dict.fromkeys(start.get("machine", "") for start in record.starts)),
-    }
-    return [(name, text) for name, text in about.items() if text]
+    commits = dict.fromkeys(start["commit"] for start in record.starts if start["commit"])
+    version = f"gsg_jax {first['version']}"
+    return [
+        ("command", first["command"]),
+        ("date", date),
+        ("version", f"{version}, commit {', '.join(commits)}" if commits else version),
+        ("machine", "; ".join(dict.fromkeys(start["machine"] for start in record.starts))),
+    ]
 
 
 def _is_some(value: Any) -> bool:

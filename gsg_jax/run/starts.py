@@ -16,6 +16,7 @@ from gsg_jax.devices.hosts import is_writer
 from gsg_jax.run.files import write_atomically
 
 NAME = "starts.jsonl"
+TEXTS = ("date", "command", "version", "commit", "machine")
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 
@@ -47,8 +48,8 @@ def read_starts(workdir: pathlib.Path) -> list[dict]:
         return []
     try:
         starts = [json.loads(line) for line in path.read_text().splitlines()]
-        if not all(isinstance(start["command"], str) for start in starts):
-            raise TypeError("a command is no text")
+        if not all(isinstance(start[name], str) for start in starts for name in TEXTS):
+            raise TypeError(f"{', '.join(TEXTS)} must be texts")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it") from error
     return starts

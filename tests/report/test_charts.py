@@ -98,7 +98,7 @@ def test_steps_keep_their_digits(value, text):
     assert charts.figure(value) == text
 
 
-@pytest.mark.parametrize(("num", "half"), [(20, 2), (200, 10)])
+@pytest.mark.parametrize(("num", "half"), [(31, 2), (200, 10)])
 def test_a_noisy_line_is_its_moving_mean_and_the_points_are_faint(num, half):
     ys = np.random.default_rng().normal(size=num).tolist()
     ys[5] = math.nan
