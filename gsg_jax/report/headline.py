@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from gsg_jax.config.keys import FEW_LABELS
 from gsg_jax.report.charts import figure
 from gsg_jax.report.embeddings import Confusion
-from gsg_jax.run.record import RunRecord
+from gsg_jax.run.record import RunRecord, baseline_name
 from gsg_jax.train.guards import CollapseWatch
 
 Z = 1.959964  # of a 95 % interval
-NUM_LABELS = (1, 5, 10)  # labelled images of a class, for the few-label figures
-ENCODERS = {"": "this run", "_untrained": "untrained encoder", "_pixels": "raw pixels"}
+ENCODERS = {"": "this run", "untrained": "untrained encoder", "pixels": "raw pixels"}
 
 
 class Score(NamedTuple):
@@ -182,15 +182,15 @@ def _cards(
 def _few_labels(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row for each number of labels: the accuracy of this run and of what it is to beat."""
 
-    def cell(name: str) -> str:
-        if not _is_some(value := figures.get(name)):
+    def cell(num: int, who: str) -> str:
+        if not _is_some(value := figures.get(baseline_name(f"few_label_{num}", who))):
             return ""
-        error = figures.get(f"{name}_error")
+        error = figures.get(baseline_name(f"few_label_{num}_error", who))
         return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if _is_some(error) else "")
 
     return [
-        (f"{num} a class", *(cell(f"few_label_{num}{of}") for of in ENCODERS))
-        for num in NUM_LABELS
+        (f"{num} a class", *(cell(num, who) for who in ENCODERS))
+        for num in FEW_LABELS
         if _is_some(figures.get(f"few_label_{num}"))
     ]
 

@@ -101,9 +101,10 @@ def test_the_origin_is_the_first_command_and_the_resumes(tmp_path):
 
 
 def test_few_label_figures_are_a_row_for_each_number_of_labels(tmp_path):
-    figures = {"few_label_1": 0.551, "few_label_1_error": 0.008, "few_label_1_pixels": 0.41}
-    found = first_screen(tmp_path, [LINE | figures | {"few_label_10": 0.717}])
+    figures = {"few_label_1": 0.551, "few_label_1_error": 0.008, "few_label_10": 0.717}
+    baselines = {"few_label_1_pixels": 0.41, "few_label_1_pixels_error": 0.002}
+    found = first_screen(tmp_path, [LINE | figures], baselines)
     assert found.few_labels == [
-        ("1 a class", "55.1 ± 0.8", "", "41.0"),
+        ("1 a class", "55.1 ± 0.8", "", "41.0 ± 0.2"),
         ("10 a class", "71.7", "", ""),
     ]
