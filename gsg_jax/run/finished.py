@@ -40,7 +40,7 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if damage(workdir / "checkpoints" / str(figures.get("step"))):
         return None
     report = workdir / "report.html"
-    if config.run.report and not report.exists():
+    if config.run.report and not report.is_file():
         return None
     config = config.copy_and_resolve_references()
     if config.data.batch_size == figures.get("batch_size_asked"):  # more than the folder has
@@ -52,7 +52,7 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if (baselines := workdir / "baselines.json").exists():
         read_object(baselines)
     say(f"{workdir} holds this run, finished at step {figures['step']}: nothing is left to train")
-    if report.exists():
+    if report.is_file():
         say(f"its report is {report}")
     length = "num_steps" if config.run.num_steps else "num_epochs"
     now = config.run[length]
