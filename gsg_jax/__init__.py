@@ -36,13 +36,17 @@ __all__ = [
 ]
 
 
-def load(path: str | os.PathLike[str]) -> "ImageEncoder":
+def load(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
+) -> "ImageEncoder":
     """Opens a trained network, to embed images with.
 
     Args:
       path: the workdir of a run, whose newest checkpoint is taken; a checkpoint file of PyTorch
-        (.safetensors, or .pth, .tar, .pt, .bin) in a layout that the import takes; or a file or
-        folder of an export for torchvision, timm or the reference.
+        (.safetensors, or .pth, .tar, .pt, .bin, .ckpt) in a layout that the import takes; or a
+        file or folder of an export for torchvision, timm or the reference.
+      overrides: for a file, what the import takes on its command line, by dotted keys, such as
+        {"prefix": "encoder.", "views.mean": (0.5,) * 3}.
 
     Returns:
       The encoder, with `embed(images)`, `width`, `image_size`, `channels`, `step` and `config`.
@@ -79,9 +83,12 @@ def load(path: str | os.PathLike[str]) -> "ImageEncoder":
             f"{path} {found}: give the workdir of a run, a checkpoint file of PyTorch, or an export"
         )
     use_compile_cache()
+    if is_run and overrides:
+        raise UsageError(f"{path} is a run, whose config says {', '.join(overrides)} already")
     if is_run:
         return open_run(path)
-    run, variables, channels = read_backbone(path)
+    config = get_config("import_torch", overrides)
+    run, variables, channels = read_backbone(path, config)
     return ImageEncoder(path, encoder_from(run, variables, step=0), preparation(run, channels))
 
 

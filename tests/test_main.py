@@ -33,14 +33,14 @@ def test_a_run_prints_one_object_of_figures_and_the_rest_goes_to_standard_error(
     _, workdir, (status, out, err) = finished
     assert status == 0 and out.count("\n") == 1
     names = "job method step num_steps loss views_per_second train_seconds state_digest".split()
-    names += [f"knn_top1{who}" for who in ("", "_untrained", "_pixels")]
+    names += [f"knn_top1{who}" for who in ("", "_untrained", "_pixels")] + ["knn_k"]
     few = [f"few_label_{k}{who}" for k in (1, 5, 10) for who in ("", "_untrained", "_pixels")]
     assert set(json.loads(out)) == {*names, *few, *(f"{name}_error" for name in few)}
     last = figures(out)
     assert (last["job"], last["method"], last["step"]) == ("pretrain", "simsiam_gsg", 10)
     assert last["num_steps"] == 10
     assert -1 <= last["loss"] <= 1 and last["views_per_second"] > 0 and last["train_seconds"] > 0
-    assert all(0 <= last[name] <= 1 for name in last if name.startswith(("knn_", "few_label_")))
+    assert all(0 <= last[name] <= 1 for name in last if name.startswith(("knn_top1", "few_label_")))
     assert last["knn_top1_pixels"] == 1 and last["few_label_1_pixels"] > 0.9
     assert re.fullmatch("[0-9a-f]{64}", last["state_digest"])
     begin = "pretraining simsiam_gsg, recipe default, on folder: 40 images in 2 classes, 8 to test"

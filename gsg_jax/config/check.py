@@ -10,7 +10,7 @@ from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import FIXED_KEYS, flat, is_number, nearest_key
 from gsg_jax.console import UsageError
 from gsg_jax.methods import METHODS, Key, Method
-from gsg_jax.models.vit import VITS
+from gsg_jax.models.vit import VITS, num_heads
 
 
 def check_pretraining(config: ConfigDict, *, checks_method: bool = True) -> None:
@@ -237,6 +237,7 @@ def _check_backbone(model: ConfigDict, views: ConfigDict) -> None:
         ("weight_standardization", False, not is_vit),
         ("freeze_patches", False, is_vit),
         ("drop_path", 0.0, is_vit),
+        ("num_heads", 0, is_vit),
     ):
         if model[key] != plain and not is_meant:
             raise UsageError(
@@ -252,6 +253,13 @@ def _check_backbone(model: ConfigDict, views: ConfigDict) -> None:
                 f"{model.patch_size}; set --config.views.{key}={nearest} or "
                 f"--config.model.patch_size={_nearest_divisor(size, model.patch_size)}"
             )
+    if is_vit and VITS[model.backbone][0] % num_heads(model):
+        width = VITS[model.backbone][0]
+        raise UsageError(
+            f"--config.model.num_heads={model.num_heads}: must divide the width of "
+            f"{model.backbone}, {width}; set --config.model.num_heads="
+            f"{_nearest_divisor(width, model.num_heads)}"
+        )
     if model.norm == "group" and model.width % model.norm_groups:
         raise UsageError(
             f"--config.model.norm_groups={model.norm_groups}: must divide model.width, "

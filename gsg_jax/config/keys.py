@@ -54,6 +54,7 @@ _MODEL = {
     "norm_groups": Key(32, "groups of norm=group; divides the width", (1, 4096)),
     "weight_standardization": Key(False, "standardise every kernel; goes with norm=group"),
     # ViTs only.
+    "num_heads": Key(0, "attention heads; 0: those of the backbone's name", (0, 4096)),
     "patch_size": Key(16, "pixels; divides views.size", (1, 1024)),
     "pooling": Key("class_token", "mean: over the patches, without a class token", POOLINGS),
     "positions": Key("fixed", "fixed: sines and cosines", POSITIONS),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gsg_jax.console import say
 from gsg_jax.methods.similarity import NORM_FLOOR
 
 # (unit rows of a bank [B, F], unit queries [Q, F], k) -> (similarity, row), [Q, k] each: the k
@@ -141,6 +142,26 @@ def _merged(best: tuple, found: tuple, k: int) -> tuple[np.ndarray, np.ndarray]:
     similarity, index = (np.concatenate(both, axis=1) for both in zip(best, found, strict=True))
     order = np.argsort(-similarity, axis=1)[:, :k]
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
+
+
+def cut_to_bank(ks: Sequence[int], num_voters: int) -> tuple[int, ...]:
+    """Numbers of neighbours that a bank allows; says so if it does not allow all.
+
+    Args:
+      ks: those that are asked for.
+      num_voters: images that can vote on one image.
+
+    Returns:
+      The numbers, none larger than num_voters, each once.
+
+    Raises:
+      ValueError: if no image can vote.
+    """
+    if num_voters < 1:
+        raise ValueError("the only image cannot vote on itself: give two labelled images or more")
+    if max(ks) > num_voters:
+        say(f"warning: eval.knn_k is {max(ks)}, {num_voters} images can vote: k {num_voters}")
+    return tuple(dict.fromkeys(min(k, num_voters) for k in ks))
 
 
 def knn_scores(

@@ -42,14 +42,11 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
       UserError: if there are none, no labels, no test split, or no image of a class.
     """
     if config.features:
-        labelled = _from_files(pathlib.Path(config.features).expanduser(), needs_test)
-        check_bank(config, len(labelled.train.h), has_test=labelled.test is not None)
-        return labelled
+        return _from_files(pathlib.Path(config.features).expanduser(), needs_test)
     run = read_run(config)
     train = open_train(run)
     is_unused = config.eval.get("leave_one_out", False)
     test = None if is_unused else open_test(run, needs_test)
-    check_bank(config, len(train), has_test=test is not None)
     encoder = open_encoder(config, run, train)
     say(f"{encoder.kind} {run.method.name}, step {encoder.step}: {config.pretrained}")
     return Labelled(
@@ -75,18 +72,6 @@ def open_train(run: ml_collections.ConfigDict) -> Source:
     source = known_images(source)
     check_every_class(source.labels, source.class_names)
     return source
-
-
-def check_bank(config: ml_collections.ConfigDict, num_images: int, *, has_test: bool) -> None:
-    """Raises UserError if more neighbours are asked for than there are images to vote."""
-    ks = config.eval.get("knn_k", (0,))
-    leave_one_out = not has_test or config.eval.get("leave_one_out", False)
-    num_voters = num_images - leave_one_out
-    if max(ks) > num_voters:
-        raise UserError(
-            f"--config.eval.knn_k={ks}: {max(ks)} is larger than the bank, of which {num_voters} "
-            f"images can vote: take at most {num_voters}"
-        )
 
 
 def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None:

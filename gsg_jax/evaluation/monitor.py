@@ -9,7 +9,7 @@ from gsg_jax.data.open import Source
 from gsg_jax.data.source import Subset
 from gsg_jax.evaluation.features import Embed, embed_source
 from gsg_jax.evaluation.few_label import few_label_figures, warn_of_small_classes
-from gsg_jax.evaluation.knn import knn_top1
+from gsg_jax.evaluation.knn import cut_to_bank, knn_top1
 from gsg_jax.evaluation.logistic import linear_scores
 from gsg_jax.evaluation.scores import top_k_accuracy
 
@@ -18,7 +18,7 @@ MAX_FEW_LABEL_SCORES = 2**20
 
 
 class KnnMonitor:
-    """Scores an embedding function by k-NN: training images vote on the test images.
+    """Scores an embedding function by k-NN: `k` training images vote on each test image.
 
     With labelled test images also by logistic regression on a few labels.
 
@@ -36,10 +36,8 @@ class KnnMonitor:
             chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
             self._bank = Subset(train, chosen)
         self._query = test if test is not None and test.class_names else None
-        self._voters = len(self._bank) - (self._query is None)  # no image votes for itself
-        k = config.eval.knn_k
-        if k > self._voters:
-            say(f"warning: eval.knn_k is {k}, {self._voters} images can vote: all do")
+        voters = len(self._bank) - (self._query is None)  # no image votes for itself
+        (self.k,) = cut_to_bank((config.eval.knn_k,), voters)
         self._few_labels = self._scored_few_labels() if config.eval.few_label else ()
 
     def figures(
@@ -53,8 +51,8 @@ class KnnMonitor:
           is_whole: whether few labels are measured too.
 
         Returns:
-          knn_top1 (if fewer than k can vote, all do); online_linear_test_top1 if there are a probe
-          and test images; few_label_<k> and its _error if is_whole and there are test images.
+          knn_top1; online_linear_test_top1 if there are a probe and test images; few_label_<k>
+          and its _error if is_whole and there are test images.
         """
         bank = embed_source(embed, self._bank, **self._how)
         query, query_labels = bank, self._bank.labels
@@ -66,7 +64,7 @@ class KnnMonitor:
             self._bank.labels,
             query,
             query_labels,
-            ks=(min(self._eval.knn_k, self._voters),),
+            ks=(self.k,),
             temperature=self._eval.knn_temperature,
             leave_one_out=self._query is None,
         )

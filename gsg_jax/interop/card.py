@@ -10,7 +10,7 @@ import numpy as np
 
 from gsg_jax.data.crops import EVAL_RESIZE
 from gsg_jax.interop.files import write_checkpoint
-from gsg_jax.models.vit import VITS
+from gsg_jax.models.vit import VITS, num_heads
 from gsg_jax.run.files import read_lines, read_object, write_atomically
 from gsg_jax.run.workdir import IMPORTED
 
@@ -56,7 +56,8 @@ def model_card(
         "step": step,
         "epochs": epochs[-1] if epochs else None,
         "backbone": run.model.backbone,
-        "sizes": {name: run.model[name] for name in sizes},
+        "sizes": {name: run.model[name] for name in sizes}
+        | ({"num_heads": num_heads(run.model)} if is_vit else {}),
         "architecture": architecture(run),
         "image_size": run.views.size,
         "mean": list(run.views.mean),
@@ -74,6 +75,7 @@ def architecture(run: ml_collections.ConfigDict) -> str | None:
     model = run.model
     if model.backbone in VITS:
         has_name = model.backbone in TIMM_VITS and model.pooling == "class_token"
+        has_name &= num_heads(model) == VITS[model.backbone][1]
         return f"{model.backbone}_patch{model.patch_size}_{run.views.size}" if has_name else None
     is_stock = (model.width, model.num_stages, model.stem) == (64, 4, "imagenet")
     return model.backbone if is_stock and model.backbone != "resnet10" else None

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import pathlib
 import pickle
 import re
+import types
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +16,19 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, say
 
-PICKLES = (".pth", ".tar", ".pt", ".bin")
-WRAPPERS = ("state_dict", "model")  # keys under which a checkpoint holds its state dict
+PICKLES = (".pth", ".tar", ".pt", ".bin", ".ckpt")
+WRAPPERS = ("state_dict", "teacher", "model")  # keys under which a checkpoint holds its state dict
 PARALLEL = "module."  # prefix of every name under PyTorch's data parallelism
+WRAPPED = r"(?<![^.])(?:module|_orig_mod)\."  # what wrapping and compiling put into names, anywhere
+TEACHER = "teacher."
+# All that a pickle of tensors needs; whatever else it names becomes an Inert.
+NEEDED = {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +36,25 @@ class CheckpointFile:
     """The content of a checkpoint file.
 
     Attributes:
-      tensors: float32 or integer arrays by name, without PARALLEL.
+      tensors: float32 or integer arrays by name, without what WRAPPED matches.
       wrapper: the key of the state dict, or "" if it is the whole file.
       is_parallel: whether every name in the file begins with PARALLEL.
+      names: {name: that in the file} of those that are not the same.
     """
 
     tensors: dict[str, np.ndarray]
     wrapper: str
     is_parallel: bool
+    names: dict[str, str]
+
+    def renamed(self, names: Mapping[str, str]) -> "CheckpointFile":
+        """The tensors that {name here: new name} has, by their new names."""
+        before = {new: self.names.get(old, old) for old, new in names.items()}
+        return dataclasses.replace(
+            self,
+            tensors={new: self.tensors[old] for old, new in names.items()},
+            names={new: old for new, old in before.items() if new != old},
+        )
 
 
 def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
@@ -59,9 +80,13 @@ def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
         known = ", ".join((".safetensors", *PICKLES))
         raise UserError(f"{path}: the name ends in {path.suffix!r}; known are {known}")
     is_parallel = bool(tensors) and all(name.startswith(PARALLEL) for name in tensors)
-    if is_parallel:
-        tensors = {name.removeprefix(PARALLEL): array for name, array in tensors.items()}
-    return CheckpointFile(tensors, wrapper, is_parallel)
+    plain = {name: re.sub(WRAPPED, "", name) for name in tensors}
+    if any(name.startswith(TEACHER) for name in plain.values()):  # the student is left out
+        named = [(old, new) for old, new in plain.items() if new.startswith(TEACHER)]
+        plain = {old: new.removeprefix(TEACHER) for old, new in named}
+    if len(set(plain.values())) < len(plain):
+        plain = {name: name for name in tensors}  # a wrapped network beside another
+    return CheckpointFile(tensors, wrapper, is_parallel, {}).renamed(plain)
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -78,7 +103,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     torch = import_torch(f"{path} is a pickle of PyTorch")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _loaded(torch, path)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error) and "Unsupported" not in str(error):
             raise _cut_short(path, error) from error
@@ -111,6 +136,62 @@ def _read_pickle(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
         raise UserError(
             f"{path} holds tensors that are not dense ({first}): save dense ones"
         ) from error
+
+
+def _loaded(torch, path: pathlib.Path) -> Any:
+    """The content of a pickle; hyper-parameters and whatever else is no tensor become Inert."""
+    load = functools.partial(torch.load, path, map_location="cpu")
+    try:
+        return load(weights_only=True)
+    except pickle.UnpicklingError:
+        if not zipfile.is_zipfile(path):
+            raise
+    TensorUnpickler.skipped.clear()
+    try:
+        content = load(weights_only=False, pickle_module=TENSORS_ALONE)
+    except (TypeError, AttributeError) as error:  # an Inert where a tensor needs something else
+        raise pickle.UnpicklingError(f"not by weights_only: {error}") from error
+    names = sorted(TensorUnpickler.skipped)
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    say(f"{path} holds more than tensors; not looked at: {', '.join(names[:3])}{more}")
+    return content
+
+
+class Inert:
+    """Stands for an object of a pickle that is no tensor: whatever is done to it has no effect."""
+
+    def __new__(cls, *_, **__):
+        """Returns an empty one."""
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        """Takes what the object's class would have taken."""
+
+    def __call__(self, *_, **__):
+        """Returns another."""
+        return Inert()
+
+    __setstate__ = __setitem__ = append = extend = add = __init__
+
+
+class TensorUnpickler(pickle.Unpickler):
+    """Unpickles tensors; looks up nothing but NEEDED, so nothing of the file's can run.
+
+    torch.load puts a class before it that makes the storages.
+    """
+
+    skipped: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns what a pickle names if it is needed, and the class Inert otherwise."""
+        if (module, name) not in NEEDED:
+            self.skipped.add(f"{module}.{name}")
+            return Inert
+        found = super().find_class(module, name)
+        return found if isinstance(found, type) else lambda *args: found(*args)
+
+
+TENSORS_ALONE = types.SimpleNamespace(Unpickler=TensorUnpickler, __name__="pickle")
 
 
 def _is_mapping_in(content: Any, key: str) -> bool:

@@ -42,6 +42,7 @@ def write_imported(
         "layout": found.layout,
         "wrapper": file.wrapper,
         "is_parallel": file.is_parallel,
+        "names": file.names,  # not in folders of earlier versions
         "params": _branches(found.tensors, placed),
         "target_params": _branches(found.target_tensors, placed),
     }

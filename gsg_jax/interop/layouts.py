@@ -1,4 +1,4 @@
-"""LAYOUTS: how PyTorch checkpoints name their branches, and which of ours each becomes."""
+"""The tensors of a PyTorch checkpoint: which layout they have, and which of ours each becomes."""
 
 import dataclasses
 import re
@@ -10,6 +10,7 @@ import numpy as np
 
 from gsg_jax.console import UserError
 from gsg_jax.interop.backbones import Shapes, backbone_tensors, infer_backbone
+from gsg_jax.interop.files import WRAPPED, CheckpointFile
 from gsg_jax.interop.heads import (
     check_travels,
     infer_predictor,
@@ -17,77 +18,11 @@ from gsg_jax.interop.heads import (
     predictor_tensors,
     projector_tensors,
 )
+from gsg_jax.interop.known import EITHER, LAYOUTS, NUMBERED, VIT, Layout, torch_children
 from gsg_jax.interop.tensors import KINDS, Tensor
 from gsg_jax.models.siamese import image_channels
 
 COUNTER = "num_batches_tracked"
-STAGES = {f"layer{stage}": f"{stage + 3}" for stage in range(1, 5)}
-NUMBERED = {"conv1": "0", "bn1": "1", **STAGES}  # in an nn.Sequential of a ResNet's children
-RESNET = r"(conv1|bn1|layer\d\.\d+)\."
-VIT = r"(cls_token$|pos_embed$|(patch_embed|blocks|norm)\.)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a checkpoint names its branches; the prefix of a missing branch is None.
-
-    Attributes:
-      method: the method of a run of these weights, if none is given.
-      backbone: prefix of the online backbone.
-      projector: of the online projector.
-      last_norm: name of the projector's last norm if it stands by itself.
-      predictor: of the predictor.
-      target_backbone: of the EMA target's backbone.
-      target_projector: of the EMA target's projector.
-      names: pattern of the backbone's names, by which the layout is recognised.
-      is_numbered: whether the backbone is an nn.Sequential of a ResNet's children.
-      others: pattern of tensors that have no use here; they are kept for an export.
-    """
-
-    method: str
-    backbone: str
-    projector: str | None = None
-    last_norm: str = ""
-    predictor: str | None = None
-    target_backbone: str | None = None
-    target_projector: str | None = None
-    names: str = RESNET
-    is_numbered: bool = False
-    others: str = "$^"
-
-
-LAYOUTS = {
-    "torchvision": Layout("simsiam_gsg", "", others=r"fc\.(weight|bias)"),
-    "timm": Layout("simsiam_gsg", "", names=VIT, others=r"(head|fc)\.(weight|bias)"),
-    "simsiam": Layout(
-        "simsiam",
-        "encoder.",
-        projector="encoder.fc.",
-        predictor="predictor.",
-        target_backbone="encoder_momentum.",
-        target_projector="encoder_momentum.fc.",
-    ),
-    "moco": Layout(
-        "moco_v2",
-        "encoder_q.",
-        projector="encoder_q.fc.",
-        target_backbone="encoder_k.",
-        target_projector="encoder_k.fc.",
-        others="queue|queue_ptr",
-    ),
-    "vicreg": Layout("vicreg", "backbone.", projector="projector."),
-    "barlow_twins": Layout("barlow_twins", "backbone.", projector="projector.", last_norm="bn"),
-    "unigrad": Layout(
-        "unigrad",
-        "encoder.",
-        projector="projector.",
-        predictor="predictor.",
-        target_backbone="momentum_encoder.",
-        target_projector="momentum_projector.",
-        names=r"[0-7]\.",
-        is_numbered=True,
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +62,8 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     name = nearest_layout(shapes)
     layout = LAYOUTS[name]
     backbone = _below(shapes, layout.backbone, layout.is_numbered)
-    first = "patch_embed.proj.weight" if layout.names == VIT else "conv1.weight"
+    is_vit = any(re.match(VIT, key) for key in backbone)
+    first = "patch_embed.proj.weight" if is_vit else "conv1.weight"
     if first not in backbone:
         raise _unfit(name, missing=[layout.backbone + first], unknown=[])
     if len(backbone[first]) != 4 or backbone[first][1] not in (1, 3):
@@ -164,11 +100,12 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     return Found(name, tensors, target_tensors, overrides, channels, last_biases)
 
 
-def nearest_layout(shapes: Shapes) -> str:
-    """Returns the layout that matches the most names.
+def nearest_layout(shapes: Shapes, default: str = "") -> str:
+    """Returns the layout that matches the most names of a backbone, and then of all others.
 
     Args:
       shapes: of all tensors, by name.
+      default: the layout if no name matches any; "" if that is an error.
 
     Returns:
       One of LAYOUTS.
@@ -177,17 +114,59 @@ def nearest_layout(shapes: Shapes) -> str:
       UserError: if no name matches any.
     """
     counts = {
-        name: _num_named(shapes, layout.backbone, layout.names)
-        + any(key.startswith(layout.last_norm + ".") for key in shapes if layout.last_norm)
+        name: (
+            _num_named(shapes, layout.backbone, layout.names),
+            sum(_is_beside(key, layout) for key in shapes),
+        )
         for name, layout in LAYOUTS.items()
     }
     name = max(counts, key=counts.get)
-    if not counts[name]:
+    if not counts[name][0] and default:
+        return default
+    if not counts[name][0]:
         raise UserError(
             f"its {len(shapes)} tensors ({_first(list(shapes))}) are of no known layout: "
-            f"give a checkpoint of one of {', '.join(LAYOUTS)}"
+            f"give a checkpoint of one of {', '.join(LAYOUTS)}, or --config.prefix=NAME. of the "
+            "backbone's names"
         )
     return name
+
+
+def backbone_alone(file: CheckpointFile, prefix: str, *, only_backbone: bool) -> CheckpointFile:
+    """Selects what lies below a prefix, by its names there.
+
+    Args:
+      file: all tensors.
+      prefix: of the backbone's names; "" for that of the nearest layout.
+      only_backbone: whether tensors besides the backbone's are left out.
+
+    Raises:
+      UserError: if no name has the prefix, or some have not and are not to be left out.
+    """
+    names = list(file.tensors)
+    if not prefix:
+        prefix = LAYOUTS[
+            nearest_layout({name: x.shape for name, x in file.tensors.items()})
+        ].backbone
+    elif not prefix.endswith("."):
+        prefix += "."
+    prefix = re.sub(WRAPPED, "", prefix)
+    below = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    if not below:
+        raise UserError(
+            f"--config.prefix={prefix}: begins none of its {len(names)} names, such as "
+            f"{_first(names)}"
+        )
+    if not any(re.match(EITHER, new) for new in below.values()):
+        below = {name: torch_children(new) for name, new in below.items()}
+    if only_backbone:
+        below = {name: new for name, new in below.items() if re.match(EITHER, new)}
+    elif others := [name for name in names if name not in below]:
+        raise UserError(
+            f"besides --config.prefix={prefix} the file has {_first(others)}: leave them out by "
+            "--config.only_backbone=true"
+        )
+    return file.renamed(below)
 
 
 def to_tensors(
@@ -250,11 +229,7 @@ def _placed(branches: Mapping[str, list[Tensor]], layout: Layout, of: str = "") 
 def _below(shapes: Shapes, prefix: str, is_numbered: bool = False) -> dict[str, tuple[int, ...]]:
     """The shapes below a prefix, by names without it."""
     below = {key.removeprefix(prefix): s for key, s in shapes.items() if key.startswith(prefix)}
-    children = {number: child for child, number in NUMBERED.items()} if is_numbered else {}
-    return {
-        re.sub(r"^\d+(?=\.)", lambda number: children.get(number[0], number[0]), key): shape
-        for key, shape in below.items()
-    }
+    return {torch_children(key): s for key, s in below.items()} if is_numbered else below
 
 
 def _num_named(shapes: Shapes, prefix: str, names: str) -> int:
@@ -286,27 +261,32 @@ def _check_names(
     """Raises UserError if a tensor is missing, or is unknown in the layout."""
     layout, known = LAYOUTS[name], {*placed, *last_biases}
     missing = [key for key in placed if key not in shapes]
-    heads = [layout.projector, layout.predictor, layout.target_projector]
-    prefixes = tuple(prefix for prefix in heads if prefix)
 
     def is_known(key: str) -> bool:
-        if key in known or re.fullmatch(layout.others, key):
+        if key.endswith(COUNTER) and key.removesuffix(COUNTER) + "running_mean" in shapes:
             return True
-        if key.endswith(COUNTER):
-            return key.removesuffix(COUNTER) + "running_mean" in shapes
-        return key.startswith(prefixes) if prefixes else False  # a head of another kind
+        return key in known or _is_beside(key, layout)
 
     unknown = [key for key in shapes if not is_known(key)]
     if missing or unknown:
         raise _unfit(name, missing, unknown)
 
 
+def _is_beside(key: str, layout: Layout) -> bool:
+    """Whether a name is one of the layout's besides the backbones: of a head, or of no use here."""
+    heads = (layout.projector, layout.predictor, layout.target_projector)
+    is_in_head = any(key.startswith(prefix) for prefix in heads if prefix)
+    is_last_norm = bool(layout.last_norm) and key.startswith(f"{layout.last_norm}.")
+    return is_in_head or is_last_norm or bool(re.fullmatch(layout.others, key))
+
+
 def _unfit(name: str, missing: list[str], unknown: list[str]) -> UserError:
     said = [f"lacks {_first(missing)}"] if missing else []
     said += [f"has {_first(unknown)}, unknown there"] if unknown else []
+    only = "" if missing else ", or leave them out by --config.only_backbone=true"
     return UserError(
         f"the nearest layout is {name!r}; the file {' and '.join(said)}: give a whole checkpoint "
-        f"of one of {', '.join(LAYOUTS)}"
+        f"of one of {', '.join(LAYOUTS)}{only}"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gsg_jax.console import UserError
 from gsg_jax.interop.files import write_bytes
 from gsg_jax.models.resnet import RESNETS, Bottleneck
-from gsg_jax.models.vit import NORM_EPSILON, VITS
+from gsg_jax.models.vit import NORM_EPSILON, VITS, num_heads
 
 OPSET, IR_VERSION = 20, 10  # Gelu came with 20; onnxruntime 1.18 reads both
 
@@ -133,7 +133,7 @@ def _batch_norm(graph: _Graph, name: str, x: str, model: ml_collections.ConfigDi
 
 
 def _vit(graph: _Graph, model: ml_collections.ConfigDict) -> str:
-    width, num_heads, depth = VITS[model.backbone]
+    width, _, depth = VITS[model.backbone]
     patch = [graph.weight(f"patch_embed.proj.{part}") for part in ("weight", "bias")]
     x = graph.add("Conv", "images", *patch, strides=[model.patch_size] * 2)  # [N, D, rows, columns]
     x = graph.add("Reshape", x, graph.whole(0, width, -1))
@@ -145,7 +145,7 @@ def _vit(graph: _Graph, model: ml_collections.ConfigDict) -> str:
         x = graph.add("Concat", token, x, axis=1)
     x = graph.add("Add", x, graph.weight("pos_embed"))
     for index in range(depth):
-        x = _transformer_block(graph, f"blocks.{index}", x, width, num_heads)
+        x = _transformer_block(graph, f"blocks.{index}", x, width, num_heads(model))
     x = _layer_norm(graph, "norm", x)
     if model.pooling == "class_token":
         return graph.add("Gather", x, graph.constant("first", np.array(0)), axis=1)

@@ -12,14 +12,14 @@ import numpy as np
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, resolve
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, say
 from gsg_jax.interop.files import CheckpointFile, read_checkpoint
-from gsg_jax.interop.layouts import LAYOUTS, Found, nearest_layout, recognise
+from gsg_jax.interop.known import LAYOUTS, Layout
+from gsg_jax.interop.layouts import Found, backbone_alone, nearest_layout, recognise
 from gsg_jax.interop.tensors import KINDS, Tensor
 from gsg_jax.models.siamese import build_backbone
+from gsg_jax.models.vit import VITS
 from gsg_jax.run.files import read_object
-
-RECIPE = "imagenet"  # what the tensors do not tell, if no other recipe is given
 
 
 class Network(NamedTuple):
@@ -31,6 +31,7 @@ class Network(NamedTuple):
       config_name: the config file of the run, with its recipe.
       plain: that config as it is.
       run: that config with the sizes of the network, resolved.
+      about: what no tensor tells, and where it is from; a line for people.
     """
 
     file: CheckpointFile
@@ -38,44 +39,103 @@ class Network(NamedTuple):
     config_name: str
     plain: ml_collections.ConfigDict
     run: ml_collections.ConfigDict
+    about: str
 
 
-def read_network(path: pathlib.Path, method: str = "", recipe: str = RECIPE) -> Network:
+def read_network(path: pathlib.Path, config: ml_collections.ConfigDict) -> Network:
     """Reads a checkpoint file and recognises its network.
 
-    Args:
-      path: of the file.
-      method: of the run; "" for the layout's.
-      recipe: gives what the tensors do not.
-
-    Raises:
-      UserError: if the file cannot be read, has no known layout, or lacks tensors or has unknown
-        ones.
-    """
-    file = read_checkpoint(path)
-    shapes = {name: array.shape for name, array in file.tensors.items()}
-    try:
-        layout = nearest_layout(shapes)
-        config_name = f"{method or LAYOUTS[layout].method}:{recipe}"
-        run = load_config(config_name)
-        found = recognise(shapes, run.model)
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from error
-    plain = run.copy_and_resolve_references()
-    for group, values in found.overrides.items():
-        run[group].update(values)
-    check_pretraining(run)
-    return Network(file, found, config_name, plain, resolve(run))
-
-
-def read_backbone(path: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
-    """Reads the online backbone of a checkpoint file.
-
-    The card that an export writes beside its file, or config.json of an exported folder, says how
-    images are cut and normalised; without one it is as on ImageNet.
+    How images are cut and normalised, and a ViT's number of heads, are what the config gives, else
+    what the card says (the file that an export writes beside its own, or config.json of its
+    folder), else what is known of the layout, else what the recipe says.
 
     Args:
       path: a file that read_checkpoint takes, or a folder of an export.
+      config: of configs/import_torch.py.
+
+    Raises:
+      UserError: if the file cannot be read, has no known layout, lacks tensors or has unknown
+        ones, or if nobody knows the number of heads.
+    """
+    file = read_checkpoint(path / "model.safetensors" if path.is_dir() else path)
+    try:
+        source = nearest_layout(_shapes(file), default="torchvision" if config.prefix else "")
+        if config.prefix or config.only_backbone:
+            file = backbone_alone(file, config.prefix, only_backbone=config.only_backbone)
+        layout = nearest_layout(_shapes(file))
+        config_name = f"{config.method or LAYOUTS[layout].method}:{config.recipe}"
+        run = load_config(config_name)
+        found = recognise(_shapes(file), run.model)
+        plain = run.copy_and_resolve_references()
+        for group, values in found.overrides.items():
+            run[group].update(values)
+        about = _set_images_and_heads(run, LAYOUTS[source], found, path, config)
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+    check_pretraining(run)
+    return Network(file, found, config_name, plain, resolve(run), about)
+
+
+def _shapes(file: CheckpointFile) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in file.tensors.items()}
+
+
+def _set_images_and_heads(
+    run: ml_collections.ConfigDict,
+    source: Layout,
+    found: Found,
+    path: pathlib.Path,
+    config: ml_collections.ConfigDict,
+) -> str:
+    """Sets what no tensor tells; returns where it is from."""
+    card, origin = _take_card(run, path), f"the recipe {config.recipe!r}"
+    is_vit = run.model.backbone in VITS
+    if card:
+        origin = "the card"
+    elif is_vit and source.mean_and_std:
+        origin = "what ViTs in this layout have"
+        images = (source.mean_and_std,) * found.channels
+        run.views.update({"mean": images, "std": images})
+    given = {key: value for key, value in config.views.items() if value}
+    run.views.update(given)
+    if given:
+        origin = f"--config.views and {origin}" if len(given) < 2 else "--config.views"
+    if len(run.views.mean) not in (1, found.channels):
+        raise UserError(
+            f"the images have {found.channels} channel, and no card says their mean and std: give "
+            "for example --config.views.mean=(0.5,) and --config.views.std=(0.25,)"
+        )
+    said, run.model.num_heads = "", config.model.num_heads
+    if is_vit:
+        run.model.num_heads = config.model.num_heads or _known_heads(run, source, card)
+        said = f"; {run.model.num_heads} heads"
+        if run.model.num_heads == VITS[run.model.backbone][1]:
+            run.model.num_heads = 0
+    mean, std = (" ".join(f"{x:g}" for x in run.views[key]) for key in ("mean", "std"))
+    return f"images of {run.views.size} pixels, mean {mean}, std {std}, by {origin}{said}"
+
+
+def _known_heads(run: ml_collections.ConfigDict, source: Layout, card: Mapping[str, Any]) -> int:
+    """The number of heads by the card, or by where the checkpoint is from."""
+    of_timm = str(card.get("architecture")).startswith(f"{run.model.backbone}_patch")
+    heads = card.get("sizes", {}).get("num_heads") or source.heads.get(run.model.backbone)
+    heads = heads or (VITS[run.model.backbone][1] if of_timm else 0)
+    if not heads:
+        raise UserError(
+            f"tensors do not tell how many attention heads this {run.model.backbone} has "
+            "(vit_small: 6 in timm and DINO, 12 in MoCo v3): give --config.model.num_heads"
+        )
+    return heads
+
+
+def read_backbone(
+    path: pathlib.Path, config: ml_collections.ConfigDict
+) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
+    """Reads the online backbone of a checkpoint file.
+
+    Args:
+      path: as in read_network.
+      config: as in read_network.
 
     Returns:
       (run, variables, channels): the config of the run that it would be; {params, batch_stats} of
@@ -84,38 +144,41 @@ def read_backbone(path: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict[s
     Raises:
       UserError: as in read_network, or if the tensors do not fit one another.
     """
-    weights = path / "model.safetensors" if path.is_dir() else path
-    _, found, _, _, run = network = read_network(weights)
+    _, found, _, _, run, about = network = read_network(path, config)
     channels = found.channels
-    _take_card(run, path, channels)
     shape = (1, run.views.size, run.views.size, channels)
     init = partial(build_backbone(run.model).init, train=False)
     like = jax.eval_shape(init, jax.random.key(0), jnp.zeros(shape))
     groups = {group: {"backbone": tree} for group, tree in like.items()}
-    check_tensors(groups, found, network.file.tensors, weights)
+    check_tensors(groups, found, network.file.tensors, path)
+    say(about)
     places = [tensor for tensor in found.tensors if tensor.path[0] == "backbone"]
     put(groups, places, network.file.tensors, found)
     return run, {"batch_stats": {}} | {g: tree["backbone"] for g, tree in groups.items()}, channels
 
 
-def _take_card(run: ml_collections.ConfigDict, path: pathlib.Path, channels: int) -> None:
-    """Sets how a run cuts and normalises its images to what an export has written."""
+def _take_card(run: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, Any]:
+    """Sets how a run cuts and normalises its images to what an export has written.
+
+    Returns:
+      The card; {} if there is none.
+    """
     card_path = path / "config.json" if path.is_dir() else path.with_name(f"{path.name}.json")
-    if card_path.is_file():
-        card = read_object(card_path)
-        card = card.get("pretrained_cfg", card)
-        try:
-            run.views.update({"mean": tuple(card["mean"]), "std": tuple(card["std"])})
-            run.views.size = card["image_size"] if "image_size" in card else card["input_size"][-1]
-            run.data.crop = "host" if card.get("crop_pct", 0) < 1 else "device"
-            check_pretraining(run)
-        except (KeyError, TypeError, IndexError, UserError) as error:
-            raise UserError(f"{card_path} is not the card of an export ({error})") from error
-    if len(run.views.mean) not in (1, channels):
-        raise UserError(
-            f"{path}: the images have {channels} channel, and no card says their mean and std: "
-            "import the file by configs/import_torch.py:default, and load that run"
+    if not card_path.is_file():
+        return {}
+    card = read_object(card_path)
+    images = card.get("pretrained_cfg", card)
+    try:
+        run.views.update({"mean": tuple(images["mean"]), "std": tuple(images["std"])})
+        run.views.size = (
+            images["image_size"] if "image_size" in images else images["input_size"][-1]
         )
+        run.data.crop = "host" if images.get("crop_pct", 0) < 1 else "device"
+        check_pretraining(run)
+        card.get("sizes", {}).get("num_heads")
+    except (AttributeError, KeyError, TypeError, IndexError, UserError) as error:
+        raise UserError(f"{card_path} is not the card of an export ({error})") from error
+    return card
 
 
 def put(

@@ -15,7 +15,7 @@ from gsg_jax.data.open import Source
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures
-from gsg_jax.evaluation.labelled import Labelled, check_bank, check_finite, open_test, open_train
+from gsg_jax.evaluation.labelled import Labelled, check_finite, open_test, open_train
 from gsg_jax.evaluation.scores import shares_with_intervals
 from gsg_jax.jobs.features import features_in_file
 from gsg_jax.jobs.few_label import score_by_few_labels
@@ -65,7 +65,6 @@ class Evaluation:
         self.run_config = read_run(config)
         self.train = open_train(self.run_config)
         self.test = open_test(self.run_config, needs_test=True)
-        check_bank(config, len(self.train), has_test=True)
         self.encoder = open_encoder(config, self.run_config, self.train)
         self.labelled_parts = {}
         for share in config.finetune_labels if "finetune" in config.parts else ():

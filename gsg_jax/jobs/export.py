@@ -94,8 +94,8 @@ def _as_reference(
         tensors = with_rest(tensors, folder)
     else:
         tensors = to_tensors(layout, variables, run)
-    if about["is_parallel"]:
-        tensors = {PARALLEL + name: array for name, array in tensors.items()}
+    prefix, names = PARALLEL * about["is_parallel"], about.get("names", {})
+    tensors = {names.get(name, prefix + name): array for name, array in tensors.items()}
     return tensors, about["wrapper"]
 
 

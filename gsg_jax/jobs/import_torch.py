@@ -43,7 +43,7 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         if (workdir / name).exists():
             raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
     path = given_path("checkpoint", config.checkpoint)
-    file, found, run_config, plain, run = read_network(path, config.method, config.recipe)
+    file, found, run_config, plain, run, about = read_network(path, config)
     state, placed, fresh = _filled(run, found, file.tensors, path)
     try:
         write_imported(workdir, file, found, placed)
@@ -54,6 +54,7 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         for name in (IMPORTED, "checkpoints"):
             shutil.rmtree(workdir / name, ignore_errors=True)
         raise
+    say(about)
     for branch in fresh:
         method = run.method.name
         say(f"{branch}: the checkpoint has none that fits {method}; it is initialised anew")

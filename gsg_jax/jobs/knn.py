@@ -7,7 +7,7 @@ import ml_collections
 
 from gsg_jax.config.check import check_evaluation
 from gsg_jax.console import UserError, say
-from gsg_jax.evaluation.knn import knn_top1
+from gsg_jax.evaluation.knn import cut_to_bank, knn_top1
 from gsg_jax.evaluation.labelled import Labelled, labelled_features
 
 
@@ -15,11 +15,10 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     """Scores embeddings by k-NN; nothing is written.
 
     Returns:
-      The job's last line: knn_top1, of the first k, and knn_top1_k<k> for each.
+      The job's last line: the figures of score_by_knn.
 
     Raises:
-      UserError: if there is no run, no checkpoint, no image or no label, or if k is larger
-        than the number of images that vote.
+      UserError: if there is no run, no checkpoint, no image or no label.
     """
     del workdir
     check_evaluation(config)
@@ -35,19 +34,19 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
 
     Args:
       labelled: the embeddings; without test ones each training image is classified by the others.
-      ks: numbers of neighbours.
+      ks: numbers of neighbours; larger ones become the number of images that vote.
       temperature: of the votes.
 
     Returns:
-      knn_top1, of the first k, and knn_top1_k<k> for each; accuracies in [0, 1].
+      knn_top1, of the first k, which is knn_k, and knn_top1_k<k> for each; accuracies in [0, 1].
 
     Raises:
-      UserError: if k is larger than the number of images that vote, or an embedding is not
-        finite.
+      UserError: if no image can vote, or an embedding is not finite.
     """
     train, test = labelled.train, labelled.test or labelled.train
     leave_one_out = labelled.test is None
     try:
+        ks = cut_to_bank(ks, len(train.h) - leave_one_out)
         top1 = knn_top1(
             train.h,
             train.label,
@@ -57,11 +56,11 @@ def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) ->
             temperature=temperature,
             leave_one_out=leave_one_out,
         )
-    except ValueError as error:  # embeddings that are not finite
+    except ValueError as error:  # no voter, or embeddings that are not finite
         raise UserError(f"k-NN: {error}") from error
     whom = "one another" if leave_one_out else f"{len(test.h):,}"
     say(f"k-NN: {len(train.h):,} images vote on {whom}")
     for k, score in zip(ks, top1, strict=True):
         say(f"k-NN top-1, k {k:3}: {score:.4f}")
     by_k = {f"knn_top1_k{k}": score for k, score in zip(ks, top1, strict=True)}
-    return {"knn_top1": top1[0], **by_k}
+    return {"knn_top1": top1[0], "knn_k": ks[0], **by_k}

@@ -12,7 +12,7 @@ import ml_collections
 from gsg_jax.models.heads import Predictor, Projector
 from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm, Norm
 from gsg_jax.models.resnet import RESNETS, ResNet
-from gsg_jax.models.vit import VITS, ViT
+from gsg_jax.models.vit import VITS, ViT, num_heads
 
 
 class Siamese(nn.Module):
@@ -121,8 +121,11 @@ def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> n
 
 def _vit(model: ml_collections.ConfigDict, norm: Norm) -> ViT:
     del norm
+    width, _, depth = VITS[model.backbone]
     return ViT(
-        *VITS[model.backbone],
+        width,
+        num_heads(model),
+        depth,
         patch_size=model.patch_size,
         pooling=model.pooling,
         positions=model.positions,

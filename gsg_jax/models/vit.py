@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 MLP_RATIO = 4
 NORM_EPSILON = 1e-6
@@ -266,3 +267,8 @@ VITS = {
 }
 POOLINGS = ("class_token", "mean")
 POSITIONS = ("fixed", "learned")
+
+
+def num_heads(model: ml_collections.ConfigDict) -> int:
+    """Returns the attention heads of the ViT of `config.model`."""
+    return model.num_heads or VITS[model.backbone][1]

@@ -38,7 +38,7 @@ BASELINES = tuple(
     for who in ("untrained", "pixels")
     for name in SCORES
     for suffix in ("", "_error")
-)
+) + ("knn_k",)  # the k that was used
 
 
 class Missing(NamedTuple):

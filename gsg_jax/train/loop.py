@@ -39,7 +39,7 @@ from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay, accuracy_table
 from gsg_jax.train.figures import FIGURES
 from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
-from gsg_jax.train.optim import learning_rate_schedule
+from gsg_jax.train.optim import learning_rate_schedule, run_length
 from gsg_jax.train.state import TrainState, init_state, skipped_steps
 from gsg_jax.train.timer import Timer, mean_views_per_second
 
@@ -70,13 +70,15 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     for source in (train, test) if is_monitored else ():
         check_patches(config, source)
     loader = build_loader(config, train)
+    num_steps = run_length(config, loader.steps_per_epoch)
     claim(workdir, config)
     about, *notes = summary(train, test)
     say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")
     for note in notes:
         say(note)
     monitor = KnnMonitor(config, train, test) if is_monitored else None
-    return Pretraining(config, workdir, mesh, loader, monitor, train).run() | lowered
+    run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps)
+    return run.run() | lowered
 
 
 class Pretraining:
@@ -90,13 +92,14 @@ class Pretraining:
         loader: TrainLoader,
         monitor: KnnMonitor | None,
         train: Source,
+        num_steps: int,
     ):
         """Prepares the run from what `pretrain` has checked and built."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.loader, self.monitor = loader, monitor
         self.channels = train.image(0).shape[-1]
-        self.num_steps = config.run.num_steps or config.run.num_epochs * loader.steps_per_epoch
-        length = {"num_steps": self.num_steps, "steps_per_epoch": loader.steps_per_epoch}
+        self.num_steps = num_steps
+        length = {"num_steps": num_steps, "steps_per_epoch": loader.steps_per_epoch}
         self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))
         self._init = partial(init_state, self.experiment, self.channels)
         shapes = jax.eval_shape(self._init)
@@ -139,7 +142,7 @@ class Pretraining:
             "state_digest": state_digest(state),
         }
         if "knn_top1" in figures and figures["step"] == self.num_steps:
-            say(accuracy_table(figures, self.config.eval.knn_k))
+            say(accuracy_table(figures, self.monitor.k))
         say(f"the run is in {self.workdir}")
         return figures
 
@@ -172,6 +175,7 @@ class Pretraining:
             for who, embed in encoders.items()
             for name, value in self.monitor.figures(embed, is_whole=True).items()
         }
+        baselines["knn_k"] = self.monitor.k
         write_atomically(path, json.dumps(baselines) + "\n")
         scores = ", ".join(f"{who} {baselines[f'knn_top1_{who}']:.4f}" for who in encoders)
         say(f"k-NN top-1 to beat: {scores}")

@@ -6,6 +6,9 @@ import ml_collections
 import optax
 
 from gsg_jax.config.keys import OPTIMIZERS
+from gsg_jax.console import UsageError, say
+
+MAX_STEPS = 2**31 - 1  # a step's number is an int32
 
 
 def build_optimizer(
@@ -29,10 +32,14 @@ def build_optimizer(
       frozen: paths of parameters that nothing changes, not even weight decay.
       probe_rate: learning rate of the online probe's Adam; None without a probe.
 
-    Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4; LARS: You et al.
-    (arXiv 1708.03888).
-    Differs from the reference: its LARS multiplies by the learning rate after the momentum, and its
-    trust ratio treats gradient and decay separately; here both are as in optax.
+    LARS is optax's: u = gradient + decay x weight, u <- trust_coefficient x |weight| / |u| x u for
+    kernels, buffer <- momentum x buffer + rate x u, weight <- weight - buffer.
+
+    Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4. LARS: You, Gitman &
+    Ginsburg (arXiv 1708.03888), algorithm 1; the same as in SimCLR's code.
+    Differs from the reference: algorithm 1 divides by |gradient| + decay x |weight| instead of |u|.
+    BYOL's and MoCo v3's code multiply the buffer by the rate, instead of u: after a change of the
+    rate, older gradients count by the new one. Both are equal at a constant rate.
     """
     schedule = learning_rate_schedule(
         optim, batch_size=batch_size, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -94,6 +101,9 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """The learning rate of step s, counted from 0: linear warm-up to the peak, a cosine to zero.
 
+    In a warm-up of W steps the rate of step s is s / W of the peak: 0 at the first step, and the
+    peak once, at step W.
+
     Args:
       optim: reads warmup_epochs (0 = none) and cosine_per: "step" lowers the rate every step,
         "epoch" keeps it constant within an epoch, as the reference does.
@@ -110,10 +120,42 @@ def learning_rate_schedule(
         if optim.cosine_per == "epoch":
             past = past // steps_per_epoch * steps_per_epoch
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(past / cosine_steps, 1)))
-        warmup = (step + 1) / max(warmup_steps, 1)
+        warmup = step / max(warmup_steps, 1)
         return peak * jnp.where(step < warmup_steps, warmup, cosine)
 
     return schedule
+
+
+def run_length(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """Returns the number of steps of a training, and checks it before anything is written.
+
+    Args:
+      config: reads run.num_epochs, run.num_steps if there is one, and optim.warmup_epochs.
+      steps_per_epoch: steps per epoch.
+
+    Raises:
+      UsageError: if the steps are too many to count, or if the warm-up takes more epochs.
+    """
+    run, warmup = config.run, config.optim.warmup_epochs
+    if num_steps := run.get("num_steps", 0):
+        if round(warmup * steps_per_epoch) > num_steps:
+            say(
+                f"warning: optim.warmup_epochs is {warmup:g} of {steps_per_epoch} steps: the run "
+                f"ends after {num_steps}, before the learning rate has its peak"
+            )
+        return num_steps
+    if run.num_epochs * steps_per_epoch > MAX_STEPS:
+        raise UsageError(
+            f"--config.run.num_epochs={run.num_epochs}: {steps_per_epoch} steps each are more than "
+            f"{MAX_STEPS:,}, the most that are counted: set it to at most "
+            f"{MAX_STEPS // steps_per_epoch}"
+        )
+    if warmup > run.num_epochs:
+        raise UsageError(
+            f"--config.optim.warmup_epochs={warmup:g}: longer than the run, run.num_epochs is "
+            f"{run.num_epochs}: take fewer, or more --config.run.num_epochs"
+        )
+    return run.num_epochs * steps_per_epoch
 
 
 def ema_decay_schedule(method: ml_collections.ConfigDict, *, num_steps: int) -> optax.Schedule:

@@ -27,7 +27,7 @@ from gsg_jax.models.jit import jit_network
 from gsg_jax.run.checkpoint import Checkpoints
 from gsg_jax.train.build import open_loader
 from gsg_jax.train.guards import stop_signals
-from gsg_jax.train.optim import build_by_branch
+from gsg_jax.train.optim import build_by_branch, run_length
 from gsg_jax.train.state import DROP_PATH_STREAM
 
 SAVE_EVERY_SECONDS = 30.0
@@ -177,7 +177,7 @@ class ClassifierRun:
             with_labels=True,
             crops=CropRecipe(num_views=1, size=run.views.size, area=area),
         )
-        self.num_steps = config.run.num_epochs * self.loader.steps_per_epoch
+        self.num_steps = run_length(config, self.loader.steps_per_epoch)
         self.task = ClassifierTask(
             model=Classifier(encoder.backbone, len(source.class_names), backbone_rate == 0),
             optimizer=build_by_branch(

@@ -102,6 +102,24 @@ SHAPES = {
     | below("predictor", predictor())
     | below("encoder_momentum", encoder(projector())),
     "moco": QUEUE | below("encoder_q", encoder(MOCO)) | below("encoder_k", encoder(MOCO)),
+    "moco_v3": below("base_encoder", encoder(VICREG))
+    | below("momentum_encoder", encoder(VICREG))
+    | below("predictor", VICREG),
+    "solo_learn": below("backbone", resnet())
+    | linear("classifier", EMBEDDING, 10)
+    | below("projector", VICREG)
+    | below("momentum_backbone", resnet()),
+    "dino": below("backbone", resnet())
+    | below("head.mlp", MOCO)
+    | {"head.last_layer.weight_g": (7, 1), "head.last_layer.weight_v": (7, 16)},
+    "lightly": below("backbone", numbered(resnet()))
+    | below("projection_head.layers", VICREG)
+    | below("backbone_momentum", numbered(resnet())),
+    "byol_pytorch": below("online_encoder.net", resnet() | linear("fc", EMBEDDING, 10))
+    | below("online_encoder.projector", VICREG)
+    | below("online_predictor", VICREG)
+    | below("target_encoder.net", resnet() | linear("fc", EMBEDDING, 10))
+    | below("target_encoder.projector", VICREG),
     "barlow_twins": below("backbone", resnet())
     | below("projector", projector(last_norm=False))
     | norm("bn", PROJECTION, is_affine=False),

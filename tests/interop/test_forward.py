@@ -122,4 +122,15 @@ def test_pooled_features_of_a_vit_are_timms_both_ways(tmp_path):
     assert {path.name for path in folder.iterdir()} == files
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert deviation(their_features(loaded, images), theirs) < 1e-6
-    assert loaded.pretrained_cfg["mean"] == [0.485, 0.456, 0.406]
+    assert loaded.pretrained_cfg["mean"] == [0.5] * 3
+
+
+@pytest.mark.parametrize("num_heads", [3, 12])
+def test_pooled_features_of_a_vit_of_any_number_of_heads_are_timms(num_heads, tmp_path):
+    sizes = {"embed_dim": 192, "depth": 12, "patch_size": 8, "img_size": 24}
+    network = timm.models.VisionTransformer(num_classes=0, num_heads=num_heads, **sizes)
+    scrambled(network)
+    torch.save(network.state_dict(), tmp_path / "checkpoint.pth")
+    to_run(tmp_path / "checkpoint.pth", tmp_path, f"--config.model.num_heads={num_heads}")
+    images = drawn(24, 24)
+    assert deviation(our_features(tmp_path, images), their_features(network, images)) < 1e-4

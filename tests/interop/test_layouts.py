@@ -23,6 +23,19 @@ KEPT = {
     "simsiam": ("encoder.fc.6.bias",),
     "moco": ("queue", "encoder_q.fc.", "encoder_k.fc."),
     "vicreg": ("projector.",),
+    "moco_v3": ("base_encoder.fc.", "momentum_encoder.fc.", "predictor."),
+    "solo_learn": ("classifier.", "projector.", "momentum_backbone."),
+    "dino": ("head.",),
+    "lightly": ("projection_head.", "backbone_momentum."),
+    "byol_pytorch": tuple(
+        f"{name}."
+        for branch in ("online", "target")
+        for name in (
+            f"{branch}_encoder.net.fc",
+            f"{branch}_encoder.projector",
+            f"{branch}_predictor",
+        )
+    ),
 }
 
 

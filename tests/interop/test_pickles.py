@@ -1,16 +1,23 @@
 """PyTorch's own files: its modules have the names that we know, and only tensors are loaded."""
 
+import argparse
 import collections
+import os
+import pathlib
+import subprocess
+import zipfile
 from functools import partial
 
 import numpy as np
 import pytest
 
+import gsg_jax
 from tests.interop import checkpoints, networks
 from tests.interop.checkpoints import EMBEDDING, HIDDEN, PROJECTION, SHAPES, WIDTH, tensors
 from tests.interop.networks import nn, predictor, projector, torch
 from tests.interop.test_import_export import to_file, to_run
-from tests.interop.test_refusals import refused
+from tests.interop.test_refusals import flags, refused
+from tests.runs import call
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extended
@@ -87,12 +94,67 @@ def test_files_cut_short_are_called_damaged(kept, tmp_path):
     assert "damaged or cut short" in refused(tmp_path, name="cut.pth")
 
 
-def test_a_pickle_that_holds_more_than_tensors_is_not_loaded(tmp_path):
-    given = as_torch(tensors("simsiam"))
-    content = {"state_dict": given, "args": collections.Counter("abc"), "opener": open}
-    err = pickled(tmp_path, content)
-    assert "holds more than tensors" in err and "was not loaded" in err
-    assert "collections.Counter" in err or "builtins" in err or "open" in err
+class Attack:
+    """Makes a file when it is unpickled, in one of several ways."""
+
+    def __init__(self, path, how):
+        self.path, self.how = str(path), how
+
+    def __reduce__(self):
+        return {
+            "function": (os.mkdir, (self.path,)),
+            "builtin": (eval, (f"__import__('os').mkdir({self.path!r})",)),
+            "class": (subprocess.Popen, (["mkdir", self.path],)),
+        }[self.how]
+
+
+class Settings(dict):
+    """As Lightning's AttributeDict."""
+
+
+@pytest.mark.parametrize("how", ["function", "builtin", "class"])
+def test_of_a_pickle_that_holds_more_than_tensors_nothing_else_is_looked_at_or_run(tmp_path, how):
+    given, trap = as_torch(tensors("simsiam")), tmp_path / "trap"
+    hyper_parameters = Settings(lr=0.1, args=argparse.Namespace(a=1), path=pathlib.Path("x"))
+    content = {
+        "state_dict": collections.OrderedDict(given),
+        "hyper_parameters": hyper_parameters,
+        "callbacks": {"ModelCheckpoint": {"best": torch.tensor(0.5), "of": [Settings, {1, 2}]}},
+        "loops": [Attack(trap, how), collections.defaultdict(list, {"a": [1]})],
+        "optimizer_states": [{"state": {0: {"step": np.float64(3)}}}],
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    with zipfile.ZipFile(tmp_path / "last.ckpt") as whole:
+        assert sum(name.endswith("data.pkl") for name in whole.namelist()) == 1
+    status, out, err = call(*flags(tmp_path, "last.ckpt"))
+    assert status == 0, err
+    assert "holds more than tensors; not looked at: " in err and not trap.exists()
+    back, _ = to_file(tmp_path, "back.pth", "reference")
+    found = torch.load(back, weights_only=True)["state_dict"]
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+
+
+def test_a_trap_among_the_tensors_is_refused(tmp_path):
+    given = as_torch(tensors("simsiam")) | {BIAS: Attack(tmp_path / "trap", "function")}
+    torch.save({"state_dict": given}, tmp_path / "last.ckpt")
+    status, out, err = call(*flags(tmp_path, "last.ckpt"))
+    assert (status, out) == (1, "") and BIAS in err.splitlines()[-1]
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["student", "state_dict"])
+def test_of_dinos_student_and_teacher_the_teacher_is_taken(wrapper, tmp_path):
+    teacher, student = tensors("dino"), {k: np.asarray(x + 1) for k, x in tensors("dino").items()}
+    content = {"student": as_torch(student, "module."), "teacher": as_torch(teacher)}
+    content |= {"args": argparse.Namespace(arch="vit"), "epoch": 3}
+    if wrapper == "state_dict":
+        names = as_torch(teacher, "teacher.") | as_torch(student, "student.")
+        content = {"state_dict": names}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    kernel = gsg_jax.load(tmp_path / "checkpoint.pth").encoder.params["conv1"]["kernel"]
+    wanted = teacher["backbone.conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, wanted)
 
 
 @pytest.mark.parametrize(

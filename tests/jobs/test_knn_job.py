@@ -45,6 +45,27 @@ def test_embeddings_that_are_given_score_as_with_scikit_learn(tmp_path, k=10):
     assert 0.5 < expected < 1
 
 
+def test_more_neighbours_than_images_are_cut_to_the_bank_and_what_was_used_is_said(tmp_path):
+    train, _ = gaussians(tmp_path)
+    flags = (f"--config.features={tmp_path}", "--config.eval.knn_k=(5000,3,6000)")
+    for flag, most in (
+        ("", len(train["h"])),
+        ("--config.eval.leave_one_out=1", len(train["h"]) - 1),
+    ):
+        last, err = knn(*flags, *filter(None, [flag]))
+        asked = f"--config.eval.knn_k=({most},3)"
+        same, silent = knn(*flags[:1], asked, *filter(None, [flag]))
+        assert last == same and last["knn_k"] == most
+        assert [key for key in last if "_k" in key] == ["knn_k", f"knn_top1_k{most}", "knn_top1_k3"]
+        assert f"warning: eval.knn_k is 6000, {most} images can vote" in err
+        assert f"k {most}: {last['knn_top1']:.4f}" in err and "warning" not in silent
+
+
+def test_one_image_alone_cannot_be_classified(tmp_path):
+    np.savez(tmp_path / "train.npz", h=np.ones((1, 5), np.float32), label=np.zeros(1, int))
+    assert "cannot vote on itself" in refused(*job("knn", f"--config.features={tmp_path}"))
+
+
 def test_leave_one_out_judges_the_training_set_by_itself(tmp_path):
     train, _ = gaussians(tmp_path)
     flags = [f"--config.features={tmp_path}", "--config.eval.knn_k=(1,)"]

@@ -8,7 +8,6 @@ DEVICES = "2 images cannot be shared by 8 devices"
 REFUSALS = {
     "evaluate_all": [
         (["--config.transfer.sets=('dtdd',)"], "take from food101"),
-        (["--config.eval.knn_k=(41,)"], "is larger than the bank"),
         (["--config.finetune_labels=(0.5,0.01)", "--config.data.batch_size=8"], DEVICES),
         (["--config.parts=('knn','linear')"], "take from knn, few_label, probe"),
         (["--config.encoder=pixels"], "leave finetune and transfer out"),
@@ -25,8 +24,6 @@ REFUSALS = {
         (["--config.labels=0.01", "--config.data.batch_size=8"], DEVICES),
     ],
     "knn": [
-        (["--config.eval.knn_k=(3,41)"], "41 is larger than the bank, of which 40 images can vote"),
-        (["--config.eval.knn_k=(40,)", "--config.eval.leave_one_out=1"], "take at most 39"),
         (["--config.data.test_split=tset"], "has no such split"),
         (["--config.features=somewhere"], "give one of them"),
     ],

@@ -90,10 +90,25 @@ def test_broken_images_and_more_neighbours_than_images_are_warned_of(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "train" / "even" / "torn.png").write_bytes(b"no image")
     flags = (*SHORT, "--config.eval.knn_k=42")
-    told = warnings(done(*tiny("simsiam", folder, tmp_path / "run", *flags))[1])
-    assert len(told) == 2
+    last, err = done(*tiny("simsiam", folder, tmp_path / "run", *flags))
+    told = warnings(err)
+    assert len(told) == 2 and last["knn_k"] == 40 and "k-NN, k 40 " in err
     assert any("1 of 41 images" in line and "torn.png" in line for line in told)
-    assert any(line.startswith("warning: eval.knn_k is 42, 4") for line in told)
+    assert "warning: eval.knn_k is 42, 40 images can vote: k 40" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.run.num_epochs=1000000000", "--config.data.batch_size=8"], f"{2**31 // 5}"),
+        (["--config.optim.warmup_epochs=2.5", "--config.run.num_epochs=2"], "longer than the run"),
+    ],
+)
+def test_a_length_that_cannot_be_is_told_before_the_workdir_is_touched(
+    images, tmp_path, flags, said
+):
+    flags = tiny("simsiam", images, tmp_path / "run", "--config.run.num_steps=0", *flags)
+    assert said in refused(*flags, status=2) and not (tmp_path / "run").exists()
 
 
 def test_a_batch_larger_than_the_folder_is_halved_until_it_fits_and_recorded(tmp_path):

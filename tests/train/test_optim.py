@@ -10,7 +10,13 @@ import pytest
 
 from gsg_jax.config import recipes
 from gsg_jax.config.keys import OPTIMIZERS
-from gsg_jax.train.optim import build_optimizer, ema_decay_schedule, learning_rate_schedule
+from gsg_jax.console import UsageError
+from gsg_jax.train.optim import (
+    build_optimizer,
+    ema_decay_schedule,
+    learning_rate_schedule,
+    run_length,
+)
 
 NUM_STEPS, STEPS_PER_EPOCH = 6, 2
 LENGTH = {"num_steps": NUM_STEPS, "steps_per_epoch": STEPS_PER_EPOCH}
@@ -112,7 +118,7 @@ def test_lars_adapts_kernels_alone(decay_weights_only):
             gradient = gradient + 0.1 * param
         if param.ndim > 1:
             gradient = gradient * 0.01 * np.linalg.norm(param) / np.linalg.norm(gradient)
-        # You et al., algorithm 1: the rate goes into the buffer.
+        # You et al., algorithm 1, with the norm of the sum: the rate goes into the buffer.
         slots["buffer"] = 0.9 * slots.get("buffer", 0.0) + lr * gradient
         return param - slots["buffer"]
 
@@ -145,20 +151,35 @@ def test_an_optimizer_works_without_a_predictor(name):
 
 @pytest.mark.parametrize("cosine_per", ["step", "epoch"])
 @pytest.mark.parametrize("warmup_epochs", [0.0, 1.5])
-def test_the_warm_up_climbs_in_equal_steps_to_the_peak_and_the_cosine_takes_the_rest(
+def test_the_warm_up_climbs_from_0_to_the_peak_and_the_cosine_takes_the_rest(
     cosine_per, warmup_epochs
 ):
     config = optim_config(cosine_per=cosine_per, warmup_epochs=warmup_epochs)
     schedule = learning_rate_schedule(config, batch_size=512, num_steps=40, steps_per_epoch=4)
     lr = np.asarray(jax.jit(schedule)(jnp.arange(42)))
     peak, warm, unit = 0.8, round(4 * warmup_epochs), 4 if cosine_per == "epoch" else 1
-    np.testing.assert_allclose(lr[:warm], peak * np.arange(1, warm + 1) / (warm or 1), rtol=1e-6)
+    np.testing.assert_allclose(lr[:warm], peak * np.arange(warm) / (warm or 1), rtol=1e-6)
+    assert np.sum(lr == lr.max()) == unit  # the peak comes once
     assert lr[warm] == pytest.approx(peak)
     past = [(s - warm) // unit * unit for s in range(warm, 40)]
     expected = [peak * 0.5 * (1 + math.cos(math.pi * s / (40 - warm))) for s in past]
     np.testing.assert_allclose(lr[warm:40], expected, rtol=1e-5, atol=1e-7)
     if unit == 1:
         np.testing.assert_allclose(lr[40:], 0, atol=1e-7)  # after the last step
+
+
+def test_a_length_is_counted_and_checked(capsys):
+    config = recipes.pretraining("vit")  # one epoch of warm-up
+    config.run.num_epochs = 2**31 // 7
+    assert run_length(config, 7) == 2**31 // 7 * 7
+    with pytest.raises(UsageError, match=f"at most {2**31 // 8 - 1}$"):
+        run_length(config, 8)
+    config.optim.warmup_epochs = 0.5 + 2**31 // 7
+    with pytest.raises(UsageError, match="longer than the run"):
+        run_length(config, 7)
+    config.optim.warmup_epochs, config.run.num_steps = 1.0, 7
+    assert run_length(config, 7) == 7 and not capsys.readouterr().err
+    assert run_length(config, 8) == 7 and "before the learning rate" in capsys.readouterr().err
 
 
 def test_an_ema_decay_is_constant_or_rises_to_one():
