@@ -161,6 +161,9 @@ _RUN = {
         (0, 1e7),
         may_change=ALWAYS,
     ),
+    "accept_changes": Key(
+        False, "resume although the images or JAX's settings have changed", may_change=ALWAYS
+    ),
     "report": Key(True, "write report.html at the end", may_change=ALWAYS),
     "wandb_project": Key("", "of Weights & Biases, which gets a copy; '': off", may_change=ALWAYS),
 }

@@ -26,6 +26,8 @@ FIXED_KEYS = {
     "job": "give the --config of another job",
     "recipe": "give it after the config, as in simsiam_gsg:cifar10",
 }
+# Keys that name a folder or a file.
+FOLDERS = ("data.dir", "dir", "pretrained", "checkpoint")
 
 
 def load_config(path_and_recipe: str) -> ConfigDict:
@@ -234,5 +236,12 @@ def differences(
     return [
         f"{key} ({there} there, {here} here)"
         for key, there, here in pairs
-        if key not in free and there != here and (there == there or here == here)  # NaN is NaN
+        if key not in free and not is_same(key, there, here)
     ]
+
+
+def is_same(key: str, there: Any, here: Any) -> bool:
+    """Whether two values of a key mean the same: NaN is NaN, and the folders d/ and d are one."""
+    if key in FOLDERS and there and here:
+        there, here = (os.path.realpath(os.path.expanduser(str(path))) for path in (there, here))
+    return there == here or (there != there and here != here)

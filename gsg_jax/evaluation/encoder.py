@@ -18,7 +18,7 @@ from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import BACKBONES, build_backbone, build_siamese, init_variables
-from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.run.checkpoint import read_newest, state_digest
 from gsg_jax.run.integrity import saved_steps
 from gsg_jax.run.workdir import file_of_part, read_config
 
@@ -156,9 +156,7 @@ def encoder_of(
             jax.eval_shape(init),
         )
         workdir = pathlib.Path(config.pretrained).expanduser()
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            step = checkpoints.required_step()
-            variables = checkpoints.restore(step, like)
+        step, variables = read_newest(workdir, lambda x, step: x.restore(step, like))
     return Encoder(
         kind=config.encoder,
         run=run,

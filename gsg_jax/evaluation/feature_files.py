@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gsg_jax.config.load import is_same
 from gsg_jax.console import UserError, counting, say
 from gsg_jax.data.open import Source
 from gsg_jax.devices import hosts
@@ -154,7 +155,9 @@ def _rows_done(
         return 0
     record = read_object(record_path)
     num_done = record.pop("num_done", 0)
-    if differing := [key for key in {*record, *about} if record.get(key) != about.get(key)]:
+    if differing := [
+        key for key in {*record, *about} if not is_same(key, record.get(key), about.get(key))
+    ]:
         key = min(differing)
         raise UserError(
             f"{path.parent} holds embeddings of something else ({key} {record.get(key)} there, "

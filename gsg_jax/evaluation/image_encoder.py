@@ -21,7 +21,7 @@ from gsg_jax.data.files import list_images
 from gsg_jax.evaluation.encoder import Encoder, encoder_of, read_run
 from gsg_jax.evaluation.features import embed_source
 from gsg_jax.models.siamese import image_channels
-from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.run.checkpoint import read_newest
 
 BATCH_SIZE = 64
 
@@ -58,8 +58,7 @@ def preparation(run: ml_collections.ConfigDict, channels: int) -> Preparation:
 
 def run_preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
     """The preparation for a run, whose newest checkpoint tells the channels of its images."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        shapes = checkpoints.shapes(checkpoints.required_step(), ("params",))
+    _, shapes = read_newest(workdir, lambda x, step: x.shapes(step, ("params",)))
     return preparation(run, image_channels(run.model, shapes["params"]["backbone"]))
 
 

@@ -1,5 +1,6 @@
 """The features job: embeddings of whole splits, written to files for other uses."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -10,6 +11,7 @@ from gsg_jax.console import UsageError
 from gsg_jax.data.open import Source
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, write_features
+from gsg_jax.run.lock import writing
 
 
 def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -63,14 +65,16 @@ def features_in_file(
         "split": encoder.run.data.get(f"{split}_split", split),
         "crop_size": encoder.crop_size,
     }
-    return write_features(
-        path,
-        encoder.embed,
-        source,
-        about=about,
-        batch_size=batch_size,
-        size=encoder.crop_size,
-    )
+    is_there = path.exists()  # and the folder perhaps read-only
+    with contextlib.nullcontext() if is_there else writing(path.parent):
+        return write_features(
+            path,
+            encoder.embed,
+            source,
+            about=about,
+            batch_size=batch_size,
+            size=encoder.crop_size,
+        )
 
 
 def file_stem(split: str) -> str:

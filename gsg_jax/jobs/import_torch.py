@@ -19,6 +19,7 @@ from gsg_jax.interop.layouts import Found
 from gsg_jax.interop.weights import check_tensors, put, read_network
 from gsg_jax.methods import METHODS
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.run.lock import writing
 from gsg_jax.run.workdir import IMPORTED, WRITTEN, given_path, write_record
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import TrainState, init_state
@@ -45,15 +46,16 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     path = given_path("checkpoint", config.checkpoint)
     file, found, run_config, plain, run, about = read_network(path, config)
     state, placed, fresh = _filled(run, found, file.tensors, path)
-    try:
-        write_imported(workdir, file, found, placed)
-        with Checkpoints(workdir) as checkpoints:
-            checkpoints.save(state, None)
-        write_record(workdir / "config.json", run)  # last: without it the folder is no run
-    except BaseException:
-        for name in (IMPORTED, "checkpoints"):
-            shutil.rmtree(workdir / name, ignore_errors=True)
-        raise
+    with writing(workdir):
+        try:
+            write_imported(workdir, file, found, placed)
+            with Checkpoints(workdir) as checkpoints:
+                checkpoints.save(state, None)
+            write_record(workdir / "config.json", run)  # last: without it the folder is no run
+        except BaseException:
+            for name in (IMPORTED, "checkpoints"):
+                shutil.rmtree(workdir / name, ignore_errors=True)
+            raise
     say(about)
     for branch in fresh:
         method = run.method.name

@@ -9,7 +9,6 @@ from gsg_jax.config import evaluations
 from gsg_jax.console import UserError, say
 from gsg_jax.devices import hosts
 from gsg_jax.jobs.report import ReportStopped, write_report
-from gsg_jax.run.finished import write_finished
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.loop import pretrain
 
@@ -34,7 +33,6 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     figures = pretrain(config, workdir)
     if figures["step"] < figures["num_steps"]:
         return figures
-    write_finished(workdir, figures)
     if not config.run.report:
         return figures
     say("writing the report")

@@ -6,7 +6,7 @@ import json
 import operator
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,11 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, E
 from rich.filesize import decimal
 
 from gsg_jax.console import UserError
-from gsg_jax.devices.hosts import is_writer
+from gsg_jax.devices.hosts import are_several, is_writer
 from gsg_jax.run import integrity
 
 MARGIN = 2_000_000  # bytes of a checkpoint besides its arrays, and of the logs
+_TRIES = 50  # to read from a run that saves faster than it is read
 _score = operator.itemgetter("knn_top1")
 
 
@@ -35,7 +36,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, keep: int = 2, keep_every: int = 0, *, read_only: bool = False
+        self,
+        workdir: pathlib.Path,
+        keep: int = 2,
+        keep_every: int = 0,
+        *,
+        last_step: int = integrity.MAX_STEP,
+        read_only: bool = False,
     ):
         """Opens DIR/checkpoints.
 
@@ -43,13 +50,20 @@ class Checkpoints:
           workdir: DIR.
           keep: how many of the newest to keep; the best by knn_top1 is kept besides.
           keep_every: multiples of so many steps are kept too; 0 keeps no others.
+          last_step: of the run; a checkpoint of a later step is of another run.
           read_only: True neither makes nor changes the folder.
 
         Raises:
-          UserError: if there are checkpoints and none is whole, or if they cannot be read.
+          UserError: if there are checkpoints and none is whole, the newest is of another run, or
+            they cannot be read.
         """
         self._workdir, self._folder = workdir, workdir / "checkpoints"
         self._newest = self._agree_on_newest(read_only)
+        if (self._newest or 0) > last_step:
+            raise UserError(
+                f"{self._folder / str(self._newest)} is of another run: this one has {last_step} "
+                "steps; move it away, or give another --workdir"
+            )
         self._manager = None if read_only else self._open(keep, keep_every)
 
     def __enter__(self) -> "Checkpoints":
@@ -118,8 +132,7 @@ class Checkpoints:
         )
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         with self._reading(step), contextlib.closing(reader):
-            params = like["params"] if is_part else getattr(like, "params", {})
-            self._check_shapes(step, params)
+            self._check_shapes(step, like)
             return reader.restore(self._arrays(step), args=arguments)
 
     def shapes(self, step: int, fields: Sequence[str]) -> dict[str, Any]:
@@ -183,13 +196,17 @@ class Checkpoints:
     def _arrays(self, step: int) -> pathlib.Path:
         return self._folder.resolve() / str(step) / integrity.ARRAYS
 
-    def _check_shapes(self, step: int, params: Any) -> None:
+    def _check_shapes(self, step: int, like: Any) -> None:
         """Raises UserError if a whole checkpoint is of another network, or other channels."""
         if self._manager:
             self._manager.wait_until_finished()
-        metadata = integrity.metadata(self._arrays(step))
-        branches = {branch: metadata["params"].get(branch, {}) for branch in params}
-        there, here = _shapes(branches), _shapes(params)
+        tree = integrity.metadata(self._arrays(step))
+        if isinstance(like, dict):  # some fields, of which some branches may be left out
+            tree = {
+                field: {branch: tree[field].get(branch, {}) for branch in branches}
+                for field, branches in like.items()
+            }
+        there, here = _shapes(tree), _shapes(like)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise UserError(
@@ -227,6 +244,33 @@ def _one_line(what: str, fix: str = "fix that, or give another --workdir") -> It
         raise UserError(f"{what} ({integrity.reason(error)}): {fix}") from error
 
 
+def read_newest(workdir: pathlib.Path, read: Callable[[Checkpoints, int], Any]) -> tuple[int, Any]:
+    """Reads from a run's newest checkpoint, while the run may go on.
+
+    A run that saves removes older checkpoints. If that happens during the reading, on one host, it
+    begins again with the one that is then the newest.
+
+    Args:
+      workdir: DIR.
+      read: takes the open checkpoints and the step.
+
+    Returns:
+      The step, and what `read` returns.
+
+    Raises:
+      UserError: if there is no checkpoint, or it is damaged.
+    """
+    for is_last_try in (*[False] * _TRIES, True):
+        there = integrity.saved_steps(workdir)
+        try:
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                step = checkpoints.required_step()
+                return step, read(checkpoints, step)
+        except UserError:
+            if is_last_try or are_several() or integrity.saved_steps(workdir) == there:
+                raise
+
+
 def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     """Reads the weights and statistics of a run's newest checkpoint, of both branches.
 
@@ -236,16 +280,15 @@ def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     Raises:
       UserError: if there is no checkpoint, or it is damaged.
     """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.required_step()
-        groups = ("params", "batch_stats", "target_params", "target_batch_stats")
-        variables = checkpoints.restore(step, checkpoints.shapes(step, groups))
+    groups = ("params", "batch_stats", "target_params", "target_batch_stats")
+    step, variables = read_newest(workdir, lambda x, step: x.restore(step, x.shapes(step, groups)))
     return step, jax.tree.map(np.asarray, variables)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+def _shapes(tree: Any) -> dict[str, str]:
+    """Type and shape of each array of a tree, or of a checkpoint's metadata, by its name."""
+    leaves = ocp.tree.to_flat_dict(tree, sep="/")
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
 
 
 def state_digest(state: Any) -> str:

@@ -21,7 +21,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     """
     if not is_writer():
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # readers may write figures, too
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -41,7 +41,7 @@ def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
     """
     if not path.exists():
         return []
-    objects = []
+    objects, last = [], 0
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         with contextlib.suppress(ValueError, RecursionError):
             objects.append(json.loads(line))
@@ -49,6 +49,12 @@ def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
             raise UserError(
                 f"{path}, line {number} is damaged: remove that line, or give another --workdir"
             )
+        if (step := objects[-1]["step"]) <= last:
+            raise UserError(
+                f"{path}, line {number} is damaged (step {step} after step {last}): remove that "
+                "line, or give another --workdir"
+            )
+        last = step
     return objects
 
 

@@ -11,7 +11,7 @@ from gsg_jax.config.load import resolve
 from gsg_jax.console import say
 from gsg_jax.run.files import TIMED, read_lines, read_object, write_atomically
 from gsg_jax.run.integrity import damage
-from gsg_jax.run.workdir import FIGURES, claim, read_config
+from gsg_jax.run.workdir import FIGURES, check_workdir, read_config
 
 
 def write_finished(workdir: pathlib.Path, figures: dict[str, Any]) -> None:
@@ -46,10 +46,13 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if config.data.batch_size == figures.get("batch_size_asked"):  # more than the folder has
         config.data.batch_size = read_config(workdir)["data"]["batch_size"]
     check_pretraining(config)
-    claim(workdir, resolve(config), will_train=False)
+    check_workdir(workdir, resolve(config))
+    baselines = workdir / "baselines.json"
+    if "knn_top1_untrained" in figures and not baselines.exists():
+        return None
     for name, names in (("metrics.jsonl", ()), ("throughput.jsonl", TIMED)):
         read_lines(workdir / name, names)
-    if (baselines := workdir / "baselines.json").exists():
+    if baselines.exists():
         read_object(baselines)
     say(f"{workdir} holds this run, finished at step {figures['step']}: nothing is left to train")
     if report.is_file():

@@ -20,7 +20,11 @@ from gsg_jax.console import UserError, say
 
 ARRAYS, SCORE = "default", "metrics"  # the subfolders of a checkpoint
 DIGESTS = f"{ARRAYS}/digests.json"  # {"sha256": {name of a file: hex digits}}
+MAX_STEP = 2**31 - 1  # a state counts its steps in int32
 UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+_STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a checkpoint
 
 
 def write_digests(arrays: pathlib.Path) -> None:
@@ -46,7 +50,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     """Steps of the checkpoints of a run, whole or damaged, the oldest first."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if _STEP.fullmatch(name) and int(name) <= MAX_STEP)
 
 
 def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
@@ -61,13 +65,18 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
       OSError: if the folder cannot be read.
     """
     folder = workdir / "checkpoints"
-    steps, damaged, whole = saved_steps(workdir), {}, None
+    found = saved_steps(workdir)
+    steps, damaged, whole = [*found], {}, None
     while steps and whole is None:
         step = steps.pop()
         if not (reason := damage(folder / str(step))):
             whole = step
         elif (folder / str(step)).exists():  # else a run has just removed it
             damaged[step] = reason
+    if read_only and damaged and saved_steps(workdir) != found:
+        raise UserError(
+            f"{folder} changes while it is read: try again once its run saves less often"
+        )
     if whole is None and damaged:
         newest = max(damaged)
         raise UserError(
@@ -78,6 +87,9 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
         for step in steps:  # Orbax reads the scores of all
             if reason := score_damage(folder / str(step)):
                 damaged[step] = reason
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if _STEP.fullmatch(path.name) and int(path.name) > MAX_STEP:  # Orbax would believe it
+                damaged[int(path.name)] = f"no run has more than {MAX_STEP} steps"
         for path in folder.glob(f"*{UNFINISHED}*"):
             step = path.name.partition(".")[0]
             if step.isdecimal() and int(step) > (whole or 0):
@@ -119,7 +131,7 @@ def damage(checkpoint: pathlib.Path) -> str | None:
                 return f"{name} is not what was saved"
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             return f"{ascii(name)[1:-1]} is missing"
-    return score_damage(checkpoint)
+    return score_damage(checkpoint) or _reading_damage(checkpoint, only_step=True)
 
 
 def score_damage(checkpoint: pathlib.Path) -> str | None:
@@ -134,14 +146,17 @@ def score_damage(checkpoint: pathlib.Path) -> str | None:
     return None
 
 
-def _reading_damage(checkpoint: pathlib.Path) -> str | None:
-    """Why the arrays of a checkpoint cannot be read; None if they can."""
+def _reading_damage(checkpoint: pathlib.Path, only_step: bool = False) -> str | None:
+    """Why the arrays of a checkpoint, or its step, are not what its name says; None if they are."""
     arrays = checkpoint.resolve() / ARRAYS
     reader = ocp.PyTreeCheckpointHandler()
     try:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), metadata(arrays))
-        reader.restore(arrays, args=ocp.args.PyTreeRestore(restore_args=how))
+        item = metadata(arrays)
+        item = {"step": item["step"]} if only_step else item
+        how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), item)
+        what = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        step = int(reader.restore(arrays, args=what)["step"])
     except Exception as error:  # damaged files make Orbax raise anything
         number = error_number(error)
         if number not in (None, errno.ENOENT, errno.ENOTDIR):  # the store's fault, not the file's
@@ -149,7 +164,7 @@ def _reading_damage(checkpoint: pathlib.Path) -> str | None:
         return f"cannot be read: {reason(error)}"
     finally:
         reader.close()
-    return None
+    return None if str(step) == checkpoint.name else f"it is of step {step}"
 
 
 def metadata(arrays: pathlib.Path) -> Any:

@@ -10,7 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, say
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.run.files import TIMED, read_lines, write_atomically
 
@@ -32,6 +32,7 @@ class MetricsLog:
         workdir: pathlib.Path,
         first_step: int,
         copy: Callable[[int, dict[str, float]], None] | None = None,
+        every: int = 0,
     ):
         """Opens the files of DIR, which hold the lines of steps up to `first_step` afterwards.
 
@@ -39,6 +40,7 @@ class MetricsLog:
           workdir: DIR.
           first_step: of this process; the steps after it will be done again.
           copy: takes each step that is written and its figures.
+          every: steps between two logged ones; lines that are missing are warned of.
         """
         self._paths = (workdir / "metrics.jsonl", workdir / "throughput.jsonl")
         self._copy = copy
@@ -46,6 +48,13 @@ class MetricsLog:
             [line for line in read_lines(path, names) if line["step"] <= first_step]
             for path, names in zip(self._paths, ((), TIMED), strict=True)
         )
+        for path, lines in zip(self._paths, (self.past, past_clock), strict=True):
+            due = set(range(every, first_step + 1, every)) if every else set()
+            if missing := due - {line["step"] for line in lines}:
+                say(
+                    f"warning: {path} lacks {len(missing)} logged steps, the first is "
+                    f"{min(missing)}: restore it, or its curves have gaps"
+                )
         self.seconds_before = past_clock[-1]["train_seconds"] if past_clock else 0.0
         self._files, self._events = (), None
         if is_writer():
@@ -95,8 +104,9 @@ class MetricsLog:
 def _open_events(folder: pathlib.Path, first_step: int) -> EventsWriter:
     """TensorBoard events, written at once: SummaryWriter's thread hangs the run on a full disk."""
     folder.mkdir(exist_ok=True)
+    is_resumed = first_step or any(folder.iterdir())
     events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-    if first_step:  # hides the steps that will be done again
+    if is_resumed:  # hides the steps that will be done again
         start = SessionLog(status=SessionLog.START)
         events.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
     return events

@@ -1,6 +1,10 @@
-"""The folder of a run: made, recognised, and never mixed with another run's."""
+"""The folder of a run: recorded, recognised, and never mixed with another run's."""
 
+import functools
+import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -9,9 +13,13 @@ from gsg_jax.config.load import as_json, differences
 from gsg_jax.config.own import own_parts
 from gsg_jax.config.recipes import RECIPES, pretraining
 from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.data.source import Source
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.run.files import read_object, write_atomically
+from gsg_jax.run.identity import IDENTITY, check_identity, identity
+from gsg_jax.run.integrity import saved_steps
+from gsg_jax.run.lock import LOCK, not_writable
 
 # The folder that describes an imported checkpoint.
 IMPORTED = "imported"
@@ -25,39 +33,20 @@ LOGS = ("metrics.jsonl", "throughput.jsonl", "baselines.json", "starts.jsonl", F
 WRITTEN = (*FOLDERS, "damaged", *LOGS)
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict, *, will_train: bool = True) -> None:
-    """Makes DIR and its config.json, or checks that DIR holds a run of the same config.
+def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Checks that DIR holds nothing yet, or a run of the same config; writes nothing.
 
-    The keys that config/keys.py lets change may differ; the record then holds their new values. The
-    first host writes, and the others check that they see the same folder.
+    The keys that config/keys.py lets change may differ. A start that ended before its first
+    checkpoint has left no record, and its logs are written anew.
 
     Args:
       workdir: DIR.
       config: resolved.
-      will_train: whether the text of own parts is recorded, since a step will be made of it.
 
     Raises:
-      UserError: if DIR cannot be written, holds another run's config, holds something else, or is
-        not the folder that the first host writes.
+      UserError: if DIR holds another run's config or something else.
     """
     record_path = workdir / "config.json"
-    if is_writer():
-        _check_record(workdir, record_path, config)
-        write_record(record_path, config)
-        if will_train:
-            _record_own_parts(workdir, config)
-    wait_for_hosts("the workdir is claimed")
-    if is_writer():
-        return
-    if not record_path.exists():
-        raise UserError(
-            f"--workdir={workdir} is not the folder that host 0 has made: give one on a file "
-            "system that all hosts share"
-        )
-    _check_record(workdir, record_path, config)
-
-
-def _check_record(workdir: pathlib.Path, record_path: pathlib.Path, config: ConfigDict) -> None:
     for name in FOLDERS:  # else a run without checkpoints would begin again and drop its logs
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(
@@ -65,34 +54,77 @@ def _check_record(workdir: pathlib.Path, record_path: pathlib.Path, config: Conf
             )
     if record_path.exists():
         is_imported = (workdir / IMPORTED).is_dir()
-        is_trained = not is_imported or (workdir / "metrics.jsonl").exists()
+        is_trained = not is_imported or max(saved_steps(workdir), default=0) > 0
         free = free_keys(is_trained=is_trained)
         if differing := differences(config, read_config(workdir), free):
             raise UserError(
                 f"--workdir={workdir} holds a run of another config, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir, or the same config to resume"
             )
-    elif found := [name for name in WRITTEN if (workdir / name).exists()]:
+        return
+    is_begun = (workdir / LOCK).exists() and not saved_steps(workdir)
+    found = [name for name in WRITTEN if (workdir / name).exists()]
+    if found and not is_begun:
         raise UserError(
             f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
             "give another --workdir"
         )
 
 
-def _record_own_parts(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes the text of own parts beside the record; warns if the run began with another."""
-    parts, path = own_parts(config), workdir / OWN_PARTS
-    if not parts:
+def resume(
+    workdir: pathlib.Path, config: ConfigDict, sources: dict[str, Source | None]
+) -> Callable[[], None]:
+    """Checks that DIR holds nothing yet, or a run that continues as it began.
+
+    Args:
+      workdir: DIR, held by this process.
+      config: resolved.
+      sources: the images, by split.
+
+    Returns:
+      What writes the record, once. To be called with the first checkpoint: a start that fails
+      before it leaves DIR as it was.
+
+    Raises:
+      UserError: if DIR holds something else, or the run's images or JAX's settings have changed.
+    """
+    check_workdir(workdir, config)
+    now = identity(sources, config.data.dir)
+    check_identity(workdir, now, config.run.accept_changes)
+    _warn_of_changed_parts(workdir, config)
+    return functools.cache(functools.partial(record_run, workdir, config, now))
+
+
+def record_run(workdir: pathlib.Path, config: ConfigDict, now: dict[str, Any]) -> None:
+    """Writes the record of the run in DIR: what it depends on, its own parts' text, its config.
+
+    Raises:
+      UserError: if DIR cannot be written.
+    """
+    if is_writer():
+        write_record(workdir / "config.json", config)
+        write_atomically(workdir / IDENTITY, json.dumps(now, indent=2) + "\n")
+        if text := _own_text(config):
+            write_atomically(workdir / OWN_PARTS, text)
+
+
+def _warn_of_changed_parts(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Warns if the files that registered the run's own parts are no longer those of its record."""
+    path, parts = workdir / OWN_PARTS, own_parts(config)
+    if not parts or not path.exists():
         return
+    before = path.read_text(encoding="utf-8", errors="replace")
+    if before.partition(_TEXT_FOLLOWS)[2] != _own_text(config).partition(_TEXT_FOLLOWS)[2]:
+        files = ", ".join(dict.fromkeys(origin.file for origin in parts.values()))
+        say(f"warning: {files} has changed since this run last started; it goes on with it")
+
+
+def _own_text(config: ConfigDict) -> str:
+    """The names and files of a run's own parts, and the text of the files; "" without any."""
+    parts = own_parts(config)
     lines = [f"# {kind} {name}: {origin.file}" for (kind, name), origin in parts.items()]
     texts = [f"{_TEXT_FOLLOWS} {pathlib.Path(x.file).name}:\n\n{x.text}" for x in parts.values()]
-    text = "\n".join([*lines, *dict.fromkeys(texts)])
-    if path.exists():
-        before = path.read_text(encoding="utf-8", errors="replace")
-        if before.partition(_TEXT_FOLLOWS)[2] != text.partition(_TEXT_FOLLOWS)[2]:
-            files = ", ".join(dict.fromkeys(origin.file for origin in parts.values()))
-            say(f"warning: {files} has changed since this run last started; it goes on with it")
-    write_atomically(path, text)
+    return "\n".join([*lines, *dict.fromkeys(texts)])
 
 
 def file_of_part(workdir: pathlib.Path, kind: str, name: str) -> str:
@@ -158,10 +190,7 @@ def write_record(path: pathlib.Path, config: ConfigDict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, as_json(config))
     except OSError as error:
-        raise UserError(
-            f"--workdir={path.parent} cannot be written ({error.strerror}): "
-            "give a folder that you may write to"
-        ) from error
+        raise not_writable(path.parent, error) from error
 
 
 def _with_newer_keys(record: dict) -> dict:

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import math
 import os
+import pathlib
 import signal
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,21 @@ from gsg_jax.methods import METHODS
 from gsg_jax.train.state import TrainState, finite_groups
 
 STEPS_IN_FLIGHT = 2
+
+
+class NotFinite(UserError):
+    """The monitor's embeddings are not finite, so that the state is not worth keeping."""
+
+
+def what_to_do(workdir: pathlib.Path, newest: int | None, optim: ml_collections.ConfigDict) -> str:
+    """Which checkpoint a run keeps after a bad step, and what to try."""
+    kept = "there is no checkpoint yet" if newest is None else f"step {newest} is kept"
+    return (
+        f"{kept} in {workdir}; start in another --workdir with a lower "
+        f"--config.optim.learning_rate (now {optim.learning_rate:g}) or some "
+        "--config.optim.warmup_epochs, or resume here with a higher "
+        f"--config.optim.max_skipped_steps (now {optim.max_skipped_steps})"
+    )
 
 
 class LossGuard:

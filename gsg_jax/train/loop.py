@@ -29,16 +29,25 @@ from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
+from gsg_jax.run.finished import write_finished
+from gsg_jax.run.lock import writing
 from gsg_jax.run.metrics import TIMED, MetricsLog
 from gsg_jax.run.record import BASELINES, SCORES, baseline_name
 from gsg_jax.run.starts import write_start
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
-from gsg_jax.run.workdir import claim
+from gsg_jax.run.workdir import check_workdir, resume
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay, accuracy_table
 from gsg_jax.train.figures import FIGURES
-from gsg_jax.train.guards import CollapseWatch, LossGuard, check_finite, stop_signals
+from gsg_jax.train.guards import (
+    CollapseWatch,
+    LossGuard,
+    NotFinite,
+    check_finite,
+    stop_signals,
+    what_to_do,
+)
 from gsg_jax.train.optim import learning_rate_schedule, run_length
 from gsg_jax.train.state import TrainState, init_state, skipped_steps
 from gsg_jax.train.timer import Timer, mean_views_per_second
@@ -62,6 +71,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
     lowered = fit_batch(config, train)
     check_pretraining(config)
+    check_workdir(workdir, config)
     mesh = make_mesh(config.data.batch_size, config.run.fsdp)
     check_channels(config, train)
     check_queue_fits(config, train)
@@ -71,14 +81,21 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         check_patches(config, source)
     loader = build_loader(config, train)
     num_steps = run_length(config, loader.steps_per_epoch)
-    claim(workdir, config)
-    about, *notes = summary(train, test)
-    say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")
-    for note in notes:
-        say(note)
-    monitor = KnnMonitor(config, train, test) if is_monitored else None
-    run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps)
-    return run.run() | lowered
+    with writing(workdir):
+        record = resume(workdir, config, {"train": train, "test": test})
+        about, *notes = summary(train, test)
+        say(
+            f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; "
+            f"workdir {workdir}"
+        )
+        for note in notes:
+            say(note)
+        monitor = KnnMonitor(config, train, test) if is_monitored else None
+        run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps, record)
+        figures = run.run() | lowered
+        if figures["step"] == figures["num_steps"]:
+            write_finished(workdir, figures)
+        return figures
 
 
 class Pretraining:
@@ -93,6 +110,7 @@ class Pretraining:
         monitor: KnnMonitor | None,
         train: Source,
         num_steps: int,
+        record: Callable[[], None],
     ):
         """Prepares the run from what `pretrain` has checked and built."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
@@ -108,9 +126,10 @@ class Pretraining:
         self.schedule = learning_rate_schedule(
             config.optim, batch_size=config.data.batch_size, **length
         )
-        self.checkpoints = Checkpoints(workdir, config.run.keep_checkpoints, config.run.keep_every)
+        keep = (config.run.keep_checkpoints, config.run.keep_every)
+        self.checkpoints = Checkpoints(workdir, *keep, last_step=self.num_steps)
         self.watchdog = Watchdog(config.run.watchdog_seconds, workdir)
-        self.past = []
+        self.record = record
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until a stop is requested; returns the final figures."""
@@ -121,7 +140,7 @@ class Pretraining:
             baselines = self._baselines(state, first_step)
             if first_step < self.num_steps:
                 write_start(self.workdir, first_step)
-            writer = MetricsLog(self.workdir, first_step, copy)
+            writer = MetricsLog(self.workdir, first_step, copy, self.config.run.log_every_steps)
             num_views = self.config.method.num_views + self.config.views.num_local
             timer = Timer(num_views * self.config.data.batch_size, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
@@ -158,7 +177,7 @@ class Pretraining:
         path = self.workdir / "baselines.json"
         if self.monitor is None:
             return {}
-        is_there = path.exists()
+        is_there = first_step > 0 and path.exists()  # else it may be of a start that failed
         wait_for_hosts("the baselines are looked for")
         if is_there:
             return read_figures(path, BASELINES)
@@ -201,16 +220,18 @@ class Pretraining:
         batches = self.loader.iterate(first_step)
         for step in range(first_step + 1, self.num_steps + 1):
             if stop_requested():
-                losses.check_all()
-                if step - 1 > (self.checkpoints.newest_step() or 0):
-                    self._save(state, None, writer, is_last=True)
+                self._save_in_hand(state, step - 1, losses, writer)
                 display.note(
                     f"stopped at step {step - 1} and saved: the same command resumes the run"
                 )
                 break
             self.watchdog.moved(is_compiling=step == first_step + 1)
             with timer.waiting():
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except Exception:
+                    self._keep(state, step - 1, losses, writer)
+                    raise
                 images = (batch["image"], batch["local"]) if "local" in batch else batch["image"]
                 inputs = (images, batch["label"]) if self.experiment.probe else (images,)
                 inputs = global_batch(self.mesh, inputs)
@@ -224,7 +245,15 @@ class Pretraining:
             losses.check_all()
             speed = timer.figures()
             with timer.paused():
-                values = self._values(step, state, metrics)
+                values = self._values(step, metrics)
+                try:
+                    values |= self._monitor_figures(step, state) if self._monitors_at(step) else {}
+                except NotFinite:
+                    raise
+                except Exception:
+                    writer.write(step, values, speed)
+                    self._keep(state, step, losses, writer)
+                    raise
                 writer.write(step, values, speed)
                 display.figures(step, values, speed)
                 display.warn(collapse.warning(values))
@@ -239,7 +268,22 @@ class Pretraining:
         self.watchdog.moved()
         check_finite(state, self._what_to_do)
         writer.flush()  # a checkpoint implies the lines up to its step
+        self.record()
         self.checkpoints.save(state, knn_top1, wait=is_last)
+
+    def _save_in_hand(
+        self, state: TrainState, step: int, losses: LossGuard, writer: MetricsLog
+    ) -> None:
+        """Saves the state after a step, unless it is saved already or bad."""
+        losses.check_all()
+        if step > (self.checkpoints.newest_step() or 0):
+            self._save(state, None, writer, is_last=True)
+
+    def _keep(self, state: TrainState, step: int, losses: LossGuard, writer: MetricsLog) -> None:
+        """Saves the state in hand, since the data fail; several hosts only save together."""
+        if jax.process_count() == 1:
+            self._save_in_hand(state, step, losses, writer)
+            say(f"step {step} is saved, and the data fail after it: the same command resumes there")
 
     def _saves_at(self, step: int) -> bool:
         is_due = step % self.config.run.checkpoint_every_steps == 0 or step == self.num_steps
@@ -251,25 +295,20 @@ class Pretraining:
         interval = self.config.eval.knn_every_epochs * self.loader.steps_per_epoch
         return step % interval == 0 or step == self.num_steps
 
-    def _values(
-        self, step: int, state: TrainState, metrics: dict[str, jax.Array]
-    ) -> dict[str, float]:
-        """A logged step's line of metrics.jsonl, free of anything that depends on time."""
+    def _values(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """A logged step's line of metrics.jsonl, free of time; the monitor's figures follow."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         skipped = values.get("skipped_steps", 0)
         if "skipped_steps" in values:  # a skipped step's figures may be NaN
             values = {name: value for name, value in values.items() if math.isfinite(value)}
         if step % self.config.run.log_every_steps:  # NaN, as the step was not due to compute them
             values = {name: value for name, value in values.items() if name not in FIGURES}
-        values = {
+        return {
             "epoch": step / self.loader.steps_per_epoch,
             **({"loss": values.pop("loss")} if "loss" in values else {}),
             "learning_rate": float(self.schedule(max(step - 1 - skipped, 0))),
             **values,
         }
-        if self._monitors_at(step):
-            values |= self._monitor_figures(step, state)
-        return values
 
     def _monitor_figures(self, step: int, state: TrainState) -> dict[str, float]:
         try:
@@ -277,7 +316,7 @@ class Pretraining:
             is_last = step == self.num_steps
             return self.monitor.figures(self._embed(state), probe, is_whole=is_last)
         except ValueError as error:  # embeddings that are not finite
-            raise UserError(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
+            raise NotFinite(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
 
     def _embed(self, state: TrainState) -> Embed:
         embed = backbone_embed(
@@ -295,15 +334,7 @@ class Pretraining:
         return watched
 
     def _what_to_do(self) -> str:
-        newest = self.checkpoints.newest_step()
-        kept = "there is no checkpoint yet" if newest is None else f"step {newest} is kept"
-        rate = self.config.optim.learning_rate
-        return (
-            f"{kept} in {self.workdir}; start in another --workdir with a lower "
-            f"--config.optim.learning_rate (now {rate:g}) or some --config.optim.warmup_epochs, "
-            "or resume here with a higher --config.optim.max_skipped_steps "
-            f"(now {self.config.optim.max_skipped_steps})"
-        )
+        return what_to_do(self.workdir, self.checkpoints.newest_step(), self.config.optim)
 
     def _final_figures(self, state: TrainState) -> dict[str, Any]:
         lines = read_lines(self.workdir / "metrics.jsonl")
@@ -315,6 +346,11 @@ class Pretraining:
             "num_steps": self.num_steps,  # above "step" if the run was stopped
             "loss": losses[-1] if losses else None,
         }
-        scored = [line for line in lines if "knn_top1" in line]
+        step = figures["step"]  # a complete run's scores are of its last step, or missing
+        scored = [
+            line
+            for line in lines
+            if "knn_top1" in line and (step < self.num_steps or line["step"] == step)
+        ]
         names = [name + suffix for name in SCORES for suffix in ("", "_error")]
         return figures | {name: scored[-1][name] for name in names if scored and name in scored[-1]}

@@ -25,6 +25,7 @@ from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
 from gsg_jax.models.jit import jit_network
 from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.run.lock import writing
 from gsg_jax.train.build import open_loader
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.optim import build_by_branch, run_length
@@ -207,8 +208,8 @@ class ClassifierRun:
         Raises:
           UserError: if it was asked to stop: it has saved, and the same command resumes.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        with stop_signals() as stop_requested, Checkpoints(folder, 1) as checkpoints:
+        signals = stop_signals()
+        with writing(folder), signals as stop_requested, Checkpoints(folder, 1) as checkpoints:
             state = self._first_state()
             if newest := checkpoints.newest_step():
                 state = checkpoints.restore(newest, state)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from gsg_jax.run.integrity import saved_steps
 from tests.runs import last_step, start, tiny, wait_until, write_images
 
 PATIENCE = 12  # seconds
@@ -74,3 +75,27 @@ def test_an_image_whose_reading_never_ends_ends_the_run_which_resumes(tmp_path, 
     _, err = run.communicate(timeout=200)
     assert run.returncode == 0 and "resuming from the checkpoint of step" in err, err
     tally("an image that hangs", 1, 1)
+
+
+def test_images_that_vanish_cost_no_step_and_the_run_resumes_once_they_are_back(tmp_path, tally):
+    images, workdir = write_images(tmp_path / "images"), tmp_path / "run"
+    away = tmp_path / "away"
+    flags = tiny("simsiam", images, workdir, *FLAGS, "--config.data.num_processes=0")
+    run = start(*flags)
+    try:
+        wait_until(lambda: last_step(workdir) >= 5, run)
+        images.rename(away)
+        out, err = run.communicate(timeout=200)
+    finally:
+        run.kill()
+    assert (run.returncode, out) == (1, "") and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("error: ") and str(images) in err.splitlines()[-1], err
+    step = last_step(workdir)
+    assert saved_steps(workdir)[-1] == step and f"step {step} is saved" in err
+    away.rename(images)
+    run = start(*flags)
+    wait_until(lambda: last_step(workdir) > step, run)
+    run.terminate()
+    _, err = run.communicate(timeout=200)
+    assert run.returncode == 0 and f"resuming from the checkpoint of step {step} " in err, err
+    tally("images that vanish", 1, 1)

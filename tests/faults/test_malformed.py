@@ -28,7 +28,8 @@ from tests.small import load
 
 pytestmark = pytest.mark.extended
 # What a run that succeeds may write again.
-REWRITTEN = ("config.json", "metrics.jsonl", "throughput.jsonl")
+REWRITTEN = ("config.json", "metrics.jsonl", "throughput.jsonl", "figures.json")
+STOPPED = {"step": 0, "num_steps": 1}  # the figures of a run that has done nothing
 
 
 def fault_of(flags, *folders, may_succeed=True):
@@ -134,7 +135,7 @@ def config_tries():
 def test_malformed_configs(images, tmp_path, tally, monkeypatch):
     workdir = tmp_path / "run"
     # What is accepted need not train to count as accepted.
-    monkeypatch.setattr(loop, "Pretraining", lambda *_: SimpleNamespace(run=dict))
+    monkeypatch.setattr(loop, "Pretraining", lambda *_: SimpleNamespace(run=lambda: STOPPED))
 
     def attempt(name, what):
         flags = tiny("byol", images, workdir)
@@ -268,6 +269,18 @@ def workdir_tries():
         yield f"{name}: gone", (name, shutil.rmtree)
     yield "checkpoints: a folder of nonsense", ("checkpoints", lambda p: (p / "nonsense").mkdir())
     yield "checkpoints: a file beside", ("checkpoints", lambda p: (p / "3").write_text("mine"))
+    for name in ("1", "7", "-7", "007", "2147483648", "3000000000"):
+        yield (
+            f"checkpoints: 2 copied as {name}",
+            ("checkpoints", lambda p, n=name: shutil.copytree(p / "2", p / n)),
+        )
+    for name in ("metrics.jsonl", "throughput.jsonl"):
+        yield f"{name}: a doubled step", (name, lambda p: p.write_text(2 * p.read_text()))
+        yield f"{name}: a negative step", (name, changed(step=-1))
+        yield (
+            f"{name}: a missing step",
+            (name, lambda p: p.write_text(p.read_text().partition("\n")[2])),
+        )
     yield "checkpoints: an empty step", ("checkpoints", lambda p: (p / "99").mkdir())
 
 

@@ -307,3 +307,45 @@ def test_the_digest_tells_apart_what_differs_in_any_bit_shape_type_or_name():
     ]
     assert len({state_digest(tree) for tree in trees}) == len(trees)
     assert state_digest(trees[0]) == state_digest({"a": jnp.zeros(4)})
+
+
+def test_a_copied_checkpoint_is_not_the_step_that_it_is_called(tmp_path, capsys):
+    save(tmp_path, 1, 15)
+    folder = tmp_path / "checkpoints"
+    for name in ("18", "3000000000", "2147483648", "-7", "007"):
+        shutil.copytree(folder / "15", folder / name)
+    shutil.copytree(folder / "15", tmp_path / "other" / "checkpoints" / "7")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.newest_step() == 15
+    (told,) = capsys.readouterr().err.splitlines()
+    assert (
+        told == "warning: the checkpoint of step 18 is damaged (it is of step 15): step 15 is used"
+    )
+    with Checkpoints(tmp_path, last_step=20) as checkpoints:
+        assert checkpoints.newest_step() == 15
+        checkpoints.save(state_of(18), None)
+    told = "\n".join(capsys.readouterr().err.splitlines())
+    assert "step 3000000000 is damaged (no run has more than 2147483647 steps)" in told
+    assert {path.name for path in (tmp_path / "damaged").iterdir()} >= {"18", "3000000000"}
+    with Checkpoints(tmp_path) as checkpoints:
+        back = checkpoints.restore(checkpoints.newest_step(), state_of(0))
+    assert state_digest(back) == state_digest(state_of(18))
+    with pytest.raises(UserError, match="none of the 1 .*step 7: it is of step 15"):
+        Checkpoints(tmp_path / "other", read_only=True)
+
+
+def test_a_checkpoint_beyond_the_runs_last_step_is_another_runs(tmp_path):
+    save(tmp_path, 15)
+    before = hashes(tmp_path)
+    with pytest.raises(UserError, match="15 is of another run: this one has 14 steps; move it"):
+        Checkpoints(tmp_path, last_step=14)
+    assert hashes(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_type_is_refused(tmp_path):
+    save(tmp_path, 1)
+    like = state_of(0)
+    like = like.replace(params={"kernel": like.params["kernel"].astype(jnp.bfloat16)})
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(UserError, match=r"kernel is float32\[2, 3\] there, bfloat16\[2, 3\]"):
+            checkpoints.restore(1, like)

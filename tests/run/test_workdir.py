@@ -7,14 +7,23 @@ import pytest
 from gsg_jax.config.load import as_json, differences, flat, from_record, resolve
 from gsg_jax.console import UserError
 from gsg_jax.run import workdir as workdirs
+from gsg_jax.run.lock import writing
 from tests.runs import hashes
 from tests.small import load, small_config
+
+
+def claim(workdir, config):
+    """What a run does with its folder until its first checkpoint."""
+    workdirs.check_workdir(workdir, config)
+    with writing(workdir):
+        workdirs.check_workdir(workdir, config)
+        workdirs.record_run(workdir, config)
 
 
 def refusal(workdir, config):
     before = hashes(workdir) if workdir.is_dir() else workdir.exists()
     with pytest.raises(UserError) as error:
-        workdirs.claim(workdir, config)
+        claim(workdir, config)
     assert before == (hashes(workdir) if workdir.is_dir() else workdir.exists())
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -22,18 +31,18 @@ def refusal(workdir, config):
 
 def test_a_claimed_folder_holds_the_config_and_is_claimed_again_unchanged(tmp_path):
     config, workdir = small_config("byol"), tmp_path / "a" / "b"
-    workdirs.claim(workdir, config)
+    claim(workdir, config)
     recorded = flat(json.loads((workdir / "config.json").read_text()))
     assert recorded["method.target"] == "ema" and recorded["views.crop_area"] == [0.7, 1.0]
     assert recorded.keys() == flat(config).keys()
     before = hashes(workdir)
-    workdirs.claim(workdir, config)
-    assert hashes(workdir) == before and len(before) == 1
+    claim(workdir, config)
+    assert hashes(workdir) == before and before.keys() == {"config.json", "run.lock"}
 
 
 def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
     config = small_config("byol")
-    workdirs.claim(tmp_path, config)
+    claim(tmp_path, config)
     config.run.seed = 7
     config.views.crop_area = (0.3, 1.0)
     message = refusal(tmp_path, config)
@@ -44,12 +53,12 @@ def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(
 
 def test_a_run_goes_on_with_other_threads_and_more_patience_and_its_record_says_so(tmp_path):
     config = small_config("byol")
-    workdirs.claim(tmp_path, config)
+    claim(tmp_path, config)
     config.data.update({"num_threads": 3, "num_processes": 4, "prefetch": 5})
     config.run.update({"fsdp": 2, "keep_checkpoints": 6, "keep_every": 7000})
     config.run.update({"watchdog_seconds": 10.0, "report": False, "wandb_project": "mine"})
     config.optim.max_skipped_steps = 9
-    workdirs.claim(tmp_path, config)
+    claim(tmp_path, config)
     recorded = json.loads((tmp_path / "config.json").read_text())
     assert not differences(config, recorded)
 
@@ -71,14 +80,14 @@ def test_a_folder_with_a_runs_files_but_no_record_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", workdirs.FOLDERS)
 def test_a_file_in_place_of_a_folder_of_the_run_is_refused(tmp_path, name):
-    workdirs.claim(tmp_path, small_config("byol"))
+    claim(tmp_path, small_config("byol"))
     (tmp_path / name).write_text("mine")
     assert f"{tmp_path / name} is not a folder" in refusal(tmp_path, small_config("byol"))
 
 
 def test_other_files_in_a_folder_do_not_matter_and_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    workdirs.claim(tmp_path, small_config("byol"))
+    claim(tmp_path, small_config("byol"))
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -111,6 +120,6 @@ def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):
     assert (read.model.patch_size, read.views.local_size) == (16, 16)
     assert read.method.ema_schedule == "constant" and read.data.num_processes == 0
     assert "store_patience_seconds" not in read.run
-    workdirs.claim(tmp_path, config)  # the same run, which goes on
+    claim(tmp_path, config)  # the same run, which goes on
     config.views.local_size = 8
     assert "views.local_size" in refusal(tmp_path, config)

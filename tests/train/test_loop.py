@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gsg_jax.config.command_line import parse_flags
+from gsg_jax.config.load import resolve
+from gsg_jax.run.workdir import IMPORTED
 from gsg_jax.train import loop as train
 from tests.runs import done, hashes, job, logged, refused, tiny, warnings, write_images
+from tests.small import save_untrained
 
 
 def poison(monkeypatch, bad_step, name="loss"):
@@ -55,6 +59,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_
 
 
 SHORT = ("--config.run.num_steps=2",)
+VIT = ("--config.model.backbone=vit_micro", "--config.optim.name=adamw")
 
 
 def test_a_run_without_labels_has_no_monitor_and_saves_its_last_step(tmp_path):
@@ -147,13 +152,31 @@ def test_the_newest_checkpoints_and_the_best_by_k_nn_are_kept(images, tmp_path, 
     assert (last["knn_top1"], last["knn_top1_untrained"]) == (0.2, 0.1)
 
 
-def test_a_stop_before_the_first_step_leaves_nothing_to_resume_and_no_harm(images, tmp_path):
+def test_a_stop_before_the_first_step_leaves_no_record_so_another_config_may_start(
+    images, tmp_path
+):
     flags = tiny("simsiam", images, tmp_path, *SHORT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(lambda: True))
         last, err = done(*flags)
     assert (last["step"], last["loss"]) == (0, None) and "stopped at step 0" in err
-    assert done(*flags)[0]["step"] == 2
+    assert not (tmp_path / "config.json").exists() and (tmp_path / "metrics.jsonl").exists()
+    assert done(*flags, "--config.run.seed=3")[0]["step"] == 2
+    assert json.loads((tmp_path / "config.json").read_text())["run"]["seed"] == 3
+    (tmp_path / "config.json").unlink()  # but a record that was lost is none that never was
+    assert "metrics.jsonl" in refused(*flags) and "no config.json" in refused(*flags)
+
+
+def test_an_imported_run_that_cannot_start_keeps_its_record(images, tmp_path):
+    vit = [*VIT, "--config.model.patch_size=2", "--config.model.positions=learned"]
+    flags = [*vit, "--config.data.crop=host", "--config.eval.knn_every_epochs=0"]
+    flags = tiny("simsiam", images, tmp_path, *flags)
+    save_untrained(tmp_path, resolve(parse_flags(["", *flags]).config), 3)
+    (tmp_path / IMPORTED).mkdir()
+    before = hashes(tmp_path)
+    assert "is of another network" in refused(*flags, "--config.views.size=16")
+    after = hashes(tmp_path)
+    assert after.pop("run.lock") and after == before
 
 
 @pytest.mark.extended
@@ -174,9 +197,6 @@ def test_a_queue_larger_than_the_data_is_refused_before_anything_is_written(imag
     said = refused(*tiny("moco_v2", images, tmp_path / "run", *flags))
     assert "at most 40, and --config.data.batch_size to at most 20" in said
     assert not (tmp_path / "run").exists()
-
-
-VIT = ("--config.model.backbone=vit_micro", "--config.optim.name=adamw")
 
 
 @pytest.mark.extended

@@ -3,11 +3,13 @@
 More kills are in tests/faults/.
 """
 
+import itertools
 import os
 import signal
 
 import pytest
 
+from gsg_jax.console import UserError
 from gsg_jax.train import loop as train
 from tests.runs import (
     LONG,
@@ -15,6 +17,8 @@ from tests.runs import (
     done,
     figures,
     last_step,
+    logged,
+    refused,
     start,
     stop_after,
     tiny,
@@ -75,7 +79,7 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_to_the_bit(whole,
 @pytest.mark.extended
 def test_a_run_killed_before_its_first_step_begins_again(whole, tmp_path):
     flags, *reference = whole
-    for name in ("config.json", "baselines.json"):
+    for name in ("run.lock", "baselines.json"):
         process = start(*flags(tmp_path), xla=os.environ["XLA_FLAGS"])
         wait_until(lambda n=name: (tmp_path / n).exists(), process)
         process.kill()
@@ -96,3 +100,48 @@ def test_a_method_with_memory_stopped_after_every_third_step_resumes_to_the_bit(
         steps.append(last["step"])
     assert steps == [3, 6, 9, 11]
     assert_same(tmp_path / "parts", last, tmp_path / "whole", whole)
+
+
+def test_data_that_fail_in_the_middle_cost_no_step_and_the_run_resumes_to_the_bit(
+    whole, tmp_path, monkeypatch
+):
+    flags, *reference = whole
+
+    def failing(build):
+        def build_loader(*args):
+            loader = build(*args)
+            batches = loader.iterate(0)
+
+            def iterate(first_step):
+                yield from itertools.islice(batches, 11)
+                raise UserError("cannot decode cut.jpg: repair it")
+
+            monkeypatch.setattr(loader, "iterate", iterate)
+            return loader
+
+        return build_loader
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_loader", failing(train.build_loader))
+        assert refused(*flags(tmp_path)) == "error: cannot decode cut.jpg: repair it"
+    last, err = done(*flags(tmp_path))
+    assert "resuming from the checkpoint of step 11 " in err
+    assert_same(tmp_path, last, *reference)
+
+
+@pytest.mark.extended
+def test_data_that_fail_in_the_monitor_cost_no_step(images, tmp_path, monkeypatch):
+    flags = tiny("simsiam", images, tmp_path, "--config.eval.knn_every_epochs=3")
+
+    def figures(self, embed, *_, is_whole=False):
+        raise UserError("cannot decode cut.jpg: repair it")
+
+    def baselines(self, state, first_step):
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.KnnMonitor, "figures", figures)
+        patch.setattr(train.Pretraining, "_baselines", baselines)
+        assert refused(*flags) == "error: cannot decode cut.jpg: repair it"
+        assert "knn_top1" not in logged(tmp_path)[-1] and logged(tmp_path)[-1]["step"] == 6
+        assert (tmp_path / "checkpoints" / "6").is_dir()

@@ -1,0 +1,92 @@
+"""One writer per folder: a lock of the operating system, which ends with the process."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+from datetime import datetime
+
+from filelock import FileLock, Timeout
+
+from gsg_jax.console import UserError, say
+from gsg_jax.devices.hosts import is_writer
+from gsg_jax.devices.mesh import wait_for_hosts
+
+LOCK = "run.lock"  # stays in the folder; it is held while a process writes there
+# What a file system without locks answers.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a folder and holds it against other processes that write; readers need no lock.
+
+    Only the host that writes holds it. A process that is killed holds it no more. Where the file
+    system has no locks, one line warns of that.
+
+    Args:
+      folder: of a run or an evaluation.
+
+    Raises:
+      UserError: if another process holds the folder, it cannot be written, or it is not the one
+        that host 0 holds.
+    """
+    path, held = folder / LOCK, []
+    if not is_writer():
+        wait_for_hosts("the folder is held")
+        if not path.exists():
+            raise UserError(
+                f"--workdir={folder} is not the folder that host 0 has made: give one on a file "
+                "system that all hosts share"
+            )
+        yield
+        return
+    # A soft lock, a file that is there or not, would outlive a process that is killed.
+    lock = FileLock(path, timeout=0, fallback_to_soft=False, on_acquired=held.append)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+        }
+        os.ftruncate(held[0], 0)
+        os.pwrite(held[0], json.dumps(holder).encode(), 0)
+    except Timeout as error:
+        raise UserError(
+            f"{folder} is written by {_holder(path)}: wait for its end, stop it, or give another "
+            "--workdir"
+        ) from error
+    except OSError as error:
+        lock.release()
+        if error.errno not in _NO_LOCKS:
+            raise not_writable(folder, error) from error
+        say(f"warning: {folder} cannot be locked ({error.strerror}): start no second process there")
+    try:
+        wait_for_hosts("the folder is held")
+        yield
+    finally:
+        if lock.is_locked:
+            os.ftruncate(held[0], 0)
+            lock.release()
+
+
+def not_writable(folder: pathlib.Path, error: OSError) -> UserError:
+    """The error of a folder that cannot be written."""
+    return UserError(
+        f"--workdir={folder} cannot be written ({error.strerror}): "
+        "give a folder that you may write to"
+    )
+
+
+def _holder(path: pathlib.Path) -> str:
+    """Who holds a lock, for people."""
+    try:
+        holder = json.loads(path.read_bytes())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, TypeError, LookupError):  # it has just taken or dropped the lock
+        return "another process"
