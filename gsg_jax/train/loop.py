@@ -81,15 +81,12 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         check_patches(config, source)
     loader = build_loader(config, train)
     num_steps = run_length(config, loader.steps_per_epoch)
+    about, *notes = summary(train, test)
+    say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")
+    for note in notes:
+        say(note)
     with writing(workdir):
         record = resume(workdir, config, {"train": train, "test": test})
-        about, *notes = summary(train, test)
-        say(
-            f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; "
-            f"workdir {workdir}"
-        )
-        for note in notes:
-            say(note)
         monitor = KnnMonitor(config, train, test) if is_monitored else None
         run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps, record)
         figures = run.run() | lowered
