@@ -14,6 +14,7 @@ import textwrap
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gsg_jax.console import UserError, say
@@ -151,11 +152,12 @@ def _reading_damage(checkpoint: pathlib.Path, only_step: bool = False) -> str | 
     arrays = checkpoint.resolve() / ARRAYS
     reader = ocp.PyTreeCheckpointHandler()
     try:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        item = metadata(arrays)
-        item = {"step": item["step"]} if only_step else item
-        how = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), item)
-        what = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        tree, item = metadata(arrays), None
+        if only_step:
+            tree = {"step": tree["step"]}
+            item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        what = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=only_step)
         step = int(reader.restore(arrays, args=what)["step"])
     except Exception as error:  # damaged files make Orbax raise anything
         number = error_number(error)

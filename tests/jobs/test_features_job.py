@@ -96,7 +96,7 @@ def test_a_job_that_was_killed_resumes_and_ends_with_the_same_file(
     np.testing.assert_array_equal(files["train"]["label"], whole[1]["train"]["label"])
     np.testing.assert_allclose(files["train"]["h"], whole[1]["train"]["h"], rtol=0, atol=1e-6)
     names = {f"{split}.{kind}" for split in ("train", "test") for kind in ("json", "npz")}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {"run.lock"}
 
 
 def test_finished_embeddings_and_those_of_another_encoder_or_program_are_left_alone(
