@@ -200,18 +200,18 @@ def test_the_text_of_the_files_is_recorded_and_a_change_is_one_warning(tmp_path,
     path = method_file(tmp_path / "a.py")
     made, run = resolve(load_config(path)), tmp_path / "run"
     for _ in range(2):
-        workdirs.record_run(run, made)
-        workdirs.warn_of_changed_parts(run, made)
+        workdirs.record_run(run, made, {})
+        workdirs._warn_of_changed_parts(run, made)
         assert capsys.readouterr().err == ""
     text = (run / "own_parts.txt").read_text()
     assert text.startswith(f"# method mine: {path}\n") and (tmp_path / "a.py").read_text() in text
     method_file(tmp_path / "a.py", text="2.0")
-    workdirs.warn_of_changed_parts(run, resolve(load_config(path)))
-    workdirs.record_run(run, resolve(load_config(path)))
+    workdirs._warn_of_changed_parts(run, resolve(load_config(path)))
+    workdirs.record_run(run, resolve(load_config(path)), {})
     err = capsys.readouterr().err
     assert err.startswith(f"warning: {path} has changed") and err.count("\n") == 1
     assert "return 2.0" in (run / "own_parts.txt").read_text()
-    workdirs.record_run(tmp_path / "other", resolve(load("simsiam")))
+    workdirs.record_run(tmp_path / "other", resolve(load("simsiam")), {})
     assert not (tmp_path / "other" / "own_parts.txt").exists()
 
 
@@ -221,7 +221,7 @@ def test_a_record_never_runs_the_file_that_it_names(tmp_path):
     flags = [config("simsiam_gsg"), "--config.model.backbone=plain_cnn"]
     with forgotten():
         made = parsed(*flags, f"--plugin={trap}")
-        workdirs.record_run(tmp_path / "run", resolve(made))
+        workdirs.record_run(tmp_path / "run", resolve(made), {})
     trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
     with pytest.raises(UserError, match=f"'plain_cnn' was registered by {trap}, .* --plugin=FILE"):
         read_record(tmp_path / "run")
@@ -230,7 +230,9 @@ def test_a_record_never_runs_the_file_that_it_names(tmp_path):
 
 def test_a_record_of_an_own_method_is_read_without_its_file(tmp_path):
     with forgotten():
-        workdirs.record_run(tmp_path / "run", resolve(load_config(method_file(tmp_path / "a.py"))))
+        workdirs.record_run(
+            tmp_path / "run", resolve(load_config(method_file(tmp_path / "a.py"))), {}
+        )
     (tmp_path / "a.py").unlink()
     assert read_record(tmp_path / "run").method.margin == 1
     (tmp_path / "run" / "own_parts.txt").unlink()

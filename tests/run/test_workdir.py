@@ -17,7 +17,7 @@ def claim(workdir, config):
     workdirs.check_workdir(workdir, config)
     with writing(workdir):
         workdirs.check_workdir(workdir, config)
-        workdirs.record_run(workdir, config)
+        workdirs.record_run(workdir, config, {})
 
 
 def refusal(workdir, config):
@@ -37,7 +37,11 @@ def test_a_claimed_folder_holds_the_config_and_is_claimed_again_unchanged(tmp_pa
     assert recorded.keys() == flat(config).keys()
     before = hashes(workdir)
     claim(workdir, config)
-    assert hashes(workdir) == before and before.keys() == {"config.json", "run.lock"}
+    assert hashes(workdir) == before and before.keys() == {
+        "config.json",
+        "identity.json",
+        "run.lock",
+    }
 
 
 def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
