@@ -137,14 +137,11 @@ class Pretraining:
             baselines = self._baselines(state, first_step)
             if first_step < self.num_steps:
                 write_start(self.workdir, first_step)
+                say("compiling the train step: seconds for a small network, minutes for a large")
             writer = MetricsLog(self.workdir, first_step, copy, self.config.run.log_every_steps)
             num_views = self.config.method.num_views + self.config.views.num_local
             timer = Timer(num_views * self.config.data.batch_size, writer.seconds_before)
             display = RunDisplay(self.num_steps, first_step)
-            if first_step < self.num_steps:
-                say(
-                    "compiling the train step: seconds for a small network, minutes for a large one"
-                )
             with contextlib.closing(writer), display:
                 state = self._loop(state, first_step, writer, timer, display, stop_requested)
             self.watchdog.moved()
