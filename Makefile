@@ -72,7 +72,7 @@ bench-all: $(VENV)/.bench ## runs every benchmark of speed and cost and prints o
 compare: setup ## pretrains briefly with every method and prints one table (runs/compare)
 	@$(BIN)/python benchmarks/compare.py
 
-results: setup ## pretrains with four methods by three seeds, judges them, and writes docs/results.md
+results: setup ## pretrains with four methods by three seeds and writes docs/results.md
 	@$(BIN)/python benchmarks/results.py --output=docs/results.md
 
 clean: ## removes .venv, site/ and caches; runs/ stays

@@ -1,4 +1,4 @@
-"""Pretrains four methods with several seeds, evaluates each by k-NN and a linear probe: one table.
+"""Pretrains methods with several seeds: one table of k-NN and few-label accuracy.
 
     python benchmarks/results.py [--recipe=default] [--seeds=0,1,2] [--methods=simsiam,byol]
         [--workdir=runs/results] [--output=docs/results.md]
@@ -20,11 +20,12 @@ import jax
 import numpy as np
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
-# Columns, and the figures they hold.
+# Columns, and the figures of the run's last line that they hold.
 FIGURES = {
-    "k-NN, k 20": "knn_top1_k20",
-    "k-NN, k 200": "knn_top1_k200",
-    "linear probe": "linear_top1",
+    "k-NN": "knn_top1",
+    "1 label a class": "few_label_1",
+    "5 labels": "few_label_5",
+    "10 labels": "few_label_10",
 }
 BEGIN, END = "<!-- made by benchmarks/results.py -->", "<!-- until here -->"
 
@@ -49,11 +50,12 @@ def main() -> None:
         for seed in seeds
         for method in methods
     }
-    lines = ["| encoder | " + " | ".join(FIGURES) + " | training, s |", "|---" * 5 + "|"]
+    lines = ["| encoder | " + " | ".join(FIGURES) + " | training, s |", "|---" * 6 + "|"]
     for encoder, method in rows(methods):
-        judged = [judge(runs / f"{method}-{seed}", encoder, seed) for seed in seeds]
-        cells = [spread([figures[name] for figures in judged]) for name in FIGURES.values()]
-        seconds = [trained[method, seed]["train_seconds"] for seed in seeds]
+        suffix = "" if encoder == "pretrained" else f"_{encoder}"
+        runs_of_row = [trained[method, seed] for seed in seeds]
+        cells = [spread([run[name + suffix] for run in runs_of_row]) for name in FIGURES.values()]
+        seconds = [run["train_seconds"] for run in runs_of_row]
         is_trained = encoder == "pretrained"
         time = f"{np.mean(seconds):.0f}" if is_trained else "-"
         lines.append(f"| {method if is_trained else encoder} | {' | '.join(cells)} | {time} |")
@@ -72,36 +74,20 @@ def rows(methods: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def pretrain(method: str, seed: str, recipe: str, folder: pathlib.Path) -> dict:
-    """Pretrains or resumes a run; returns its last line."""
-    figures = run_job(
+    """Pretrains or resumes a run in a separate process; returns its last line."""
+    flags = [
         f"--config=configs/{method}.py:{recipe}",
         f"--workdir={folder}",
         f"--config.run.seed={seed}",
-    )
-    if figures["step"] < figures["num_steps"]:
-        sys.exit(f"stopped while {method} trained: the same command resumes")
-    return figures
-
-
-def judge(folder: pathlib.Path, encoder: str, seed: str) -> dict:
-    """Evaluates an encoder of a run by k-NN and linear probe; returns the job's last line."""
-    return run_job(
-        "--config=configs/evaluate_all.py",
-        f"--config.pretrained={folder}",
-        f"--config.encoder={encoder}",
-        f"--config.run.seed={seed}",
-        "--config.parts=('knn','probe')",
-        f"--workdir={folder / 'judged' / encoder}",
-    )
-
-
-def run_job(*flags: str) -> dict:
-    """Runs a job in a separate process; returns its last line."""
+    ]
     command = [sys.executable, "-m", "gsg_jax.main", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"error: {' '.join(flags)} ended with {done.returncode}; the reason is above")
-    return json.loads(done.stdout.splitlines()[-1])
+    figures = json.loads(done.stdout.splitlines()[-1])
+    if figures["step"] < figures["num_steps"]:
+        sys.exit(f"stopped while {method} trained: the same command resumes")
+    return figures
 
 
 def spread(shares: list[float]) -> str:

@@ -4,7 +4,8 @@
 
     default, 3 epochs    2 CPU cores    80 s    k-NN top-1 0.8200 (untrained 0.7525, pixels 0.8025)
 
-Seed 0, k 20, commit 80e21a2. The other recipes: not yet run.
+Seed 0, k 20, commit 80e21a2, when
+`default` was another network. Today's and the other recipes: not yet run.
 
 Source: He et al., CVPR 2020 (arXiv 1911.05722); Chen et al. (arXiv 2003.04297).
 """

@@ -1,12 +1,4 @@
-"""Convolution on one CPU: XLA's, with a gradient that is made of matrix products.
-
-XLA turns the gradient of a kernel into a convolution whose window is the whole map and whose
-channels are the images. For that it transposes both operands, and computes the activations that it
-transposes again, through every layer that it can fuse: half of a ResNet's backward pass. The same
-sums are one matrix product for each block of images, of operands that stay where they are:
-
-    dk[r, c, i, o] = sum over n, y, x of  x_padded[n, y + r, x + c, i] dy[n, y, x, o].
-"""
+"""Convolution on one CPU: XLA's, but for tiny maps, strided gradients and small wide maps."""
 
 from functools import partial
 
@@ -16,10 +8,7 @@ import jax.numpy as jnp
 from gsg_jax.models.conv import DIMENSIONS
 from gsg_jax.models.cpu.winograd import TILE, convolve_winograd
 
-# Elements of the larger operand in one block: with its shifts it stays in a core's share of cache.
-BLOCK_ELEMENTS = 2**18
-SMALL_MAP = 64  # pixels up to which XLA's transposes cost less than the shifts
-WINOGRAD_CHANNELS = 256  # from which small maps are convolved by fewer products
+WINOGRAD_PIXELS, WINOGRAD_CHANNELS = 64, 256  # maps so small and so wide go by fewer products
 
 Pair = tuple[int, int]
 
@@ -31,7 +20,7 @@ def convolve(
 
     XLA's convolution on a CPU is up to a hundred times slower than it should be on maps smaller
     than their kernel, which the last stage of a ResNet has at 28 pixels: those are one matrix
-    product. On all others its gradient of a kernel is slow.
+    product. On all others its gradient by the input of a strided convolution is slow.
 
     Args:
       x: [N, H, W, C].
@@ -81,16 +70,13 @@ def convolve_larger_map(
 
 
 def _convolve(x, kernel, strides, padding):
-    if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
-        seen = x[:, :: strides[0], :: strides[1]]
-        return jnp.matmul(seen, kernel[0, 0])
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
 
 
 def _suits_winograd(x, kernel, strides, padding) -> bool:
     """Whether Winograd's products save more than its sums cost."""
     height, width = x.shape[1:3]
-    is_small = height * width <= SMALL_MAP and not (height % TILE or width % TILE)
+    is_small = height * width <= WINOGRAD_PIXELS and not (height % TILE or width % TILE)
     is_plain = kernel.shape[:2] == (3, 3) and (strides, padding) == ((1, 1), ((1, 1), (1, 1)))
     is_wide = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS
     return is_small and is_plain and is_wide and jnp.finfo(x.dtype).bits >= 32
@@ -116,10 +102,8 @@ def _backward(strides, padding, residuals, dy):
     else:
         of_x = lambda x: _convolve(x, kernel, strides, padding)  # noqa: E731
         (dx,) = jax.linear_transpose(of_x, x)(dy)
-    if x.shape[1] * x.shape[2] <= SMALL_MAP:
-        of_kernel = lambda k: _convolve_in_training(x, k, strides, padding)  # noqa: E731
-        return dx, *jax.linear_transpose(of_kernel, kernel)(dy)
-    return dx, kernel_gradient(x, dy, kernel.shape[:2], strides, padding)
+    of_kernel = lambda k: _convolve_in_training(x, k, strides, padding)  # noqa: E731
+    return dx, *jax.linear_transpose(of_kernel, kernel)(dy)
 
 
 convolve_larger_map.defvjp(_forward, _backward)
@@ -164,76 +148,3 @@ def input_gradient(
     phases = jnp.stack([jnp.stack([phase(a, b) for b in range(across)], 3) for a in range(down)], 2)
     padded = phases.reshape(num_images, tall * down, wide * across, -1)
     return padded[:, top : top + height, left : left + width]
-
-
-def kernel_gradient(
-    x: jax.Array,
-    dy: jax.Array,
-    size: Pair,
-    strides: Pair,
-    padding: tuple[Pair, Pair],
-) -> jax.Array:
-    """The gradient of a convolution by its kernel.
-
-    Args:
-      x: what was convolved, [N, H, W, C].
-      dy: gradient by the result, [N, rows, columns, F].
-      size: of the kernel, (h, w).
-      strides: along the height and the width.
-      padding: zeros before and after, for the height and the width.
-
-    Returns:
-      [h, w, C, F], of the type of x; summed in float32 or wider.
-    """
-    of_block = _in_one_product if strides == (1, 1) else _row_by_row
-    of_block = partial(of_block, size=size, strides=strides, padding=padding)
-    length = _block_length(x.shape[0], max(x[0].size, dy[0].size))
-
-    def add_block(total, start):
-        rows = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
-        return total + of_block(rows(x), rows(dy)), None
-
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((*size, x.shape[-1], dy.shape[-1]), wide)
-    total, _ = jax.lax.scan(add_block, total, jnp.arange(0, x.shape[0], length))
-    return total.astype(x.dtype)
-
-
-def _block_length(num_images: int, elements_per_image: int) -> int:
-    """Images a block: as many as fit, and as divide the batch."""
-    most = max(BLOCK_ELEMENTS // elements_per_image, 1)
-    return max(length for length in range(1, most + 1) if num_images % length == 0)
-
-
-def _in_one_product(x, dy, *, size, strides, padding):
-    """Column shifts of x times row shifts of dy: every pair of shifts is one tap of the kernel."""
-    del strides
-    (h, w), height, columns = size, x.shape[1], dy.shape[2]
-    (before, after), of_columns = padding
-    x = jnp.pad(x, ((0, 0), (0, 0), of_columns, (0, 0)))
-    x_shifts = jnp.concatenate([x[:, :, c : c + columns] for c in range(w)], axis=-1)
-    # Row y of dy meets row y + r - before of x.
-    dy = jnp.pad(dy, ((0, 0), (h - 1 - before, h - 1 - after), (0, 0), (0, 0)))
-    dy_shifts = [dy[:, h - 1 - r : h - 1 - r + height] for r in range(h)]
-    product = _sum_of_outer(x_shifts, jnp.concatenate(dy_shifts, axis=-1))
-    return product.reshape(w, -1, h, dy.shape[-1]).transpose(2, 0, 1, 3)
-
-
-def _row_by_row(x, dy, *, size, strides, padding):
-    """Column shifts of x, cut into the rows that a row of the kernel meets, times dy."""
-    (h, w), (rows, columns) = size, dy.shape[1:3]
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    last = (columns - 1) * strides[1] + 1
-    x_shifts = [x[:, :, c : c + last : strides[1]] for c in range(w)]
-    x_shifts = jnp.concatenate(x_shifts, axis=-1)
-    last = (rows - 1) * strides[0] + 1
-    products = [_sum_of_outer(x_shifts[:, r : r + last : strides[0]], dy) for r in range(h)]
-    return jnp.stack(products).reshape(h, w, x.shape[-1], dy.shape[-1])
-
-
-def _sum_of_outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sum over all but the last axis of the outer products: [..., I], [..., O] to [I, O]."""
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    over_rows = (((0,), (0,)), ((), ()))
-    return jax.lax.dot_general(a, b, over_rows, preferred_element_type=wide)
