@@ -10,7 +10,7 @@ import zlib
 from typing import IO
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, features
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from gsg_jax.console import UserError
 
@@ -175,10 +175,16 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     try:
         return decode(path, channels=channels, exif=True)
     except DECODE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
-            f"cannot decode {path} ({reason}): give a file of {' '.join(extensions())}"
+            f"cannot decode {path} ({reason(error)}): give a file of {' '.join(extensions())}"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in a few words without its name, of one of DECODE_ERRORS."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of another format"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:

@@ -145,7 +145,7 @@ def num_channels(source: Source) -> int:
     if source.image_shape:
         return source.image_shape[-1]
     for i in range(len(source)):
-        with contextlib.suppress(BrokenImage):
+        with contextlib.suppress(BrokenImage), naming_memory(source, i):
             return source.image(i).shape[-1]
     raise UserError(f"{source.name!r} has no image that can be decoded")
 

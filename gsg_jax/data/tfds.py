@@ -291,4 +291,7 @@ def _builder(name: str, data_dir: str) -> Any:
 
 def _expanded(data_dir: str) -> str | None:
     """Expands ~; returns None for TFDS's default folder."""
-    return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
+    try:
+        return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
+    except RuntimeError as error:
+        raise UserError(f"--config.data.dir={data_dir}: {error} Give its whole path") from error
