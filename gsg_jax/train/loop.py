@@ -23,6 +23,7 @@ from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
+from gsg_jax.data.source import num_channels
 from gsg_jax.data.summary import summary
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
@@ -97,7 +98,7 @@ class Pretraining:
         """Prepares the run from what `pretrain` has checked and built."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.loader, self.monitor = loader, monitor
-        self.channels = train.image(0).shape[-1]
+        self.channels = num_channels(train)
         self.num_steps = num_steps
         length = {"num_steps": num_steps, "steps_per_epoch": loader.steps_per_epoch}
         self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))

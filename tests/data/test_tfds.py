@@ -85,13 +85,13 @@ def test_an_image_of_any_name_is_found_and_turned_as_its_camera_says(tmp_path):
     exif[0x0112] = 6
     photo = encode(Image.new("RGB", (8, 6), (9, 0, 0)), "JPEG", exif=exif)
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    files = [photo, encode(Image.fromarray(noise), "PNG")[:900], photo]
+    photos = [photo, encode(Image.fromarray(noise), "PNG")[:900], photo]
     held = [encode(Image.fromarray(noise[:8, :8]), "PNG"), b"broken"] + 7 * [
         encode(Image.fromarray(noise[:8, :8]), "PNG")
     ]
 
     class Turned(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION, name, shape, files = tfds.core.Version("1.0.0"), "turned", (None, None, 3), files
+        VERSION, name, shape, files = tfds.core.Version("1.0.0"), "turned", (None, None, 3), photos
 
         def _info(self):
             features = {"photo": tfds.features.Image(shape=self.shape), "id": tfds.features.Text()}
