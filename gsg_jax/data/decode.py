@@ -172,6 +172,8 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     Raises:
       UserError: if it cannot be decoded.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
+        raise UserError(f"cannot decode {path} (not a file): give an image file")
     try:
         return decode(path, channels=channels, exif=True)
     except DECODE_ERRORS as error:

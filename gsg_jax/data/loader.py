@@ -1,7 +1,7 @@
 """Batches of images: shuffled, without end, for training; in order, once, for evaluation."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import grain
@@ -39,6 +39,7 @@ class TrainLoader:
 
     Attributes:
       skipped: what is wrong with each damaged image that was met, by its index.
+      when_skipped: called with it when it is met first.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class TrainLoader:
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads, self._num_processes = num_threads, num_processes
         self.skipped: dict[int, str] = {}
+        self.when_skipped: Callable[[str], None] = lambda text: None
         self._prefetch = prefetch
         self._labels = source.labels if with_labels else None
         # Two orders are kept, since batches are made ahead across the end of an epoch.
@@ -180,6 +182,7 @@ class TrainLoader:
     def _skip(self, i: int, broken: BrokenImage) -> None:
         if i not in self.skipped:
             self.skipped[i] = str(broken)
+            self.when_skipped(str(broken))
             say(f"warning: {broken}; the next one of the epoch's order takes its place")
 
 

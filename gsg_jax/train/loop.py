@@ -30,6 +30,7 @@ from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
+from gsg_jax.run.left_out import LeftOut
 from gsg_jax.run.metrics import TIMED, MetricsLog
 from gsg_jax.run.record import BASELINES, SCORES, baseline_name
 from gsg_jax.run.starts import write_start
@@ -51,7 +52,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     Args:
       config: of configs/, with its overrides.
       workdir: DIR; holds config.json, starts.jsonl, metrics.jsonl, throughput.jsonl,
-        baselines.json, tensorboard/ and checkpoints/ afterwards.
+        baselines.json, tensorboard/ and checkpoints/ afterwards, and left_out.txt if images were
+        left out.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after
@@ -73,13 +75,17 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     loader = build_loader(config, train)
     num_steps = run_length(config, loader.steps_per_epoch)
     claim(workdir, config)
+    left_out = LeftOut(workdir / "left_out.txt")
+    left_out.add(*getattr(train, "left_out", ()))
+    loader.when_skipped = left_out.add
     about, *notes = summary(train, test)
     say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")
     for note in notes:
         say(note)
     monitor = KnnMonitor(config, train, test) if is_monitored else None
     run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps)
-    return run.run() | lowered
+    figures = run.run() | lowered
+    return figures | ({"num_left_out": len(left_out)} if len(left_out) else {})
 
 
 class Pretraining:

@@ -1,6 +1,7 @@
 """Encoded images of every kind become uint8 pixels."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
+from gsg_jax.console import UserError
+from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape, read_photo
 
 RED = (255, 0, 0)
 
@@ -130,6 +132,12 @@ def test_one_channel_is_luminance():
     pixels = decode(encode(Image.new("RGB", (3, 2), RED)), channels=1)
     assert pixels.shape == (2, 3, 1)
     assert np.unique(pixels).tolist() == [76]  # 0.299 * 255
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="pipe.jpg .not a file."):
+        read_photo(tmp_path / "pipe.jpg", 3)
 
 
 def test_formats_that_start_other_programs_are_refused():
