@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import grain
 import numpy as np
 
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, say, say_everywhere
 from gsg_jax.data.crops import CropRecipe, centre_cut
 from gsg_jax.data.reader import Reader
 from gsg_jax.data.source import (
@@ -183,7 +183,7 @@ class TrainLoader:
         if i not in self.skipped:
             self.skipped[i] = str(broken)
             self.when_skipped(str(broken))
-            say(f"warning: {broken}; the next one of the epoch's order takes its place")
+            say_everywhere(f"warning: {broken}; the next one of the epoch's order takes its place")
 
 
 def eval_batches(

@@ -25,6 +25,7 @@ from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.data.source import num_channels
 from gsg_jax.data.summary import summary
+from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.evaluation.monitor import KnnMonitor
@@ -76,7 +77,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     num_steps = run_length(config, loader.steps_per_epoch)
     claim(workdir, config)
     left_out = LeftOut(workdir / "left_out.txt")
-    left_out.add(*getattr(train, "left_out", ()))
+    if is_writer():
+        left_out.add(*getattr(train, "left_out", ()))
     loader.when_skipped = left_out.add
     about, *notes = summary(train, test)
     say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")

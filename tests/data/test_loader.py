@@ -274,7 +274,7 @@ def test_the_next_image_of_the_permutation_takes_the_place_of_a_damaged_one(host
         {3, 4, 11},
         {"batch_size": 6, "seed": 1, "crops": CropRecipe(1, 8)},
     )
-    monkeypatch.setattr(loader, "say", said.append)
+    monkeypatch.setattr(loader, "say_everywhere", said.append)
 
     def stream(source, first, count):
         shares = [
