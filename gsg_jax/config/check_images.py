@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.console import UserError, say
 from gsg_jax.data.open import Source
+from gsg_jax.data.source import num_channels
 from gsg_jax.models.vit import VITS
 
 
@@ -27,7 +28,7 @@ def fit_batch(config: ConfigDict, source: Source) -> dict[str, int]:
 
 def check_channels(config: ConfigDict, source: Source) -> None:
     """Raises UserError if views.mean does not fit the number of channels of the images."""
-    channels = source.image(0).shape[-1]
+    channels = num_channels(source)
     if len(config.views.mean) not in (1, channels):
         raise UserError(
             f"--config.views.mean={config.views.mean}: has {len(config.views.mean)} numbers, but "

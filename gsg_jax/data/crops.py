@@ -9,6 +9,8 @@ from PIL import Image
 ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10  # to draw a box that fits
 EVAL_RESIZE = 256 / 224
+# The centre cut resizes no more of the long side than this times the short one.
+_MAX_ASPECT = 64
 
 Box = tuple[int, int, int, int]
 
@@ -144,6 +146,10 @@ def centre_cut(pixels: np.ndarray, size: int, resize: float = EVAL_RESIZE) -> np
 
     Source: torchvision.transforms.Resize (the long side is rounded down) and CenterCrop.
     """
+    # First, since a strip of one pixel would be resized to `short` times its length.
+    longest = _MAX_ASPECT * min(pixels.shape[:2])
+    top, left = (max(0, length - longest) // 2 for length in pixels.shape[:2])
+    pixels = pixels[top : top + longest, left : left + longest]
     height, width = pixels.shape[:2]
     short = round(size * resize)
     scaled_height = max(short, int(short * height / width))

@@ -3,13 +3,19 @@
 import functools
 import io
 import os
+import re
 import struct
+import warnings
 import zlib
+from typing import IO
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from gsg_jax.console import UserError
+
+# What Pillow says of EXIF data and of large images names no file; what fails raises an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Errors of Pillow on files that are broken, cut short, or claim to be absurdly large.
 DECODE_ERRORS = (
@@ -35,7 +41,9 @@ _FORMATS = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG, _MAX_SAMPLE_TAG = 0x0112, 258, 281
+# The last bytes of files, where a format has some.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 # Not ImageOps.exif_transpose: it also writes the EXIF back, and fails if that is malformed.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,27 +83,80 @@ def decode(
     Args:
       encoded: the file's content, or its path.
       channels: 3 for RGB, 1 for grayscale; any kind of image is converted. Transparent pixels
-        become white, 16 bits become 8.
+        become white. 16 bits become 8: the highest of those that the file says it uses (sBIT of
+        PNG, BitsPerSample or MaxSampleValue of TIFF); of 12 if it says nothing and all values are
+        below 4096.
       exif: whether to apply the orientation in the EXIF data.
 
     Returns:
-      uint8 [H, W, channels] in [0, 255].
+      uint8 [H, W, channels] in [0, 255]. A JPEG file that Pillow calls a bomb (above some 179
+      million pixels) is read at the largest of 1/2, 1/4 and 1/8 of its sides below half that.
 
     Raises:
       One of DECODE_ERRORS: if it cannot be decoded.
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-    with Image.open(file, formats=readable_formats()) as image:
+    with _open(file) as image:
+        if image.format == "PNG" and image.tile and image.tile[0].args == "RGB;16B":
+            _keep_low_bits(image, file)
         return image_pixels(image, channels=channels, exif=exif)
+
+
+def _keep_low_bits(image: Image.Image, file: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Brings 12-bit colours in 16 bits to 8; Pillow keeps the high byte of 16 alone."""
+    high = np.asarray(image)
+    if high.max() >= 2**4:
+        return
+    with _open(file) as again:
+        again.tile = [again.tile[0]._replace(args="RGB;16L")]  # as if the low byte were the high
+        values = high.astype(np.uint16) << 8 | np.asarray(again)
+    image.paste(Image.fromarray((values >> 4).astype(np.uint8)))
 
 
 def image_pixels(image: Image.Image, *, channels: int = 3, exif: bool = False) -> np.ndarray:
     """Converts an image of Pillow as `decode` does; it is loaded if it was not."""
+    num_bits = _said_bits(image)
     image.load()
     turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG)) if exif else None
     turned = image if turn is None else image.transpose(turn)
-    pixels = np.asarray(_convert(turned, "L" if channels == 1 else "RGB"))
+    pixels = np.asarray(_convert(turned, "L" if channels == 1 else "RGB", num_bits))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _open(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Opens an image without decoding it; a very large photograph at a reduced scale."""
+    try:
+        return Image.open(file, formats=readable_formats())
+    except Image.DecompressionBombError:
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
+        try:
+            image = JpegImagePlugin.JpegImageFile(file)
+        except SyntaxError:
+            image = None
+        if image is None:  # of another format, which cannot be reduced
+            raise
+    width, height = image.size
+    scale = next(s for s in (2, 4, 8) if width * height <= s * s * Image.MAX_IMAGE_PIXELS)
+    image.draft(None, (width // scale, height // scale))
+    return image
+
+
+def _said_bits(image: Image.Image) -> int | None:
+    """How many bits of 16 a file that was opened and not loaded says it uses; None if nothing."""
+    if image.format == "PNG" and getattr(image, "fp", None):
+        place = image.fp.tell()
+        image.fp.seek(0)
+        # The chunk of a gray image is one byte long; it precedes the pixels.
+        found = re.search(rb"\x00\x00\x00\x01sBIT(.)", image.fp.read(place), re.DOTALL)
+        image.fp.seek(place)
+        return found and min(max(found[1][0], 8), 16)
+    if image.format == "TIFF":
+        (num_bits, *_) = image.tag_v2.get(_BITS_TAG) or (16,)
+        largest = np.ravel(image.tag_v2.get(_MAX_SAMPLE_TAG) or 0)[0]
+        num_bits = int(largest).bit_length() or num_bits
+        return None if num_bits == 16 and not largest else min(max(num_bits, 8), 16)
+    return 16 if image.format == "PPM" else None  # Pillow has scaled it
 
 
 def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
@@ -111,22 +172,34 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     Raises:
       UserError: if it cannot be decoded.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
+        raise UserError(f"cannot decode {path} (not a file): give an image file")
     try:
         return decode(path, channels=channels, exif=True)
     except DECODE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
-            f"cannot decode {path} ({reason}): give a file of {' '.join(extensions())}"
+            f"cannot decode {path} ({reason(error)}): give a file of {' '.join(extensions())}"
         ) from error
 
 
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in a few words without its name, of one of DECODE_ERRORS."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of another format"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Returns (H, W, 3) of an image file after its EXIF orientation, from its header alone.
+    """Returns (H, W, 3) of an image file after its EXIF orientation, from its header.
+
+    A file that does not end as its format does, since it was cut or something follows, is decoded.
 
     Raises:
-      One of DECODE_ERRORS: if the header cannot be read.
+      One of DECODE_ERRORS: if the header cannot be read, or such a file not be decoded.
     """
-    with Image.open(path, formats=readable_formats()) as image:
+    with _open(path) as image:
+        if (end := _ENDS.get(image.format)) and not _ends_with(image.fp, end):
+            image.load()
         width, height = image.size
         # Asked first, since getexif() decodes a whole PNG if the header has no EXIF data.
         has_exif = "exif" in image.info or image.format == "AVIF"
@@ -135,13 +208,23 @@ def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     return height, width, 3
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _ends_with(file: IO[bytes], end: bytes) -> bool:
+    place = file.tell()
+    file.seek(-len(end), os.SEEK_END)
+    is_end = file.read() == end
+    file.seek(place)
+    return is_end
+
+
+def _convert(image: Image.Image, mode: str, num_bits: int | None) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         # convert() clips 16-bit values at 255 instead of scaling them.
-        values = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if num_bits is None:
+            num_bits = 12 if image.mode.startswith("I;16") and values.max() < 2**12 else 16
+        image = Image.fromarray((values >> (num_bits - 8)).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         # Without this, the arbitrary colours under transparent pixels would show.
         image = image.convert("RGBA")

@@ -19,6 +19,7 @@ class Listed(NamedTuple):
       others: how many files there are of every other extension; "" without one.
       links_out: likewise, links that lead out of the folder and were not followed.
       num_same: other names of listed files and folders (links and hard links), left out.
+      unlisted: folders that cannot be listed, each with the reason.
     """
 
     root: Path
@@ -27,11 +28,18 @@ class Listed(NamedTuple):
     others: Counter
     links_out: list[str]
     num_same: int
+    unlisted: list[str]
 
     @property
     def paths(self) -> list[Path]:
         """The images."""
         return [self.root / name for name in self.names]
+
+    def warning(self) -> str:
+        """The line to print if folders could not be listed, or ''."""
+        some = ", ".join(self.unlisted[:5]) + (", ..." if len(self.unlisted) > 5 else "")
+        count = len(self.unlisted)
+        return some and f"warning: {count} folders in {self.root} are left out: {some}"
 
 
 def list_images(root: Path, *, within: Path | None = None, follow_links: bool = False) -> Listed:
@@ -47,7 +55,7 @@ def list_images(root: Path, *, within: Path | None = None, follow_links: bool = 
       follow_links: whether links may lead anywhere.
 
     Raises:
-      UserError: if a folder cannot be listed.
+      UserError: if the folder cannot be listed; one below it that cannot is left out.
     """
     walk = _Walk(root, within or root, follow_links)
     walk.folder("")
@@ -55,7 +63,8 @@ def list_images(root: Path, *, within: Path | None = None, follow_links: bool = 
         walk.follow()
         for names in (walk.names, walk.not_files):
             names.sort(key=_place)
-    return Listed(root, walk.names, walk.not_files, walk.others, walk.links_out, walk.num_same)
+    found = walk.names, walk.not_files, walk.others, walk.links_out, walk.num_same, walk.unlisted
+    return Listed(root, *found)
 
 
 class _Walk:
@@ -64,7 +73,7 @@ class _Walk:
     def __init__(self, root: Path, within: Path, follow_links: bool):
         self._root, self._within, self._follow_links = root, within.resolve(), follow_links
         self._extensions, self._seen = extensions(), set()
-        self.names, self.not_files, self.links_out = [], [], []
+        self.names, self.not_files, self.links_out, self.unlisted = [], [], [], []
         self.others, self.num_same = Counter(), 0
         self.links: deque[str] = deque()
 
@@ -78,6 +87,9 @@ class _Walk:
                 with os.scandir(folder) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
             except OSError as error:
+                if name:  # such as lost+found
+                    self.unlisted.append(f"{name}/ ({error.strerror})")
+                    continue
                 raise UserError(
                     f"cannot list the folder {folder} ({error.strerror}): check its path and rights"
                 ) from error

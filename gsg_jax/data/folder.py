@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gsg_jax.console import UserError, say
-from gsg_jax.data.decode import DECODE_ERRORS, decode, extensions, header_shape
+from gsg_jax.data.decode import DECODE_ERRORS, decode, extensions, header_shape, reason
 from gsg_jax.data.files import Listed, list_images
-from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads
+from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads, unreadable
 
 # Names of the splits in any case; of several test sets the first with labels is used.
 TRAIN_NAMES = ("train", "training")
@@ -36,6 +36,7 @@ class FolderSource:
       image_shape: (H, W, 3) of every image, or None.
       channels: 3 for RGB, 1 for grayscale.
       notes: what was understood and what was left out, for people.
+      left_out: what is wrong with each image that was left out.
     """
 
     name: str
@@ -45,6 +46,7 @@ class FolderSource:
     image_shape: tuple[int, int, int] | None = None
     channels: int = 3
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,14 +59,13 @@ class FolderSource:
         """Decodes image i, uint8 [H, W, channels], in the orientation of its EXIF data.
 
         Raises:
-          UserError: if the file cannot be decoded; it is not replaced by another.
+          UserError: if the file cannot be read; BrokenImage if it cannot be decoded.
         """
         try:
             return decode(self.paths[i], channels=self.channels, exif=True)
         except DECODE_ERRORS as error:
-            raise UserError(
-                f"cannot decode {self.paths[i]} ({error}): repair or remove it and start again"
-            ) from error
+            text = f"cannot decode {self.paths[i]} ({reason(error)})"
+            raise unreadable(error, text) from error
 
 
 class Splits(NamedTuple):
@@ -93,7 +94,8 @@ def open_folder(
     that has class folders is used. If train/ is the only sub-folder, it is the training set.
 
     Files are checked when the folder is opened: up to 20,000 by decoding them, more by their
-    headers alone. Broken files are skipped with one warning. Up to 20,000 images of one size are
+    headers and their last bytes. Broken files are skipped with one warning; those that only reading
+    shows are BrokenImage then. Up to 20,000 images of one size are
     held in memory if they fit. Files are never changed. A file is used once, whatever links to it.
 
     Args:
@@ -130,7 +132,7 @@ def open_folder(
         names = known or present  # the training set's, so that labels mean the same
         place = {name: label for label, name in enumerate(names)}
         labels = np.array([place[name.split("/")[0]] for name in listed.names], np.int32)
-    _warn_of_links(listed)
+    _warn_of_names(listed)
     return _check(listed, labels, names, memory_limit_mb, _notes(top, splits, listed))
 
 
@@ -191,7 +193,9 @@ def _class_names(listed: Listed) -> tuple[str, ...]:
     return names
 
 
-def _warn_of_links(listed: Listed) -> None:
+def _warn_of_names(listed: Listed) -> None:
+    if warning := listed.warning():
+        say(warning)
     if listed.links_out:
         say(
             f"warning: {len(listed.links_out)} links in {listed.root} lead out of the folder and "
@@ -243,40 +247,47 @@ def _check(
         images = None
     else:
         shapes, images = _decode_check(paths, memory_limit_mb)
-    usable = np.array([shape is not None for shape in shapes], bool)
-    _report(listed, [n for n, good in zip(listed.names, usable, strict=True) if not good])
+    usable = np.array([not isinstance(shape, str) for shape in shapes], bool)
+    broken = [
+        f"{n} ({why})" for n, why in zip(listed.names, shapes, strict=True) if isinstance(why, str)
+    ]
+    broken = [*(f"{name} (not a file)" for name in listed.not_files), *broken]
+    _report(listed, broken)
+    left_out = tuple(f"{listed.root}/{text}" for text in (*listed.unlisted, *broken))
     if labels is not None:
         labels = labels[usable]
     kept = tuple(path for path, good in zip(paths, usable, strict=True) if good)
     if images is not None:
         # No copy if every file is good.
         images = images if usable.all() else images[usable]
-        return ArraySource("folder", images, labels, class_names, kept, notes)
-    different = set(shapes) - {None}
+        return ArraySource("folder", images, labels, class_names, kept, notes, left_out)
+    different = {shape for shape in shapes if not isinstance(shape, str)}
     shape = different.pop() if len(different) == 1 else None
-    return FolderSource("folder", kept, labels, class_names, shape, notes=notes)
+    return FolderSource("folder", kept, labels, class_names, shape, notes=notes, left_out=left_out)
 
 
 def _attempt(read: Callable[[Path], Any], path: Path) -> Any:
-    """Returns what `read` returns; None if the file is broken."""
+    """Returns what `read` returns; what is wrong, as text, if the file is broken."""
     try:
         return read(path)
-    except DECODE_ERRORS:
-        return None
+    except DECODE_ERRORS as error:
+        return reason(error)
+    except MemoryError:
+        return "not enough memory"
 
 
 def _decode_check(
     paths: Sequence[Path], memory_limit_mb: float
-) -> tuple[list[tuple[int, int, int] | None], np.ndarray | None]:
+) -> tuple[list[tuple[int, int, int] | str], np.ndarray | None]:
     """Decodes every file once.
 
     Returns:
-      (shapes, images): each image's shape, None if it is broken; and the images, [N, H, W, 3] with
-      undefined rows for broken files, None if sizes differ or the limit is exceeded.
+      (shapes, images): each image's shape, or what is wrong with it; and the images, [N, H, W, 3],
+      with undefined rows for broken files, or None if sizes differ or the limit is exceeded.
     """
     read = functools.partial(_attempt, functools.partial(decode, exif=True))
     num_threads = num_decode_threads()
-    shapes: list[tuple[int, int, int] | None] = []
+    shapes: list[tuple[int, int, int] | str] = []
     images = None
     common = None
     with ThreadPoolExecutor(num_threads) as pool:
@@ -284,8 +295,8 @@ def _decode_check(
         for start in range(0, len(paths), 4 * num_threads):
             chunk = paths[start : start + 4 * num_threads]
             for i, pixels in enumerate(pool.map(read, chunk), start):
-                shapes.append(None if pixels is None else pixels.shape)
-                if pixels is None:
+                shapes.append(pixels if isinstance(pixels, str) else pixels.shape)
+                if isinstance(pixels, str):
                     continue
                 if common is None:
                     common = pixels.shape
@@ -298,17 +309,18 @@ def _decode_check(
     return shapes, images
 
 
-def _report(listed: Listed, broken: list[str]) -> None:
+def _report(listed: Listed, broken: Sequence[str]) -> None:
     """Names the broken files in one warning; raises UserError if no usable file is left."""
     num_tried = len(listed.names) + len(listed.not_files)
-    if len(broken) == len(listed.names):
+    some = _some(broken)
+    if len(broken) == num_tried:
         found = f"; found {ignored(listed.others)}" if listed.others else ""
         raise UserError(
             f"{listed.root} holds no usable image ({num_tried} tried): add files of "
-            f"{' '.join(extensions())}{found}"
+            f"{' '.join(extensions())}{found}{some and '; left out: ' + some}"
         )
-    if broken := [*listed.not_files, *broken]:
+    if broken:
         say(
-            f"warning: {len(broken)} of {num_tried} images in {listed.root} cannot be decoded and "
-            f"are skipped: {_some(broken)}"
+            f"warning: {len(broken)} of {num_tried} images in {listed.root} cannot be decoded "
+            f"and are skipped: {some}"
         )

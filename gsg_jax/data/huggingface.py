@@ -1,9 +1,9 @@
 """Sets of Hugging Face `datasets`: saved or parquet files, folders of images, or of the Hub."""
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.console import UserError, say
 from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
-from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads
+from gsg_jax.data.source import BrokenImage, Source, fits, in_memory, num_decode_threads, unreadable
 
 PREFIX = "hf:"  # of config.data.name
 _CHUNK = 256  # images whose headers are read before two are compared
@@ -41,14 +41,17 @@ class HuggingFaceSource:
     def __len__(self) -> int:
         return len(self._images)
 
+    def decoded(self, rows: Iterable[int]) -> Iterator[np.ndarray | BrokenImage]:
+        """Yields images, or what is wrong with them."""
+        for i in rows:
+            try:
+                yield self.image(i)
+            except BrokenImage as broken:
+                yield broken
+
     def image(self, i: int) -> np.ndarray:
         """Decodes image i, uint8 [H, W, 3]; raises UserError if it cannot be read or decoded."""
         return self._read(lambda encoded: decode(encoded, exif=True), i)
-
-    def decode_all(self) -> np.ndarray:
-        """Decodes every image once, uint8 [N, H, W, 3]; all must have one shape."""
-        with ThreadPoolExecutor(num_decode_threads()) as pool:
-            return np.stack(list(pool.map(self.image, range(len(self)))))
 
     def _common_shape(self) -> tuple[int, int, int] | None:
         """The shape of all images by their headers; None as soon as two differ."""
@@ -56,20 +59,25 @@ class HuggingFaceSource:
         with ThreadPoolExecutor(num_decode_threads()) as pool:
             for start in range(0, len(self), _CHUNK):
                 rows = range(start, min(start + _CHUNK, len(self)))
-                shapes |= set(pool.map(partial(self._read, _header_shape), rows))
+                shapes |= set(pool.map(self._shape, rows)) - {None}
                 if len(shapes) > 1:
                     return None
+        if not shapes:
+            raise UserError(f"{self.name} has no image that can be decoded")
         return shapes.pop()
+
+    def _shape(self, i: int) -> tuple[int, int, int] | None:
+        with contextlib.suppress(BrokenImage):
+            return self._read(_header_shape, i)
 
     def _read(self, read: Callable[[bytes | str], Any], i: int) -> Any:
         encoded = self._images[int(i)][self._column] or {}
         try:
-            # "" is no file: an image without content and path cannot be opened.
-            return read(encoded.get("bytes") or encoded.get("path") or "")
+            # Nothing: an image without content and path cannot be decoded.
+            return read(encoded.get("bytes") or encoded.get("path") or b"")
         except DECODE_ERRORS as error:
-            raise UserError(
-                f"cannot decode image {i} of {self.name} ({error}): repair or remove it there"
-            ) from error
+            text = f"cannot decode image {i} of {self.name} ({error})"
+            raise unreadable(error, text) from error
 
 
 def _header_shape(encoded: bytes | str) -> tuple[int, int, int]:
@@ -121,7 +129,7 @@ def open_huggingface(data: ConfigDict, split: str) -> Source:
     encoded = rows.select_columns(images).cast_column(images[0], datasets.Image(decode=False))
     source = HuggingFaceSource(data.name, encoded.with_format(None), labels, class_names)
     if source.image_shape and fits(len(source), source.image_shape, data.memory_limit_mb):
-        return ArraySource(data.name, source.decode_all(), labels, class_names)
+        return in_memory(source, source.decoded)
     return source
 
 

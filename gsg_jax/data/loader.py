@@ -1,16 +1,24 @@
 """Batches of images: shuffled, without end, for training; in order, once, for evaluation."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import grain
 import numpy as np
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, say, say_everywhere
 from gsg_jax.data.crops import CropRecipe, centre_cut
 from gsg_jax.data.reader import Reader
-from gsg_jax.data.source import ArraySource, Source, Subset, num_decode_threads
+from gsg_jax.data.source import (
+    ArraySource,
+    BrokenImage,
+    Source,
+    Subset,
+    naming_memory,
+    num_channels,
+    num_decode_threads,
+)
 from gsg_jax.data.workers import Processes, Threads
 
 # The stream of a seed's randomness that the order is drawn from; the crops have another.
@@ -26,7 +34,12 @@ class TrainLoader:
     Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
     out. A batch is a function of (source, seed, batch_size, step, crops): it depends neither on
     threads or processes nor on the step at which the stream began. The shares of num_hosts hosts,
-    in order, are the batch of one host.
+    in order, are the batch of one host. In the place of a damaged image comes the next one of the
+    same permutation that can be decoded, after the last one the first.
+
+    Attributes:
+      skipped: what is wrong with each damaged image that was met, by its index.
+      when_skipped: called with it when it is met first.
     """
 
     def __init__(
@@ -77,6 +90,8 @@ class TrainLoader:
         self._first_place = host_index * (batch_size // num_hosts)
         self._last_place = self._first_place + batch_size // num_hosts
         self._num_threads, self._num_processes = num_threads, num_processes
+        self.skipped: dict[int, str] = {}
+        self.when_skipped: Callable[[str], None] = lambda text: None
         self._prefetch = prefetch
         self._labels = source.labels if with_labels else None
         # Two orders are kept, since batches are made ahead across the end of an epoch.
@@ -96,7 +111,7 @@ class TrainLoader:
         Returns:
           Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}; with crops, of the arrays
           of CropRecipe.cut, [B / num_hosts, V, S, S, C]; with labels, also of "label": int32
-          [B / num_hosts]. Reading it raises UserError if an image cannot be decoded.
+          [B / num_hosts]. Reading it raises UserError if an image cannot be read.
 
         Raises:
           ValueError: if first_step is negative.
@@ -133,15 +148,42 @@ class TrainLoader:
     def _batch(self, workers: Threads | Processes, step: int) -> dict[str, np.ndarray]:
         """Returns this host's share of one step, [B / num_hosts, ...] each."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = step_of_epoch * self._batch_size
-        order = self._order(epoch)[start : start + self._batch_size]
-        places = range(self._first_place, self._last_place)
-        chosen = order[places.start : places.stop]
-        labels = {} if self._labels is None else {"label": self._labels[chosen]}
+        order, start = self._order(epoch), step_of_epoch * self._batch_size
+        chosen = order[start + self._first_place : start + self._last_place]
         if self._reader.crops is None and isinstance(self._source, ArraySource):
-            return {"image": self._source.images[chosen], **labels}
-        calls = [(step, place, int(order[place])) for place in places]
-        return _stack(workers.read(calls), len(calls)) | labels
+            batch = {"image": self._source.images[chosen]}
+        else:
+            chosen = chosen.copy()  # damaged images are replaced in it
+            images = self._images(workers, step, order, start + self._first_place, chosen)
+            batch = _stack(images, len(chosen))
+        return batch if self._labels is None else batch | {"label": self._labels[chosen]}
+
+    def _images(
+        self,
+        workers: Threads | Processes,
+        step: int,
+        order: np.ndarray,
+        start: int,
+        chosen: np.ndarray,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the images of `chosen`, which begin at `start` in `order`."""
+        calls = [(step, self._first_place + k, int(i)) for k, i in enumerate(chosen)]
+        for k, image in enumerate(workers.read(calls)):
+            place, position = self._first_place + k, start + k
+            while isinstance(image, BrokenImage):
+                self._skip(int(chosen[k]), image)
+                position = (position + 1) % len(order)
+                if position == start + k:
+                    raise UserError(f"{self._source.name!r} has no image that can be decoded")
+                chosen[k] = order[position]
+                image = next(workers.read([(step, place, int(chosen[k]))]))
+            yield image
+
+    def _skip(self, i: int, broken: BrokenImage) -> None:
+        if i not in self.skipped:
+            self.skipped[i] = str(broken)
+            self.when_skipped(str(broken))
+            say_everywhere(f"warning: {broken}; the next one of the epoch's order takes its place")
 
 
 def eval_batches(
@@ -166,7 +208,8 @@ def eval_batches(
 
     Returns:
       Iterator of {"image": uint8 [B / num_hosts, H, W, C], "num_valid": int}. The last batch is
-      padded with zeros after its num_valid images, which are counted over all hosts.
+      padded with zeros after its num_valid images, which are counted over all hosts. A damaged
+      image is black, and named in a warning.
 
     Raises:
       UserError: if images may differ in shape and no size is given.
@@ -175,23 +218,28 @@ def eval_batches(
         _check_one_shape(source)
     share = batch_size // num_hosts
 
-    def read(i: int) -> np.ndarray:
-        pixels = source.image(i)
-        return pixels if size is None else centre_cut(pixels, size)
+    def read(i: int) -> np.ndarray | None:
+        with naming_memory(source, i):
+            try:
+                pixels = source.image(i)
+            except BrokenImage as broken:
+                say(f"warning: {broken}; a black image takes its place")
+                return None
+            return pixels if size is None else centre_cut(pixels, size)
 
-    def submit(start: int) -> list[Future[np.ndarray]]:
+    def submit(start: int) -> list[Future[np.ndarray | None]]:
         start += host_index * share
         return [pool.submit(read, i) for i in range(start, min(start + share, len(source)))]
 
     def batches() -> Iterator[dict[str, np.ndarray | int]]:
         try:
             ahead = submit(first)
-            shape = read(0).shape  # this host's share of the last batch may be empty
+            shape = (size, size, num_channels(source)) if size else source.image_shape
             for start in range(first, len(source), batch_size):
                 images, ahead = [future.result() for future in ahead], submit(start + batch_size)
                 batch = np.zeros((share, *shape), np.uint8)
                 for place, pixels in enumerate(images):
-                    batch[place] = pixels
+                    batch[place] = 0 if pixels is None else pixels
                 yield {"image": batch, "num_valid": min(batch_size, len(source) - start)}
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

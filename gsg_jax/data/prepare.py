@@ -220,19 +220,22 @@ def _prepare_official(
     manual_dir holds the archives that must be fetched by hand for some sets, such as imagenet2012;
     None is TFDS's default, data_dir/downloads/manual.
     """
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)  # those are asked for over the net
+    if re.split("[/:]", name)[0] not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see tfds.list_builders()"
+        raise UserError(f"TFDS has no data set {name!r}: {hint}")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"preparing {name!r} needs TensorFlow, which is not installed: "
             "pip install 'gsg_jax[prepare]', or pass --idx_dir for IDX files"
         )
-    import tensorflow_datasets as tfds
-
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, tfds.list_builders(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "see tfds.list_builders()"
-        raise UserError(f"TFDS has no data set {name!r}: {hint}") from error
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # of a config or version
+        raise UserError(f"TFDS has no {name!r}: {str(error).splitlines()[0]}") from error
     array_record = tfds.core.FileFormat.ARRAY_RECORD
     if builder.is_prepared():
         if array_record not in builder.info.available_file_formats():

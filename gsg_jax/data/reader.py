@@ -6,7 +6,7 @@ import numpy as np
 
 from gsg_jax.console import UserError
 from gsg_jax.data.crops import CropRecipe
-from gsg_jax.data.source import Source
+from gsg_jax.data.source import BrokenImage, Source, naming_memory
 
 # The stream of a seed's randomness that crops are drawn from; the order has another.
 CROP_STREAM = 1
@@ -26,7 +26,7 @@ class Reader:
     seed: int
     crops: CropRecipe | None
 
-    def __call__(self, step: int, place: int, i: int) -> dict[str, np.ndarray]:
+    def __call__(self, step: int, place: int, i: int) -> dict[str, np.ndarray] | BrokenImage:
         """Reads an image.
 
         Args:
@@ -35,15 +35,20 @@ class Reader:
           i: its position in the source.
 
         Returns:
-          {"image": uint8 [H, W, C]}, or what CropRecipe.cut returns.
+          {"image": uint8 [H, W, C]}, or what CropRecipe.cut returns; what is wrong, if the image
+          is damaged.
 
         Raises:
-          UserError: if it cannot be decoded, or is left whole and has not the source's shape.
+          UserError: if it cannot be read, or is left whole and has not the source's shape.
         """
-        pixels = self.source.image(i)
-        if self.crops:
-            seeds = np.random.SeedSequence(self.seed, spawn_key=(CROP_STREAM, step, place))
-            return self.crops.cut(pixels, np.random.Generator(np.random.PCG64(seeds)))
+        with naming_memory(self.source, i):
+            try:
+                pixels = self.source.image(i)
+            except BrokenImage as broken:
+                return broken
+            if self.crops:
+                seeds = np.random.SeedSequence(self.seed, spawn_key=(CROP_STREAM, step, place))
+                return self.crops.cut(pixels, np.random.Generator(np.random.PCG64(seeds)))
         if pixels.shape != self.source.image_shape:
             raise UserError(
                 f"image {i} of {self.source.name!r} is {pixels.shape} but others are "

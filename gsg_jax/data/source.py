@@ -1,11 +1,23 @@
 """The interface of every source of images, a source held in memory, and a subset of a source."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from gsg_jax.console import UserError, say
+
+_CHUNK = 256  # one read of many records costs a twentieth per record of many reads of one
+_NAMED = 5  # images that a warning names
+
+
+class BrokenImage(UserError):
+    """One image cannot be decoded, however often it is read; the others can."""
 
 
 class Source(Protocol):
@@ -29,7 +41,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> np.ndarray:
-        """Returns image i, uint8 [H, W, C] in [0, 255]."""
+        """Returns image i, uint8 [H, W, C] in [0, 255]; raises BrokenImage if it is damaged."""
         ...
 
 
@@ -44,6 +56,7 @@ class ArraySource:
       class_names: one per label, or empty.
       paths: the images' files, or empty.
       notes: what was understood and what was left out, for people.
+      left_out: what is wrong with each image that was left out.
     """
 
     name: str
@@ -52,6 +65,7 @@ class ArraySource:
     class_names: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -64,6 +78,89 @@ class ArraySource:
     def image(self, i: int) -> np.ndarray:
         """Returns image i, uint8 [H, W, C]."""
         return self.images[i]
+
+
+def in_memory(
+    source: Source, decoded: Callable[[Sequence[int]], Iterable[np.ndarray | BrokenImage]]
+) -> ArraySource:
+    """Decodes a source whose images have one shape; damaged ones are left out and named.
+
+    Args:
+      source: the images.
+      decoded: returns the images of some rows, or what is wrong with them.
+
+    Raises:
+      UserError: if none is left, or one cannot be read.
+    """
+    images, left_out = np.empty((len(source), *source.image_shape), np.uint8), {}
+
+    def fill(start: int) -> None:
+        rows = range(start, min(start + _CHUNK, len(source)))
+        for i, pixels in zip(rows, decoded(rows), strict=True):
+            if isinstance(pixels, BrokenImage):
+                left_out[i] = str(pixels)
+            else:
+                images[i] = pixels
+
+    with ThreadPoolExecutor(num_decode_threads()) as pool:
+        # list() waits for all and raises the first error.
+        list(pool.map(fill, range(0, len(source), _CHUNK)))
+    labels, reasons = source.labels, tuple(left_out[i] for i in sorted(left_out))
+    if left_out:
+        warn_of_left_out(source.name, len(source), reasons)
+        is_usable = np.ones(len(source), bool)
+        is_usable[list(left_out)] = False
+        images, labels = images[is_usable], None if labels is None else labels[is_usable]
+    return ArraySource(source.name, images, labels, source.class_names, left_out=reasons)
+
+
+def warn_of_left_out(where: str, num_images: int, reasons: Sequence[str]) -> None:
+    """Says how many images are left out, and what is wrong with the first.
+
+    Raises:
+      UserError: if none is left.
+    """
+    some = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
+    if len(reasons) == num_images:
+        raise UserError(f"{where} holds no image that can be decoded ({num_images} tried): {some}")
+    if reasons:
+        say(f"warning: {len(reasons)} of {num_images} images of {where} are left out: {some}")
+
+
+def unreadable(error: Exception, message: str) -> UserError:
+    """The error for an image that cannot be read: BrokenImage if its content is to blame.
+
+    An error with a number comes from the system: the file is gone, a disk or a network fails. Such
+    an image may be read later, so that leaving it out would change a run that is resumed.
+    """
+    return (UserError if getattr(error, "errno", None) else BrokenImage)(message)
+
+
+def num_channels(source: Source) -> int:
+    """The channels of a source's images.
+
+    Raises:
+      UserError: if none can be decoded.
+    """
+    if source.image_shape:
+        return source.image_shape[-1]
+    for i in range(len(source)):
+        with contextlib.suppress(BrokenImage), naming_memory(source, i):
+            return source.image(i).shape[-1]
+    raise UserError(f"{source.name!r} has no image that can be decoded")
+
+
+@contextlib.contextmanager
+def naming_memory(source: Source, i: int) -> Iterator[None]:
+    """Turns a MemoryError into a UserError that names image i."""
+    try:
+        yield
+    except MemoryError as error:
+        name = source.paths[i] if source.paths else f"image {i} of {source.name}"
+        raise UserError(
+            f"not enough memory for {name}: make it smaller or remove it, or set a smaller "
+            "--config.data.num_threads or num_processes"
+        ) from error
 
 
 def num_decode_threads() -> int:

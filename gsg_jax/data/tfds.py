@@ -3,8 +3,7 @@
 import difflib
 import operator
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import numpy as np
 
 from gsg_jax.console import UserError
 from gsg_jax.data.decode import DECODE_ERRORS, decode
-from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads
+from gsg_jax.data.source import BrokenImage, Source, fits, in_memory
 
-# Records per read: one read of many costs a twentieth per record of many reads of one.
-_CHUNK = 256
+_CHUNK = 256  # records per read, for their labels
 
 
 class RecordSource:
@@ -24,11 +22,12 @@ class RecordSource:
 
     Args:
       name: of the data set.
-      records: TFDS data source whose elements hold "image" (encoded, or uint8 [H, W, C]) and, if
+      records: TFDS data source whose elements hold an image (encoded, or uint8 [H, W, C]) and, if
         there are class names, what `label_of` reads.
       image_shape: (H, W, C) of every image, or None.
       class_names: one per label; empty for a set without labels.
       channels: 3 for RGB, 1 for grayscale.
+      image_key: under which an element holds its image.
       label_of: returns a record's label, or its row of labels (`multi_label_row`).
     """
 
@@ -42,6 +41,7 @@ class RecordSource:
         image_shape: tuple[int, int, int] | None,
         class_names: tuple[str, ...],
         channels: int,
+        image_key: str = "image",
         label_of: Callable[[dict[str, Any]], int | np.ndarray] = operator.itemgetter("label"),
     ) -> None:
         self.name = name
@@ -49,6 +49,9 @@ class RecordSource:
         self.image_shape = image_shape
         self._records = records
         self._channels = channels
+        self._image_key = image_key
+        # Images of one oblong shape that is known beforehand keep it.
+        self._is_turned = image_shape is None or image_shape[0] == image_shape[1]
         self._label_of = label_of
         self._labels: list[int | np.ndarray | None] = [None] * len(records)
         self._lock = threading.Lock()
@@ -85,23 +88,13 @@ class RecordSource:
         """Decodes image i, uint8 [H, W, C]; raises UserError if it cannot be read or decoded."""
         return self._decode(int(i), self._read([int(i)])[0])
 
-    def decode_all(self) -> np.ndarray:
-        """Decodes every image once, with threads, uint8 [N, H, W, C]; all must have one shape.
-
-        Raises:
-          UserError: if an image cannot be read or decoded.
-        """
-        images = np.empty((len(self), *self.image_shape), np.uint8)
-
-        def fill(start: int) -> None:
-            chunk = list(range(start, min(start + _CHUNK, len(self))))
-            for i, record in zip(chunk, self._read(chunk), strict=True):
-                images[i] = self._decode(i, record)
-
-        with ThreadPoolExecutor(num_decode_threads()) as pool:
-            # list() waits for all and raises the first error.
-            list(pool.map(fill, range(0, len(self), _CHUNK)))
-        return images
+    def decoded(self, rows: Sequence[int]) -> Iterator[np.ndarray | BrokenImage]:
+        """Yields images, or what is wrong with them; the records are read at once."""
+        for i, record in zip(rows, self._read(list(rows)), strict=True):
+            try:
+                yield self._decode(i, record)
+            except BrokenImage as broken:
+                yield broken
 
     def _read(self, positions: list[int]) -> list[dict[str, Any]]:
         try:
@@ -113,7 +106,7 @@ class RecordSource:
         except RuntimeError as error:
             raise _damaged(self.name, str(error)) from error
         # ArrayRecord gives no error if a file ends between two of its blocks.
-        if any(record["image"] is None for record in records):
+        if any(record[self._image_key] is None for record in records):
             raise _damaged(self.name, f"a record of {positions[0]} to {positions[-1]} is empty")
         return records
 
@@ -121,14 +114,13 @@ class RecordSource:
         if self.class_names:
             # Kept now, since this may spare a pass over all records for the labels.
             self._labels[i] = self._label_of(record)
-        if isinstance(record["image"], np.ndarray):
-            return record["image"]
+        encoded = record[self._image_key]
+        if isinstance(encoded, np.ndarray):
+            return encoded
         try:
-            return decode(record["image"], channels=self._channels)
+            return decode(encoded, channels=self._channels, exif=self._is_turned)
         except DECODE_ERRORS as error:
-            raise UserError(
-                f"cannot decode image {i} of {self.name} ({error}): prepare the data set again"
-            ) from error
+            raise BrokenImage(f"cannot decode image {i} of {self.name} ({error})") from error
 
 
 def open_tfds(
@@ -155,11 +147,8 @@ def open_tfds(
 
     builder = _builder(name, data_dir)
     features = dict(getattr(builder.info.features, "items", dict)())
-    feature = features.get("image")
-    if feature is None or len(feature.shape) != 3 or feature.np_dtype != np.uint8:
-        raise UserError(
-            f"{name!r} has no feature 'image' of 8-bit images: choose an image data set"
-        )
+    image_key = _image_key(name, features)
+    feature = features[image_key]
     class_names, label_of = (), {}
     if multi_label:
         label = getattr(features.get("labels"), "feature", None)
@@ -173,14 +162,37 @@ def open_tfds(
     encoded = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
     records = _records(builder, name, split, skip_decoding=encoded)
     channels = 1 if feature.shape[-1] == 1 else 3
-    shape = (*feature.shape[:2], channels) if "image" in encoded else tuple(feature.shape)
+    shape = (*feature.shape[:2], channels) if image_key in encoded else tuple(feature.shape)
     shape = None if None in shape else shape
     source = RecordSource(
-        name, records, image_shape=shape, class_names=class_names, channels=channels, **label_of
+        name,
+        records,
+        image_shape=shape,
+        class_names=class_names,
+        channels=channels,
+        image_key=image_key,
+        **label_of,
     )
     if shape is None or not fits(len(source), shape, memory_limit_mb):
         return source
-    return ArraySource(name, source.decode_all(), source.labels, class_names)
+    return in_memory(source, source.decoded)
+
+
+def _image_key(name: str, features: dict[str, Any]) -> str:
+    """The feature of 8-bit images: "image", or else the only one."""
+    found = [
+        key
+        for key, feature in features.items()
+        if len(getattr(feature, "shape", None) or ()) == 3 and feature.np_dtype == np.uint8
+    ]
+    if "image" in found:
+        return "image"
+    if len(found) != 1:
+        raise UserError(
+            f"{name!r} has {len(found)} features of 8-bit images and none called 'image': choose a "
+            f"set with one; it has {', '.join(features) or 'none'}"
+        )
+    return found[0]
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
@@ -279,4 +291,7 @@ def _builder(name: str, data_dir: str) -> Any:
 
 def _expanded(data_dir: str) -> str | None:
     """Expands ~; returns None for TFDS's default folder."""
-    return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
+    try:
+        return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
+    except RuntimeError as error:
+        raise UserError(f"--config.data.dir={data_dir}: {error} Give its whole path") from error

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from gsg_jax.console import UserError
+from gsg_jax.data.source import BrokenImage
 
-# (step, place, i) of Reader, which returns {name: pixels} of one image.
+# (step, place, i) of Reader, which returns {name: pixels} of one image, or what is wrong with it.
 Call = tuple[int, int, int]
-Read = Callable[[int, int, int], dict[str, np.ndarray]]
+Read = Callable[[int, int, int], dict[str, np.ndarray] | BrokenImage]
 
 # Most images per answer of a process: an answer is some megabytes.
 _IMAGES_PER_ANSWER = 8
@@ -44,7 +45,7 @@ class Threads:
         self._read, self._num_threads = read, num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
-    def read(self, calls: Sequence[Call]) -> Iterator[dict[str, np.ndarray]]:
+    def read(self, calls: Sequence[Call]) -> Iterator[dict[str, np.ndarray] | BrokenImage]:
         """Yields what each call reads, in their order; raises what reading raises."""
         return _in_order(
             lambda call: self._pool.submit(self._read, *call), calls, 4 * self._num_threads
@@ -89,7 +90,7 @@ class Processes:
         # Runs before multiprocessing's own exit handler, which would wait for the processes.
         atexit.register(self.close)
 
-    def read(self, calls: Sequence[Call]) -> Iterator[dict[str, np.ndarray]]:
+    def read(self, calls: Sequence[Call]) -> Iterator[dict[str, np.ndarray] | BrokenImage]:
         """Yields what each call reads, in their order.
 
         Raises:
@@ -116,7 +117,7 @@ class Processes:
         for process in self._processes:
             process.join(_EXIT_SECONDS)
 
-    def _ask(self, calls: Sequence[Call]) -> list[dict[str, np.ndarray]]:
+    def _ask(self, calls: Sequence[Call]) -> list[dict[str, np.ndarray] | BrokenImage]:
         process, pipe = worker = self._idle.get()
         try:
             pipe.send(calls)

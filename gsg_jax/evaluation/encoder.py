@@ -14,6 +14,7 @@ from gsg_jax.config.check_images import check_channels, check_patches
 from gsg_jax.config.load import from_record
 from gsg_jax.console import UsageError, UserError
 from gsg_jax.data.open import SOURCES, Source, open_source
+from gsg_jax.data.source import num_channels
 from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.methods import METHODS
@@ -138,7 +139,7 @@ def open_encoder(
     """
     check_channels(run, source)
     check_patches(run, source)
-    return encoder_of(config, run, source.image(0).shape[-1])
+    return encoder_of(config, run, num_channels(source))
 
 
 def encoder_of(

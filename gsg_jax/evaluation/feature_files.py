@@ -180,7 +180,7 @@ def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
 def _images_digest(source: Source) -> str:
     """Hex digits of the labels and paths of the images."""
     digest = hashlib.sha256(labels_of(source).tobytes())
-    digest.update("\0".join(map(str, source.paths)).encode())
+    digest.update("\0".join(map(str, source.paths)).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from gsg_jax.config.evaluations import evaluation
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, say
 from gsg_jax.data.crops import EVAL_RESIZE, centre_cut
 from gsg_jax.data.decode import DECODE_ERRORS, extensions, image_pixels, read_photo
 from gsg_jax.data.files import list_images
@@ -176,7 +176,12 @@ def _listed(images: Any) -> list[Path | Image.Image]:
     """Lists what `embed` was given; raises UserError if it is of another kind."""
     if isinstance(images, str | os.PathLike):
         path = Path(os.path.expanduser(images))
-        images = list_images(path).paths if path.is_dir() else [path]
+        images = [path]
+        if path.is_dir():
+            listed = list_images(path)
+            images = listed.paths
+            if warning := listed.warning():
+                say(warning)
         if not images:
             kinds = " ".join(extensions())
             raise UserError(f"{path} holds no image ({kinds}): give another folder")

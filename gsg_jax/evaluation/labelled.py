@@ -67,7 +67,7 @@ def open_train(run: ml_collections.ConfigDict) -> Source:
     if not source.class_names:
         raise UserError(
             f"{source.name!r} has no labels, by which embeddings are judged: put the images into "
-            "class folders, or give another --config.data.name"
+            "class folders, or give another --config.data.name; --config=features needs no labels"
         )
     source = known_images(source)
     check_every_class(source.labels, source.class_names)

@@ -7,8 +7,9 @@ from typing import Any
 import ml_collections
 
 from gsg_jax.config.check import check_evaluation
-from gsg_jax.console import UsageError
-from gsg_jax.data.open import Source
+from gsg_jax.config.evaluations import evaluation
+from gsg_jax.console import UsageError, say
+from gsg_jax.data.open import Source, open_source
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, write_features
 from gsg_jax.run.lock import writing
@@ -17,7 +18,8 @@ from gsg_jax.run.lock import writing
 def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Embeds splits of a set of images by a backbone.
 
-    Each is written to SPLIT.npz (h, label, id); a stopped job resumes there.
+    Each is written to SPLIT.npz (h, label, id); a stopped job resumes there. Of the two splits that
+    are the default, test may be missing.
 
     Returns:
       The job's last line: num_images and width of the embeddings, and the files.
@@ -35,6 +37,10 @@ def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
             f"{', '.join(map(file_stem, splits))}; give each split its own --workdir"
         )
     run = read_run(config)
+    is_default = splits == evaluation("features").splits
+    if is_default and open_source(run.data, "test") is None:
+        say(f"{run.data.name!r} has no test split: its training images are embedded")
+        splits = ("train",)
     sources = {split: open_split(run, split) for split in splits}
     encoder = open_encoder(config, run, sources[splits[0]])
     written = {}

@@ -154,3 +154,15 @@ def _evaluation(path: pathlib.Path, missing: list[Missing]) -> tuple[dict, dict]
         text = f"{path.name} is damaged ({error}): the page lacks the evaluations."
         missing.append(Missing("evaluations", text))
         return {}, {}
+
+
+def newest_scores(lines: list[dict[str, Any]], step: int, num_steps: int) -> dict[str, float]:
+    """Returns the newest scores, SCORES and their errors, of the lines of metrics.jsonl.
+
+    Those of a complete run, step = num_steps, are of its last step, or missing.
+    """
+    scored = [
+        line for line in lines if "knn_top1" in line and (step < num_steps or line["step"] == step)
+    ]
+    names = [name + suffix for name in SCORES for suffix in ("", "_error")]
+    return {name: scored[-1][name] for name in names if scored and name in scored[-1]}

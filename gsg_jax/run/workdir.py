@@ -30,7 +30,7 @@ _TEXT_FOLLOWS = "\n# The text of"
 FOLDERS = ("checkpoints", "tensorboard")
 FIGURES = "figures.json"  # the last line of a complete run
 LOGS = ("metrics.jsonl", "throughput.jsonl", "baselines.json", "starts.jsonl", FIGURES)
-WRITTEN = (*FOLDERS, "damaged", *LOGS)
+WRITTEN = (*FOLDERS, "damaged", "left_out.txt", *LOGS)
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -79,6 +79,8 @@ def list_folder(root: Path, *, within: Path | None = None, follow_links: bool = 
             f"{root} holds no image: give a folder with files of {' '.join(extensions())}"
             f"{what and '; ' + what}"
         )
+    if warning := listed.warning():
+        say(warning)
     if what := _left_out(listed):
         say(f"{root}: {what}")
     stamps = [(root / name).stat() for name in listed.names]

@@ -23,16 +23,19 @@ from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source, open_source
+from gsg_jax.data.source import num_channels
 from gsg_jax.data.summary import summary
+from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
 from gsg_jax.run.finished import write_finished
+from gsg_jax.run.left_out import LeftOut
 from gsg_jax.run.lock import writing
 from gsg_jax.run.metrics import TIMED, MetricsLog
-from gsg_jax.run.record import BASELINES, SCORES, baseline_name
+from gsg_jax.run.record import BASELINES, baseline_name, newest_scores
 from gsg_jax.run.starts import write_start
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
@@ -59,7 +62,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     Args:
       config: of configs/, with its overrides.
       workdir: DIR; holds config.json, starts.jsonl, metrics.jsonl, throughput.jsonl,
-        baselines.json, tensorboard/ and checkpoints/ afterwards.
+        baselines.json, tensorboard/ and checkpoints/ afterwards, and left_out.txt if images were
+        left out.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after
@@ -87,9 +91,14 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         say(note)
     with writing(workdir):
         record = resume(workdir, config, {"train": train, "test": test})
+        left_out = LeftOut(workdir / "left_out.txt")
+        if is_writer():
+            left_out.add(*getattr(train, "left_out", ()))
+        loader.when_skipped = left_out.add
         monitor = KnnMonitor(config, train, test) if is_monitored else None
         run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps, record)
         figures = run.run() | lowered
+        figures |= {"num_left_out": len(left_out)} if len(left_out) else {}
         if figures["step"] == figures["num_steps"]:
             write_finished(workdir, figures)
         return figures
@@ -112,7 +121,7 @@ class Pretraining:
         """Prepares the run from what `pretrain` has checked and built."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.loader, self.monitor = loader, monitor
-        self.channels = train.image(0).shape[-1]
+        self.channels = num_channels(train)
         self.num_steps = num_steps
         length = {"num_steps": num_steps, "steps_per_epoch": loader.steps_per_epoch}
         self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))
@@ -340,11 +349,4 @@ class Pretraining:
             "num_steps": self.num_steps,  # above "step" if the run was stopped
             "loss": losses[-1] if losses else None,
         }
-        step = figures["step"]  # a complete run's scores are of its last step, or missing
-        scored = [
-            line
-            for line in lines
-            if "knn_top1" in line and (step < self.num_steps or line["step"] == step)
-        ]
-        names = [name + suffix for name in SCORES for suffix in ("", "_error")]
-        return figures | {name: scored[-1][name] for name in names if scored and name in scored[-1]}
+        return figures | newest_scores(lines, figures["step"], self.num_steps)

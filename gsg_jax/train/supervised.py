@@ -20,6 +20,7 @@ from gsg_jax.console import UserError, counting
 from gsg_jax.data.augment import ViewRecipe, make_views
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.open import Source
+from gsg_jax.data.source import num_channels
 from gsg_jax.devices.mesh import by_image, global_batch, replicated
 from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
@@ -160,7 +161,7 @@ class ClassifierRun:
           UserError: if no batch can be made.
         """
         self.encoder = encoder
-        self._channels = source.image(0).shape[-1]
+        self._channels = num_channels(source)
         run, num_devices = encoder.run, encoder.mesh.devices.size
         batch_size = min(config.data.batch_size, len(source))
         batch_size -= batch_size % num_devices

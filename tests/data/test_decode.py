@@ -1,12 +1,16 @@
 """Encoded images of every kind become uint8 pixels."""
 
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.data.decode import DECODE_ERRORS, decode
+from gsg_jax.console import UserError
+from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape, read_photo
 
 RED = (255, 0, 0)
 
@@ -56,6 +60,63 @@ def test_every_kind_of_image_becomes_rgb():
     assert np.abs(cmyk[0, 0].astype(int) - RED).max() <= 3
 
 
+def png16(values, sbit=None):
+    """A PNG file of 16 bits of gray [H, W] or colour [H, W, 3]; Pillow writes no sBIT."""
+
+    def chunk(kind, body):
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    height, width, kind = *values.shape[:2], 0 if values.ndim == 2 else 2
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    head += chunk(b"sBIT", bytes([sbit])) if sbit else b""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + body
+
+
+@pytest.mark.parametrize("num_bits", [9, 10, 12, 14, 16])
+def test_the_bits_that_a_file_says_it_uses_are_scaled_to_eight(num_bits):
+    values = np.random.default_rng(0).integers(0, 2**num_bits, (5, 7), dtype=np.uint16)
+    np.testing.assert_array_equal(
+        decode(png16(values, num_bits), channels=1)[..., 0], values >> (num_bits - 8)
+    )
+    largest = encode(Image.fromarray(values), "TIFF", tiffinfo={281: 2**num_bits - 1})
+    np.testing.assert_array_equal(decode(largest, channels=1)[..., 0], values >> (num_bits - 8))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_values_of_12_bits_are_not_nearly_black_if_the_file_says_nothing(shape):
+    values = np.random.default_rng(0).integers(0, 2**12, shape, dtype=np.uint16)
+    expected = (values >> 4).reshape(5, 7, -1)
+    for encoded in (png16(values), png16(values << 4)):  # the second has 16 bits
+        np.testing.assert_array_equal(decode(encoded, channels=3), expected + np.zeros(3, int))
+
+
+def test_a_photograph_that_pillow_calls_a_bomb_is_read_at_a_reduced_scale(monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    encoded = encode(Image.new("RGB", (50, 40), RED), "JPEG", quality=95)
+    (tmp_path / "a.jpg").write_bytes(encoded)
+    pixels = decode(encoded)
+    assert pixels.shape == (10, 13, 3) == header_shape(tmp_path / "a.jpg")
+    assert np.abs(pixels.astype(int) - RED).max() <= 3
+    with pytest.raises(DECODE_ERRORS, match="bomb"):
+        decode(encode(Image.new("RGB", (50, 40))))
+
+
+def test_a_file_that_is_cut_is_known_without_decoding_every_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for kind in ("JPEG", "PNG", "GIF", "WEBP"):
+        encoded, path = encode(Image.fromarray(noise), kind), tmp_path / f"a.{kind}"
+        path.write_bytes(encoded)
+        assert header_shape(path) == (40, 50, 3)
+        path.write_bytes(encoded + b"what a camera adds")
+        assert header_shape(path) == (40, 50, 3)
+        path.write_bytes(encoded[:900])
+        with pytest.raises(DECODE_ERRORS):
+            header_shape(path)
+
+
 def test_what_is_transparent_becomes_white():
     rgba = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
     rgba.putpixel((1, 0), (0, 0, 0, 0))
@@ -71,6 +132,12 @@ def test_one_channel_is_luminance():
     pixels = decode(encode(Image.new("RGB", (3, 2), RED)), channels=1)
     assert pixels.shape == (2, 3, 1)
     assert np.unique(pixels).tolist() == [76]  # 0.299 * 255
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="pipe.jpg .not a file."):
+        read_photo(tmp_path / "pipe.jpg", 3)
 
 
 def test_formats_that_start_other_programs_are_refused():

@@ -14,7 +14,7 @@ from gsg_jax.console import UserError
 from gsg_jax.data import huggingface
 from gsg_jax.data.decode import decode
 from gsg_jax.data.open import open_source
-from gsg_jax.data.source import ArraySource
+from gsg_jax.data.source import ArraySource, BrokenImage
 from tests.runs import assert_same, done, tiny
 from tests.small import data_config
 
@@ -140,10 +140,21 @@ def test_labels_are_classes_or_whole_numbers_and_unknown_ones_are_minus_one(
     assert len(lines_said) == 1 and "label are taken" in lines_said[0]
 
 
+def test_damaged_images_are_left_out_or_named_when_they_are_read(datasets, tmp_path):
+    files = [encoded(0), encoded(1)[:40], encoded(2)]
+    make(datasets, files, [0, 1, 1]).save_to_disk(tmp_path / "set")
+    held = opened(tmp_path / "set")
+    assert held.labels.tolist() == [0, 1] and len(held.left_out) == 1
+    np.testing.assert_array_equal(held.image(1), decode(files[2]))
+    read = opened(tmp_path / "set", memory_limit_mb=0)
+    assert len(read) == 3 and read.image_shape == held.image_shape
+    with pytest.raises(BrokenImage, match="cannot decode image 1 of hf:"):
+        read.image(1)
+
+
 def test_what_cannot_be_opened_is_one_line(datasets, tmp_path, lines_said, monkeypatch):
-    good, broken = encoded(0), encoded(1)[:40]
-    make(datasets, [good, broken]).save_to_disk(tmp_path / "broken")
-    with pytest.raises(UserError, match="cannot decode image 1 of hf:"):
+    make(datasets, [encoded(1)[:40]]).save_to_disk(tmp_path / "broken")
+    with pytest.raises(UserError, match="no image that can be decoded"):
         opened(tmp_path / "broken")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
     with pytest.raises(UserError, match="has 0 columns of images: .* text .Value."):

@@ -15,6 +15,8 @@ from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader, eval_batches
 from gsg_jax.data.open import ArraySource
 from gsg_jax.data.reader import CROP_STREAM
+from gsg_jax.data.source import BrokenImage
+from gsg_jax.report.pictures import thumbnail
 from tests.runs import ROOT
 
 
@@ -28,7 +30,7 @@ def numbered(num_images, shape=(3, 2, 1)):
 class Photos:
     """Images of differing shapes that are made when they are read."""
 
-    name, labels, class_names, image_shape = "photos", None, (), None
+    name, labels, class_names, image_shape, paths = "photos", None, (), None, ()
 
     def __init__(self, num_images, channels=3):
         self.num_images, self.channels = num_images, channels
@@ -233,6 +235,105 @@ def test_evaluation_resizes_the_short_side_and_cuts_the_centre(height, width):
     left, top = round((scaled[0] - 32) / 2), round((scaled[1] - 32) / 2)
     expected = np.asarray(image.crop((left, top, left + 32, top + 32)))
     np.testing.assert_array_equal(crops.centre_cut(pixels, 32), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 65_000, 3), (65_000, 1, 1)])
+def test_no_work_is_sized_by_an_aspect_ratio(shape):
+    strip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    sizes, resize = [], crops._resize
+
+    def measured(pixels, height, width):
+        sizes.append(height * width)
+        return resize(pixels, height, width)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crops, "_resize", measured)
+        middle = crops.centre_cut(strip, 96)
+        CropRecipe(2, 96).cut(strip, np.random.default_rng(0))
+    assert middle.shape == (96, 96, shape[2]) and max(sizes) < 2**20
+    assert thumbnail(strip, 96).shape == (96, 96, 3)
+
+
+class Damaged(Photos):
+    """Some images are damaged."""
+
+    def __init__(self, num_images, damaged):
+        super().__init__(num_images)
+        self.damaged = damaged
+
+    def image(self, i):
+        if i in self.damaged:
+            raise BrokenImage(f"cannot decode {i}.png (cut)")
+        return super().image(i)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_the_next_image_of_the_permutation_takes_the_place_of_a_damaged_one(hosts, monkeypatch):
+    said, damaged, settings = (
+        [],
+        {3, 4, 11},
+        {"batch_size": 6, "seed": 1, "crops": CropRecipe(1, 8)},
+    )
+    monkeypatch.setattr(loader, "say_everywhere", said.append)
+
+    def stream(source, first, count):
+        shares = [
+            TrainLoader(source, **settings, with_labels=True, host_index=h, num_hosts=hosts)
+            for h in range(hosts)
+        ]
+        taken = [list(itertools.islice(share.iterate(first), count)) for share in shares]
+        skipped = {i for share in shares for i in share.skipped}
+        parts = [
+            [np.concatenate(parts) for parts in zip(*(b.values() for b in step), strict=True)]
+            for step in zip(*taken, strict=True)
+        ]
+        return parts, skipped
+
+    source = Damaged(14, damaged)
+    source.labels = np.arange(14, dtype=np.int32)
+    source.class_names = tuple(map(str, range(14)))
+    found, skipped = stream(source, 0, 6)
+    assert skipped == damaged and {int(line.split()[3][:-4]) for line in said} == damaged
+    for step, (images, labels) in enumerate(found):
+        order = TrainLoader(source, **settings)._permutation(step // 2)
+        start = step % 2 * 6
+        for place in range(6):
+            wanted = next(int(i) for i in np.roll(order, -start - place) if i not in damaged)
+            seeds = np.random.SeedSequence(1, spawn_key=(1, step, place))
+            crop = settings["crops"].cut(
+                Photos(14).image(wanted), np.random.Generator(np.random.PCG64(seeds))
+            )
+            assert labels[place] == wanted
+            np.testing.assert_array_equal(images[place], crop["image"])
+    resumed, _ = stream(source, 3, 3)
+    for ours, theirs in zip(resumed, found[3:], strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+def test_a_source_whose_images_are_all_damaged_ends_the_stream():
+    train = TrainLoader(Damaged(5, range(5)), batch_size=2, seed=0, crops=CropRecipe(1, 8))
+    with pytest.raises(UserError, match="no image that can be decoded"):
+        next(train.iterate(0))
+
+
+def test_too_little_memory_for_an_image_names_it():
+    class Large(Photos):
+        def image(self, i):
+            raise MemoryError
+
+    with pytest.raises(UserError, match="not enough memory for image 0 of"):
+        next(eval_batches(Large(1), batch_size=1, size=8))
+    train = TrainLoader(Large(1), batch_size=1, seed=0, crops=CropRecipe(1, 8))
+    with pytest.raises(UserError, match="not enough memory for image 0 of"):
+        next(train.iterate(0))
+
+
+def test_a_damaged_image_is_black_in_evaluation_and_named(monkeypatch):
+    said = []
+    monkeypatch.setattr(loader, "say", said.append)
+    (batch,) = eval_batches(Damaged(3, {0}), batch_size=3, size=16)
+    assert not batch["image"][0].any() and batch["image"][1:].any(axis=(1, 2, 3)).all()
+    assert len(said) == 1 and "0.png" in said[0]
 
 
 def test_evaluation_of_differing_shapes_needs_a_size():

@@ -129,6 +129,13 @@ def test_official_sets_ask_for_tensorflow_in_one_line(tmp_path, capsys, monkeypa
     assert message.count("\n") == 1
 
 
+def test_the_name_is_checked_before_tensorflow_is_asked_for(tmp_path, capsys):
+    assert prepare.main(["cifar100x", f"--data_dir={tmp_path}"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "error: TFDS has no data set 'cifar100x': did you mean cifar100"
+    )
+
+
 @pytest.mark.parametrize("arguments", [["tiny"], ["tiny", "--embedded"]])
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:

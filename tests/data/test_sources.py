@@ -1,6 +1,10 @@
 """Own folders: what is read, what is skipped, what is refused."""
 
+import inspect
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -12,8 +16,10 @@ from gsg_jax.data import folder as folders
 from gsg_jax.data import open as sources
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.source import Subset
+from gsg_jax.data.source import BrokenImage, Subset
 from gsg_jax.data.summary import summary
+from gsg_jax.evaluation.feature_files import _images_digest
+from tests.runs import ROOT
 from tests.small import data_config
 from tests.small import save_image as save
 
@@ -156,8 +162,12 @@ def test_a_file_that_breaks_after_opening_is_named_when_it_is_read(tmp_path):
     source = opened(tmp_path)
     assert not isinstance(source, sources.ArraySource) and source.image_shape is None
     (tmp_path / "b.png").write_bytes(b"gone bad")
-    with pytest.raises(UserError, match="b.png"):
+    with pytest.raises(BrokenImage, match="b.png"):
         source.image(1)
+    train = TrainLoader(source, batch_size=2, seed=0, crops=CropRecipe(2, 4))
+    assert next(train.iterate(0))["image"].any(axis=(1, 2, 3, 4)).all()
+    assert list(train.skipped) == [1] and "b.png" in train.skipped[1]
+    # A file that is gone may come back: a run that is resumed would not be the same without it.
     (tmp_path / "b.png").unlink()
     stream = TrainLoader(source, batch_size=2, seed=0, crops=CropRecipe(2, 4)).iterate(0)
     with pytest.raises(UserError, match="b.png"):
@@ -210,6 +220,82 @@ def test_many_files_are_checked_by_their_headers_and_not_held(
     assert source.image_shape == (4, 6, 3)
     assert [source.image(i).shape for i in range(3)] == [(4, 6, 3)] * 3
     assert "c.png" in warnings_logged[0]
+
+
+@pytest.mark.parametrize("limit", [2, 20_000])
+def test_left_out_files_have_their_reasons_at_every_size_of_a_folder(
+    tmp_path, monkeypatch, warnings_logged, limit
+):
+    monkeypatch.setattr(folders, "FULL_CHECK_LIMIT", limit)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("a", "b", "cut"):
+        Image.fromarray(noise).save(tmp_path / f"{name}.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    source = opened(tmp_path)
+    assert [path.name for path in source.paths] == ["a.jpg", "b.jpg"]
+    assert source.left_out == (
+        f"{tmp_path}/gone.png (not a file)",
+        f"{tmp_path}/cut.jpg (image file is truncated (113 bytes not processed))",
+        f"{tmp_path}/text.png (not an image, or of another format)",
+    )
+    (line,) = warnings_logged
+    assert "3 of 5" in line and "text.png (not an image" in line
+
+
+def test_what_pillow_warns_of_reaches_nobody(tmp_path):
+    save(tmp_path / "large.png", size=(10, 10))
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    save(tmp_path / "exif.jpg", exif=exif)
+    code = (
+        "import sys; from gsg_jax.data.folder import open_folder; from PIL import Image;"
+        "Image.MAX_IMAGE_PIXELS = 60; print(len(open_folder(sys.argv[1], 'train', 0)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_names_of_any_bytes_are_read_and_have_a_digest(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    save(tmp_path / "a" / name)
+    save(tmp_path / "a" / "b.png", size=(5, 5))
+    source = opened(tmp_path)
+    assert source.image(1).shape == (4, 6, 3) and source.paths[1].name == name
+    assert len(_images_digest(source)) == 64
+
+
+def test_folders_that_cannot_be_listed_are_left_out_with_the_reason(
+    tmp_path, monkeypatch, warnings_logged
+):
+    save(tmp_path / "a.png")
+    save(tmp_path / "lost+found" / "b.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may list everything
+    source = opened(tmp_path)
+    assert len(source) == 1 and source.labels is None
+    assert source.left_out == (f"{tmp_path}/lost+found/ (Permission denied)",)
+    assert warnings_logged == [
+        f"warning: 1 folders in {tmp_path} are left out: lost+found/ (Permission denied)"
+    ]
+
+
+def test_folders_that_are_nested_deeper_than_python_calls_are_read(tmp_path):
+    save(tmp_path.joinpath(*200 * "d") / "picture.png")
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack()) + 100)
+        assert len(opened(tmp_path)) == 1
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_split", "all"), ("test_split", "holdout")])

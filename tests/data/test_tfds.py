@@ -11,6 +11,7 @@ from PIL import Image
 
 from gsg_jax.console import UserError
 from gsg_jax.data import open as sources
+from gsg_jax.data.source import BrokenImage
 from gsg_jax.data.tfds import is_prepared
 from tests.data.test_decode import encode
 from tests.data.test_sources import opened
@@ -77,6 +78,48 @@ def test_tfds_gray_images_keep_one_channel_and_are_held_if_they_fit(tfds_dir):
     np.testing.assert_array_equal([read.image(i) for i in range(20)], held.images)
 
 
+def test_an_image_of_any_name_is_found_and_turned_as_its_camera_says(tmp_path):
+    import tensorflow_datasets as tfds
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = encode(Image.new("RGB", (8, 6), (9, 0, 0)), "JPEG", exif=exif)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    photos = [photo, encode(Image.fromarray(noise), "PNG")[:900], photo]
+    held = [encode(Image.fromarray(noise[:8, :8]), "PNG"), b"broken"] + 7 * [
+        encode(Image.fromarray(noise[:8, :8]), "PNG")
+    ]
+
+    class Turned(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION, name, shape, files = tfds.core.Version("1.0.0"), "turned", (None, None, 3), photos
+
+        def _info(self):
+            features = {"photo": tfds.features.Image(shape=self.shape), "id": tfds.features.Text()}
+            features["label"] = tfds.features.ClassLabel(num_classes=9)
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, file in enumerate(self.files):
+                yield i, {"photo": io.BytesIO(file), "id": str(i), "label": i}
+
+    class Held(Turned, skip_registration=True):
+        name, shape, files = "held", (8, 8, 3), held
+
+    for builder in (Turned, Held):
+        builder(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    source = opened(tmp_path, name="turned")
+    assert source.image(0).shape == (8, 6, 3)
+    with pytest.raises(BrokenImage, match="image 1 of turned"):
+        source.image(1)
+    source = opened(tmp_path, name="held")
+    assert source.labels.tolist() == [0, *range(2, 9)] and source.images.shape == (8, 8, 8, 3)
+    assert len(source.left_out) == 1 and "image 1 of held" in source.left_out[0]
+
+
 def test_tfds_sub_splits_configs_and_versions_are_understood(tfds_dir):
     source = opened(tfds_dir, name="photos:2.1.0", train_split="train[50%:70%]")
     assert [int(source.image(i)[0, 0, 0]) for i in range(len(source))] == [10, 11, 12, 13]
@@ -92,6 +135,7 @@ def test_tfds_sub_splits_configs_and_versions_are_understood(tfds_dir):
         ({"name": "grey"}, "{tfds_dir}"),
         ({"name": "imagenet2012"}, "gsg_jax.data.prepare imagenet2012 --data_dir="),
         ({"name": "photos:9.9.9"}, "photos:9.9.9"),
+        ({"dir": "~nosuchuser/sets", "name": "photos"}, "--config.data.dir=~nosuchuser/sets"),
         ({"name": "photos/large"}, "photos/large"),
         ({"name": "what is this"}, "what is this"),
         ({"name": "photos", "train_split": "validation"}, "train, test"),
@@ -102,7 +146,7 @@ def test_tfds_sub_splits_configs_and_versions_are_understood(tfds_dir):
 )
 def test_tfds_sets_that_are_not_there_are_refused_in_one_line(tfds_dir, changes, message):
     with pytest.raises(UserError) as refusal:
-        opened(tfds_dir, **changes)
+        opened(changes.pop("dir", tfds_dir), **changes)
     assert message.format(tfds_dir=tfds_dir) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -173,6 +173,16 @@ def test_embeddings_of_other_images_are_left_alone(pretrained, images, tmp_path)
     assert "images_digest" in refused(*features_job(pretrained, tmp_path / "out", *flags))
 
 
+def test_a_flat_folder_without_labels_is_embedded_by_default(pretrained, images, tmp_path):
+    shutil.copytree(images / "train" / "even", tmp_path / "flat")
+    flags = features_job(pretrained, tmp_path / "out", f"--config.data.dir={tmp_path / 'flat'}")
+    last, said = done(*flags)
+    assert last["files"] == [str(tmp_path / "out" / "train.npz")] and last["num_images"] == 20
+    assert "has no test split" in said
+    with np.load(tmp_path / "out" / "train.npz") as arrays:
+        assert arrays["label"].tolist() == [-1] * 20
+
+
 def test_a_splits_name_is_a_files_name():
     names = {"train": "train", "train[:10%]": "train_10pct", "a/b+c": "a_b_c", "..": ".."}
     assert {split: file_stem(split) for split in names} == names

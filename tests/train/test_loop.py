@@ -96,8 +96,10 @@ def test_broken_images_and_more_neighbours_than_images_are_warned_of(tmp_path):
     (folder / "train" / "even" / "torn.png").write_bytes(b"no image")
     flags = (*SHORT, "--config.eval.knn_k=42")
     last, err = done(*tiny("simsiam", folder, tmp_path / "run", *flags))
-    told = warnings(err)
+    told, torn = warnings(err), folder / "train" / "even" / "torn.png"
     assert len(told) == 2 and last["knn_k"] == 40 and "k-NN, k 40 " in err
+    reason = f"{torn} (not an image, or of another format)\n"
+    assert (tmp_path / "run" / "left_out.txt").read_text() == reason and last["num_left_out"] == 1
     assert any("1 of 41 images" in line and "torn.png" in line for line in told)
     assert "warning: eval.knn_k is 42, 40 images can vote: k 40" in told
 

@@ -1,0 +1,19 @@
+"""The file of left-out images: every reason once, in any bytes, over several starts."""
+
+import os
+
+from gsg_jax.run.left_out import LeftOut
+
+
+def test_every_reason_is_a_line_once_over_several_starts(tmp_path):
+    path = tmp_path / "left_out.txt"
+    assert len(LeftOut(path)) == 0 and not path.exists()
+    name = os.fsdecode(b"caf\xe9.png")
+    first = LeftOut(path)
+    first.add("a.png (cut)", f"{name} (cut)", "two\nlines.png (cut)")
+    again = LeftOut(path)
+    again.add("a.png (cut)", "two\nlines.png (cut)", "b.png (cut)")
+    assert len(again) == 4
+    assert path.read_bytes() == (
+        b"a.png (cut)\ncaf\xe9.png (cut)\ntwo lines.png (cut)\nb.png (cut)\n"
+    )
