@@ -82,13 +82,13 @@ def _tile(picture: Picture) -> np.ndarray:
     """The image with its caption below, uint8 [TILE, TILE, 3]."""
     tile = Image.fromarray(_paper())
     draw = ImageDraw.Draw(tile)
-    left = (TILE - THUMBNAIL) // 2
-    if picture.is_framed:
-        edges = left - MARGIN, 0, left + THUMBNAIL + MARGIN - 1, THUMBNAIL + 2 * MARGIN - 1
-        draw.rectangle(edges, outline=FRAME, width=MARGIN - 1)
     image = fitted(picture.read(), THUMBNAIL)
-    x, y = left + (THUMBNAIL - image.width) // 2, MARGIN + (THUMBNAIL - image.height) // 2
-    draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=EDGE)
+    x, y = (TILE - image.width) // 2, MARGIN + (THUMBNAIL - image.height) // 2
+    right, bottom = x + image.width, y + image.height
+    if picture.is_framed:
+        edges = x - MARGIN, y - MARGIN, right + MARGIN - 1, bottom + MARGIN - 1
+        draw.rectangle(edges, outline=FRAME, width=MARGIN - 1)
+    draw.rectangle((x - 1, y - 1, right, bottom), outline=EDGE)
     tile.paste(image, (x, y))
     baseline = THUMBNAIL + 2 * MARGIN + ASCENT
     for text, colour in ((picture.caption, INK), (picture.name, FAINT)):
