@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 32  # margins
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34  # margins
 MAX_POINTS = 400  # of a line
 NUM_COLOURS = 8  # that the page defines, as --c0 to --c7
 DASHES = ("", "6 3", "2 3")  # tell lines of one colour apart
@@ -262,7 +262,7 @@ def _axes(place: _Place, x_name: str) -> Markup:
     for value in ticks(place.x0, place.x1, 5):
         if place.x0 <= value <= place.x1:
             parts.append(text.format(place.x(value), bottom + 15, _tick(value)))
-    parts.append(text.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 2, x_name))
+    parts.append(text.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_name))
     return Markup('<g aria-hidden="true">{}</g>').format(Markup("").join(parts))
 
 

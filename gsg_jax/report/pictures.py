@@ -41,15 +41,19 @@ def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
     Returns:
       uint8 [side, side, 3].
     """
+    picture, square = fitted(image, side), Image.new("RGB", (side, side), BACKGROUND)
+    square.paste(picture, tuple((side - length) // 2 for length in picture.size))
+    return np.asarray(square)
+
+
+def fitted(image: np.ndarray, side: int) -> Image.Image:
+    """Scales an image, uint8 [H, W, C], so that its long side is `side` pixels."""
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).convert("RGB")
     scale = side / max(picture.size)
     size = tuple(max(1, round(scale * length)) for length in picture.size)
     # An enlarged image keeps its pixels; in a smaller one each pixel is a mean.
     kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    square = Image.new("RGB", (side, side), BACKGROUND)
-    corner = tuple((side - length) // 2 for length in size)
-    square.paste(picture.resize(size, kind), corner)
-    return np.asarray(square)
+    return picture.resize(size, kind)
 
 
 def filled(image: np.ndarray, side: int) -> np.ndarray:

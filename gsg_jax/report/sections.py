@@ -138,7 +138,9 @@ def _embedded_parts(
     missing: list[Missing],
     between_parts: Callable[[], None],
 ) -> dict[str, Any]:
-    bank, query, names = embedded.bank, embedded.query, embedded.class_names
+    bank, query = embedded.bank, embedded.query
+    has_labels = bool(embedded.class_names) and bool((query.label >= 0).any())
+    names = embedded.class_names if has_labels else ()
     about = [
         ("images", embedded.data),
         ("map, spectrum", f"{len(query.h):,} {query.split}"),
@@ -146,7 +148,6 @@ def _embedded_parts(
         ("embedding", f"{query.h.shape[1]} channels, checkpoint of step {embedded.step:,}"),
     ]
     parts: dict[str, Any] = {"about": about, "class_names": names}
-    has_labels = bool(names) and bool((query.label >= 0).any())
     if not has_labels:
         text = (
             "The images have no labels: the map is coloured by cluster, and the k-NN accuracy, the "
@@ -165,7 +166,7 @@ def _embedded_parts(
         if embeddings.is_collapsed(query.h):
             text = "All embeddings point in one direction: the run has collapsed."
             missing.append(Missing("map", text))
-        parts |= _map_parts(query, names if has_labels else (), config, options, missing)
+        parts |= _map_parts(query, names, config, options, missing)
         parts["spectrum"] = _spectrum(query)
     between_parts()
     parts["gallery"] = _gallery(bank, query, names, options)

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from gsg_jax.console import say
 from gsg_jax.data.source import num_decode_threads
-from gsg_jax.report.pictures import sheet, thumbnail
-from gsg_jax.search.fonts import ASCENT, font_of, shorten
+from gsg_jax.report.pictures import fitted, sheet
+from gsg_jax.search.fonts import ASCENT, draw_centred, runs, shorten
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_IMAGES = 240  # on a sheet
@@ -22,6 +22,7 @@ THUMBNAIL = 136
 MARGIN = 5  # above an image, in which a frame is drawn
 LINE_HEIGHT = 17
 PAPER, INK, FAINT, FRAME = (255, 255, 255), (20, 20, 20), (110, 110, 110), (214, 90, 20)
+EDGE = (213, 217, 222)  # around an image, which may be as white as the paper
 
 
 class Picture(NamedTuple):
@@ -68,7 +69,8 @@ def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
     with partial.open("wb") as file:
         Image.fromarray(sheet(laid, COLUMNS)).save(file, FORMATS[path.suffix.lower()])
     partial.replace(path)
-    if any(font_of(picture.name)[1] != picture.name for group in shown for picture in group):
+    names = {picture.name for group in shown for picture in group}
+    if any("".join(part for _, part in runs(name)) != name for name in names):
         say(
             "some characters of the names are shown as code points, since no font here has them: "
             "pip install 'gsg_jax[fonts]' brings fonts of all scripts"
@@ -80,16 +82,17 @@ def _tile(picture: Picture) -> np.ndarray:
     """The image with its caption below, uint8 [TILE, TILE, 3]."""
     tile = Image.fromarray(_paper())
     draw = ImageDraw.Draw(tile)
-    left = (TILE - THUMBNAIL) // 2
+    image = fitted(picture.read(), THUMBNAIL)
+    x, y = (TILE - image.width) // 2, MARGIN + (THUMBNAIL - image.height) // 2
+    right, bottom = x + image.width, y + image.height
     if picture.is_framed:
-        edges = left - MARGIN, 0, left + THUMBNAIL + MARGIN - 1, THUMBNAIL + 2 * MARGIN - 1
+        edges = x - MARGIN, y - MARGIN, right + MARGIN - 1, bottom + MARGIN - 1
         draw.rectangle(edges, outline=FRAME, width=MARGIN - 1)
-    tile.paste(Image.fromarray(thumbnail(picture.read(), THUMBNAIL)), (left, MARGIN))
+    draw.rectangle((x - 1, y - 1, right, bottom), outline=EDGE)
+    tile.paste(image, (x, y))
     baseline = THUMBNAIL + 2 * MARGIN + ASCENT
     for text, colour in ((picture.caption, INK), (picture.name, FAINT)):
-        font, text = font_of(text)
-        text = shorten(text, font, TILE - 2 * MARGIN)
-        draw.text((TILE // 2, baseline), text, colour, font, anchor="ms")
+        draw_centred(draw, (TILE / 2, baseline), shorten(text, TILE - 2 * MARGIN), colour)
         baseline += LINE_HEIGHT
     return np.asarray(tile)
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 
 SIZE = 13  # pixels
 # Pillow's own font has little more than ASCII. Then come those that a machine may have, found by
@@ -17,36 +17,64 @@ _OF_MACHINES = (
 )
 _PACKAGES = ("manimgx_fonts", "noto_cjk_sans_otc")
 _NOT_A_CHARACTER = "\U0010ffff"  # drawn as the box of what a font lacks
+Run = tuple[ImageFont.FreeTypeFont, str]  # a part of a text, and its font
 
 
 @functools.cache
-def font_of(text: str) -> tuple[ImageFont.FreeTypeFont, str]:
-    """Returns the first font that has all characters of a text, and the text.
+def runs(text: str) -> list[Run]:
+    """Splits a text into the longest parts that one font has, since few have all scripts.
 
-    If there is none, it is the font that lacks the fewest, and these become code points, as do
-    characters that cannot be printed.
+    Characters that no font has, or that cannot be printed, become code points.
     """
     text = "".join(c if c.isprintable() else _code_point(c) for c in text)
-    fewest = None
+    found = []
+    while text:
+        font, num = _longest(text)
+        found.append((font, text[:num] or _code_point(text[0])))
+        text = text[max(num, 1) :]
+    return found
+
+
+def _longest(text: str) -> tuple[ImageFont.FreeTypeFont, int]:
+    """The font that has the most characters from the start of a text on, and their number."""
+    longest = _own()[0], 0
     for font in itertools.chain.from_iterable(fonts() for fonts in (_own, _others)):
-        lacking = {c for c in text if not _has(font, c)}
-        if not lacking:
-            return font, text
-        if fewest is None or len(lacking) < len(fewest[1]):
-            fewest = font, lacking
-    font, lacking = fewest
-    return font, "".join(_code_point(c) if c in lacking else c for c in text)
+        num = sum(1 for _ in itertools.takewhile(functools.partial(_has, font), text))
+        if num == len(text):
+            return font, num
+        if num > longest[1]:
+            longest = font, num
+    return longest
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: str, width: int) -> str:
     """Cuts a text to a width in pixels by leaving out its middle."""
-    if font.getlength(text) <= width:
+    if length(text) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):
         shorter = f"{text[: (kept + 1) // 2]}...{text[-(kept // 2) :]}"
-        if font.getlength(shorter) <= width:
+        if length(shorter) <= width:
             return shorter
     return "..."
+
+
+def length(text: str) -> float:
+    """Width of a text in pixels."""
+    return sum(font.getlength(part) for font, part in runs(text))
+
+
+def draw_centred(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: tuple[int, int, int]
+) -> None:
+    """Draws a text around the middle of its baseline.
+
+    It reads from the left, with a name's ending last, even if it begins with Arabic or Hebrew.
+    """
+    x, baseline = place[0] - length(text) / 2, place[1]
+    for font, part in runs(text):
+        direction = "ltr" if font.layout_engine == ImageFont.Layout.RAQM else None
+        draw.text((x, baseline), part, colour, font, anchor="ls", direction=direction)
+        x += font.getlength(part)
 
 
 def _code_point(character: str) -> str:
@@ -72,8 +100,10 @@ def _found() -> Iterator[ImageFont.FreeTypeFont]:
             continue
     for package in _PACKAGES:
         if spec := importlib.util.find_spec(package):
-            for path in sorted(Path(spec.origin).parent.glob("*.tt[cf]")):
-                yield ImageFont.truetype(path, SIZE)
+            paths = Path(spec.origin).parent.glob("*.tt[cf]")
+            for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
+                if "Italic" not in path.name:
+                    yield ImageFont.truetype(path, SIZE)
 
 
 @functools.cache
@@ -81,8 +111,14 @@ def _has(font: ImageFont.FreeTypeFont, character: str) -> bool:
     return _drawn(font, character) != _drawn(font, _NOT_A_CHARACTER)
 
 
+@functools.cache
+def _basic(font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
+    """The font with characters drawn one by one: no circle below a mark, which would hide a box."""
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+
+
 def _drawn(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(character)
+    mask = _basic(font).getmask(character)
     return mask.size, bytes(mask)
 
 

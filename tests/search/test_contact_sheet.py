@@ -8,6 +8,7 @@ from gsg_jax.console import UserError
 from gsg_jax.search import contact_sheet, fonts
 from gsg_jax.search.contact_sheet import (
     COLUMNS,
+    EDGE,
     FRAME,
     INK,
     MARGIN,
@@ -80,7 +81,10 @@ def test_an_image_keeps_its_proportions_and_gray_ones_are_shown(tmp_path):
     write_sheet(path, [[Picture(lambda: wide, "", ""), Picture(lambda: gray, "", "")]])
     sheet = read(path)
     column = sheet[MARGIN : MARGIN + THUMBNAIL, TILE // 2]
-    assert (column == 0).all(axis=1).sum() == THUMBNAIL // 4
+    black = (column == 0).all(axis=1)
+    assert black.sum() == THUMBNAIL // 4
+    edges = (column == EDGE).all(axis=1)
+    assert edges.sum() == 2 and (column[~black & ~edges] == PAPER).all()
     assert middle(sheet, 1) == (77, 77, 77)
 
 
@@ -113,7 +117,7 @@ def test_names_of_any_kind_fit_into_their_line(tmp_path, name):
 
 def test_a_character_that_no_font_has_is_its_code_point_and_said_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fonts, "_others", list)
-    fonts.font_of.cache_clear()
+    fonts.runs.cache_clear()
     sheets = []
     for name in ("sea 海.png", "sea \\u6d77.png"):
         write_sheet(tmp_path / "sheet.png", [[plain((0, 0, 0), name=name)]])
@@ -121,22 +125,53 @@ def test_a_character_that_no_font_has_is_its_code_point_and_said_so(tmp_path, mo
         said = capsys.readouterr().err
         assert ("pip install 'gsg_jax[fonts]'" in said) == ("海" in name)
     np.testing.assert_array_equal(*sheets)
-    fonts.font_of.cache_clear()
+    fonts.runs.cache_clear()
+
+
+def test_each_part_of_a_name_has_a_font_that_has_it(monkeypatch):
+    own, other = ImageFont.load_default(fonts.SIZE), ImageFont.load_default(2 * fonts.SIZE)
+    monkeypatch.setattr(fonts, "_own", lambda: [own])
+    monkeypatch.setattr(fonts, "_others", lambda: [other])
+    monkeypatch.setattr(fonts, "_has", lambda font, c: c != "*" and c.isdigit() == (font == other))
+    fonts.runs.cache_clear()
+    assert fonts.runs("a12*b") == [(own, "a"), (other, "12"), (own, "\\u002a"), (own, "b")]
+    sheets = [Image.new("L", (100, 40)) for _ in range(2)]
+    fonts.draw_centred(ImageDraw.Draw(sheets[0]), (50, 30), "a12b", 255)
+    x = 50 - (own.getlength("ab") + other.getlength("12")) / 2
+    for font, part in ((own, "a"), (other, "12"), (own, "b")):
+        ImageDraw.Draw(sheets[1]).text((x, 30), part, 255, font, anchor="ls")
+        x += font.getlength(part)
+    np.testing.assert_array_equal(*sheets)
+    fonts.runs.cache_clear()
+
+
+# The name of the font that has a script.
+SCRIPTS = {
+    **{
+        "Zürich": "Noto Sans",
+        "Привет": "Noto Sans",
+        "Ελλάδα": "Noto Sans",
+        "cafe\u0301": "Noto Sans",
+    },
+    **dict.fromkeys(("海边照片", "東京タワー", "서울"), "Noto Sans CJK JP"),
+    **{"שלום": "Noto Sans Hebrew", "مرحبا": "Noto Sans Arabic", "नमस्ते": "Noto Sans Devanagari"},
+    **{"สวัสดี": "Noto Sans Thai", "😀": "Noto Emoji"},
+}
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize(
-    "name", "Zürich Привет Ελλάδα 海边照片 東京タワー 서울 שלום مرحبا नमस्ते สวัสดี 😀".split()
-)
-def test_the_extra_has_fonts_of_all_scripts(name, monkeypatch):
+@pytest.mark.parametrize(("name", "family"), SCRIPTS.items())
+def test_the_extra_has_fonts_of_all_scripts(name, family, monkeypatch):
     pytest.importorskip("manimgx_fonts")
     pytest.importorskip("noto_cjk_sans_otc")
     monkeypatch.setattr(fonts, "_OF_MACHINES", ())
-    for function in (fonts.font_of, fonts._others):
+    for function in (fonts.runs, fonts._others):
         function.cache_clear()
-    font, text = fonts.font_of(f"{name} 1.jpg")
-    assert text == f"{name} 1.jpg" and font.getlength(name) > 0
-    for function in (fonts.font_of, fonts._others):
+    found = fonts.runs(f"{name}x1.jpg")
+    assert "".join(part for _, part in found) == f"{name}x1.jpg"
+    font, part = found[0]
+    assert part.startswith(name) and font.getname()[0] == family
+    for function in (fonts.runs, fonts._others):
         function.cache_clear()
 
 

@@ -31,7 +31,7 @@ for (const chart of document.querySelectorAll(".chart")) {
   const show = (row) => {
     at = Math.min(Math.max(row, 0), rows.length - 1);
     const x = left + ((xs[at] - x0) / (x1 - x0)) * (right - left);
-    cursor.setAttribute("d", `M${x} 12V${svg.viewBox.baseVal.height - 32}`);
+    cursor.setAttribute("d", `M${x} 12V${svg.viewBox.baseVal.height - 34}`);
     reading.textContent = head
       .map((name, n) => (rows[at][n] ? `${name} ${rows[at][n]}` : ""))
       .filter(Boolean).join(", ");
