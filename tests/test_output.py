@@ -162,7 +162,13 @@ def test_a_closed_terminal_saves_the_run_unless_nohup_keeps_it(images, tmp_path,
         signal.signal(signal.SIGHUP, before)
     os.close(theirs)
     os.set_blocking(ours, False)
-    wait_until(lambda: last_step(tmp_path) >= 3, process)
+
+    def has_begun():
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 100_000)  # a terminal that is not read makes its writers wait
+        return last_step(tmp_path) >= 3
+
+    wait_until(has_begun, process)
     os.close(ours)
     process.send_signal(signal.SIGHUP)
     process.wait(timeout=300)

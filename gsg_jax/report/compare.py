@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -177,7 +178,7 @@ def run_names(folders: Sequence[pathlib.Path]) -> list[str]:
 def show(comparison: Comparison, console: Console | None = None) -> None:
     """Prints the comparison on a terminal, by default on standard error."""
     console = console or standard_error(soft_wrap=False)
-    names = [_cell(name) for name in comparison.names]
+    names = [escape(shown(name)) for name in comparison.names]
     if comparison.differences:
         table = Table("key", *names, title="Where the configs differ")
         for key, values in comparison.differences.items():
