@@ -1,15 +1,27 @@
-"""What a user reads on standard error: errors, lines and progress."""
+"""What a user reads on standard error: errors, lines and progress; and the last line for programs.
 
+Output that cannot be written ends no job. Names and values that come from files, folders and flags
+are shown with all that a terminal would obey made visible.
+"""
+
+import argparse
 import contextlib
+import errno
+import json
+import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 LINE_EVERY_SECONDS = 30.0
+# Categories of Unicode that a terminal obeys instead of showing, and joiners, which are harmless.
+_OBEYED, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
 
 _host = 0  # of this process
 
@@ -60,7 +72,7 @@ def counting(
     Yields:
       A function that takes the number of items done.
     """
-    console = console or standard_error()
+    console, what = console or standard_error(), shown(what)
     start, last = time.monotonic(), time.monotonic()
 
     def line(count: int) -> None:
@@ -75,21 +87,123 @@ def counting(
     if not console.is_interactive:
         yield line
         return
-    columns = (TextColumn(what), BarColumn(bar_width=None), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, expand=True) as bar:
-        task = bar.add_task("", total=total, completed=done)
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, expand=True) as bar:
+        task = bar.add_task(what, total=total, completed=done)
         yield lambda count: bar.update(task, completed=count)
 
 
-def say(text: str) -> None:
-    """Prints a line for people on standard error, on host 0 only."""
+def shown(text: str) -> str:
+    """Returns a text in which what a terminal would obey is written out, such as a line break.
+
+    A file name, a class or a value of a config could else move the cursor, or begin a line of its
+    own that looks like one of ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in _OBEYED and c not in _JOINERS
+        else c
+        for c in text
+    )
+
+
+def say(*lines: str) -> None:
+    """Prints lines for people on standard error, on host 0 only; a line stays one line."""
     if not _host:
-        print(text, file=sys.stderr, flush=True)
+        say_everywhere(*lines)
 
 
-def say_everywhere(text: str) -> None:
-    """Prints a line for people on whichever host this is, with the host's number unless it is 0."""
-    print(f"host {_host}: {text}" if _host else text, file=sys.stderr, flush=True)
+def say_everywhere(*lines: str) -> None:
+    """Prints lines for people on whichever host this is, with the host's number unless it is 0."""
+    host = f"host {_host}: " if _host else ""
+    file = _lasting(sys.stderr)
+    file.write("".join(f"{host}{shown(line)}\n" for line in lines))
+    file.flush()
+
+
+def last_line(figures: dict[str, Any]) -> int:
+    """Prints the figures of a job, for programs; returns the exit status of the job.
+
+    It is 0 if standard output cannot be written at the end of a complete run, which has its figures
+    in its workdir, too; whatever else is lost with its last line has failed.
+    """
+    text, out = json.dumps(figures), _lasting(sys.stdout)
+    out.write(text + "\n")
+    out.flush()
+    if out.error is None:
+        return 0
+    is_run = figures.get("job") == "pretrain"
+    is_done = is_run and figures["step"] == figures["num_steps"]
+    say(
+        f"{'warning' if is_done else 'error'}: standard output cannot be written "
+        f"({out.error.strerror or out.error}); its last line is {text}"
+    )
+    return 0 if is_done else 1
+
+
+class Lasting:
+    """A file that drops what cannot be written, since its reader has gone or its disk is full.
+
+    Attributes:
+      error: the last reason why something was dropped, or None.
+    """
+
+    def __init__(self, file: TextIO | None):
+        """Wraps standard output or standard error; None is one that is closed."""
+        self._file, self.error = file, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Writes the text, or drops it."""
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is kept back, or drops it."""
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        """Whether this is a terminal."""
+        return self._file is not None and self._file.isatty()
+
+    def _try(self, method: str, *arguments: str) -> None:
+        try:
+            if self._file is not None:
+                getattr(self._file, method)(*arguments)
+        except OSError as error:
+            self.error = error
+            if error.errno in (errno.EPIPE, errno.EIO):  # no reader comes back
+                with contextlib.suppress(OSError), open(os.devnull, "w") as nothing:
+                    os.dup2(nothing.fileno(), self._file.fileno())
+
+
+def protect_output() -> None:
+    """Makes this process outlive the readers of its output; to be called once, at its start."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would get what is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+
+
+def _lasting(file: TextIO | None) -> Lasting:
+    return file if isinstance(file, Lasting) else Lasting(file)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of flags whose errors show what they name."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.print_usage(sys.stderr)
+        say_everywhere(f"{self.prog}: error: {message}")
+        sys.exit(2)
 
 
 def set_host(host: int) -> None:
@@ -98,6 +212,11 @@ def set_host(host: int) -> None:
     _host = host
 
 
-def standard_error() -> Console:
-    """Returns the console that people read; it is silent on every host but host 0."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_host > 0)
+def standard_error(soft_wrap: bool = True) -> Console:
+    """Returns the console that people read; it is silent on every host but host 0.
+
+    Args:
+      soft_wrap: whether the terminal breaks lines; False for tables.
+    """
+    file = _lasting(getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+    return Console(file=file, highlight=False, soft_wrap=soft_wrap, quiet=_host > 0)

@@ -7,7 +7,6 @@ output. Exit status: 0 ready, 1 something would stop a run, 2 wrong usage. It ne
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -23,13 +22,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
+from gsg_jax.console import Parser, last_line, protect_output, shown, standard_error
 from gsg_jax.data.tfds import prepared_names
 from gsg_jax.devices.compile_cache import cache_folder
 from gsg_jax.devices.hosts import PORT
@@ -87,17 +86,17 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             found = Finding(BAD, text, {"error": text})
         findings[name] = found
-        table.add_row(name, f"[{COLOURS[found.state]}]{found.state}[/]", escape(found.text))
-    Console(stderr=True, highlight=False).print(table)
+        table.add_row(name, f"[{COLOURS[found.state]}]{found.state}[/]", escape(shown(found.text)))
+    standard_error(soft_wrap=False).print(table)
     is_ready = all(found.state != BAD for found in findings.values())
     states = {name: {"state": found.state, **found.figures} for name, found in findings.items()}
-    print(json.dumps({"job": "doctor", "ready": is_ready, **states}), flush=True)
-    return 0 if is_ready else 1
+    status = last_line({"job": "doctor", "ready": is_ready, **states})
+    return status if is_ready else 1
 
 
 def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
         allow_abbrev=False,
@@ -269,5 +268,6 @@ def gib(num_bytes: int) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     give_fake_devices_threads()
     sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,6 @@ the job's final figures. Exit status: 0 done, 1 failed with one clear line, 2 wr
 else is a crash, of this host or another, or a run that stood still: the same command resumes.
 """
 
-import json
 import logging
 import os
 import pathlib
@@ -20,7 +19,7 @@ import ml_collections
 from absl import logging as absl_logging
 
 from gsg_jax.config.command_line import as_text, parse_flags
-from gsg_jax.console import UsageError, explain, say_everywhere
+from gsg_jax.console import UsageError, explain, last_line, protect_output, say_everywhere
 from gsg_jax.devices.compile_cache import use_compile_cache
 from gsg_jax.devices.hosts import are_several, is_writer, join_hosts
 from gsg_jax.devices.mesh import give_fake_devices_threads
@@ -77,9 +76,7 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
         status, text = explained
         say_everywhere(f"error: {text}")
         return status
-    if is_writer():
-        print(json.dumps(figures), flush=True)
-    return 0
+    return last_line(figures) if is_writer() else 0
 
 
 def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -103,18 +100,19 @@ def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
 
 def run_process(program: Callable[[list[str]], int]) -> None:
     """Makes this process a program: runs it on sys.argv, and ends with its exit status."""
+    protect_output()
     # Orbax logs a traceback of every error that it raises, and leaves some to asyncio.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _drop_late_errors
     try:
         status = program(sys.argv)
-    except Exception:
-        if not are_several():
-            raise
-        traceback.print_exc()
-        say_everywhere("error: see above; if another host is lost, the same command resumes")
-        status = ABORTED
+    except Exception as error:
+        say_everywhere(*"".join(traceback.format_exception(error)).splitlines())
+        status = 1
+        if are_several():
+            say_everywhere("error: see above; if another host is lost, the same command resumes")
+            status = ABORTED
     sys.stdout.flush()
     if status and are_several():
         # The end of host 0 ends the others; those that fail alike report it first.

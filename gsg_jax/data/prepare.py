@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gsg_jax.console import UserError
+from gsg_jax.console import Parser, UserError, explain, protect_output, say
 from gsg_jax.data.open import EMBEDDED_FILE, FASHION_MNIST_CLASSES
 
 PROGRAM = "python -m gsg_jax.data.prepare"
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     Returns:
       Exit status: 0, or 1 after one line on standard error. Wrong usage exits with 2 at once.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Prepares an image set once, as ArrayRecord, for training without TensorFlow.",
         epilog=EXAMPLES.replace("PROGRAM", program),
@@ -294,11 +294,13 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         else:
             path = _prepare_official(options.name, options.data_dir, options.manual_dir)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        status, text = explain(error)
+        say(f"error: {text}")
+        return status
     print(path)
     return 0
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(main())

@@ -1,5 +1,6 @@
 """TFDS data sets, read from ArrayRecord without TensorFlow."""
 
+import contextlib
 import difflib
 import operator
 import threading
@@ -271,7 +272,8 @@ def _builder(name: str, data_dir: str) -> Any:
     from tensorflow_datasets.core.utils import file_utils
 
     try:
-        return read_only_builder.builder_from_files(name, data_dir=_expanded(data_dir))
+        with _only_known_features(tfds.features.FeatureConnector):
+            return read_only_builder.builder_from_files(name, data_dir=_expanded(data_dir))
     except tfds.core.DatasetNotFoundError as error:
         looked = [str(path) for path in file_utils.list_data_dirs(_expanded(data_dir))]
         close = difflib.get_close_matches(name, prepared_names(data_dir), n=3)
@@ -287,6 +289,23 @@ def _builder(name: str, data_dir: str) -> Any:
             f"cannot open the data set {name!r} ({reason}): write it as name, name/config or "
             "name:1.0.0, and give data.dir if it lies in several folders"
         ) from error
+
+
+@contextlib.contextmanager
+def _only_known_features(connector: Any) -> Iterator[None]:
+    """Keeps TFDS from importing whatever module the features.json of a set names."""
+    find, before = connector.cls_from_name, vars(connector)["cls_from_name"]
+
+    def find_known(class_name: str) -> Any:
+        if not class_name.startswith("tensorflow_datasets."):
+            raise ValueError(f"its features.json names the code {ascii(class_name)}, never run")
+        return find(class_name)
+
+    connector.cls_from_name = staticmethod(find_known)
+    try:
+        yield
+    finally:
+        connector.cls_from_name = before
 
 
 def _expanded(data_dir: str) -> str | None:

@@ -35,6 +35,7 @@ Read = Callable[[int, int, int], dict[str, np.ndarray] | BrokenImage]
 # Most images per answer of a process: an answer is some megabytes.
 _IMAGES_PER_ANSWER = 8
 _EXIT_SECONDS = 5.0
+_OF_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # it saves on them
 _IN_THREADS = "set --config.data.num_processes=0 to decode in threads"
 
 
@@ -60,8 +61,8 @@ class Processes:
     """Reads images in processes beside this one, with the same results as Threads.
 
     The processes end when this is closed, when this program ends and, within a second, when it is
-    killed. Ctrl-C and SIGTERM do not reach them, and they load no JAX. A script that trains needs
-    its `if __name__ == "__main__":` only if it defines a part of the source itself.
+    killed. Ctrl-C, SIGTERM and SIGHUP do not reach them, and they load no JAX. A script that trains
+    needs its `if __name__ == "__main__":` only if it defines a part of the source itself.
     """
 
     def __init__(self, read: Read, num_processes: int) -> None:
@@ -153,11 +154,11 @@ def _in_order(
 
 
 def _start(pickled: bytes, num_processes: int) -> list[tuple[BaseProcess, Connection]]:
-    """Starts worker processes that Ctrl-C and SIGTERM never reach: this one saves on them."""
+    """Starts worker processes that no signal to stop reaches: this one saves on it."""
     context = multiprocessing.get_context("spawn")
     is_needed = b"__main__" in pickled
     resource_tracker.ensure_running()  # its own start unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_PARENT)
     try:
         workers = []
         for _ in range(num_processes):

@@ -20,7 +20,16 @@ from rich.table import Table
 from rich.text import Text
 
 from gsg_jax.config.load import flat, is_number
-from gsg_jax.console import UserError, say
+from gsg_jax.console import (
+    Parser,
+    UserError,
+    explain,
+    last_line,
+    protect_output,
+    say,
+    shown,
+    standard_error,
+)
 from gsg_jax.report.charts import figure
 from gsg_jax.report.curves import curves_of_several
 from gsg_jax.report.page import page
@@ -71,20 +80,20 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
         output = arguments.output or arguments.workdirs[0] / "compare.html"
         _write_page(output, comparison, records)
     except (UserError, OSError) as error:
-        say(f"error: {' '.join(str(error).splitlines())}")
-        return 1
+        status, text = explain(error)
+        say(f"error: {text}")
+        return status
     figures = {
         name: {what: _as_json(values[n]) for what, values in comparison.figures.items()}
         for n, name in enumerate(comparison.names)
     }
     last = {"job": "compare", "page": str(output), "runs": figures}
-    print(json.dumps(last | {"differences": comparison.differences}), flush=True)
-    return 0
+    return last_line(last | {"differences": comparison.differences})
 
 
 def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 if it is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
         epilog=f"example: {program} runs/simsiam_gsg-default runs/simsiam-default",
@@ -168,22 +177,27 @@ def run_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
     """Prints the comparison on a terminal, by default on standard error."""
-    console = console or Console(stderr=True, highlight=False)
+    console = console or standard_error(soft_wrap=False)
+    names = [escape(shown(name)) for name in comparison.names]
     if comparison.differences:
-        table = Table("key", *map(escape, comparison.names), title="Where the configs differ")
+        table = Table("key", *names, title="Where the configs differ")
         for key, values in comparison.differences.items():
-            table.add_row(key, *map(escape, values))
+            table.add_row(*map(_cell, (key, *values)))
         console.print(table)
     else:
         console.print("The configs are the same.")
     title = f"Last figures of the runs; {BEST} marks the best"
-    table = Table("figure", *map(escape, comparison.names), title=title)
+    table = Table("figure", *names, title=title)
     for row in _rows(comparison):
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     console.print(table)
     for sentence in (comparison.lengths, *(part.text for part in comparison.missing)):
         if sentence:
-            console.print(Text(sentence))
+            console.print(_cell(sentence))
+
+
+def _cell(text: str) -> Text:
+    return Text(shown(text))
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -260,4 +274,5 @@ def _as_text(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(main(sys.argv[1:]))

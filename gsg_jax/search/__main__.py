@@ -7,7 +7,6 @@ usage. Images are only read; everything but a --sheet elsewhere is written to DI
 
 import argparse
 import hashlib
-import json
 import logging
 import sys
 from pathlib import Path
@@ -16,11 +15,18 @@ from typing import Any, NoReturn
 import ml_collections
 import numpy as np
 from absl import logging as absl_logging
-from rich.console import Console
 
 from gsg_jax.config.evaluations import evaluation
 from gsg_jax.config.own import run_plugin
-from gsg_jax.console import UsageError, UserError, explain, say
+from gsg_jax.console import (
+    UsageError,
+    UserError,
+    explain,
+    last_line,
+    protect_output,
+    say,
+    standard_error,
+)
 from gsg_jax.data.decode import read_photo
 from gsg_jax.devices.compile_cache import use_compile_cache
 from gsg_jax.devices.mesh import give_fake_devices_threads
@@ -61,9 +67,7 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
         status, text = explained
         say(f"error: {text}")
         return status
-    if arguments.json or not sys.stdout.isatty():
-        print(json.dumps(figures), flush=True)
-    return 0
+    return last_line(figures) if arguments.json or not sys.stdout.isatty() else 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +185,7 @@ def search(arguments: argparse.Namespace) -> dict[str, Any]:
     figures = {"job": "search", "mode": arguments.mode, **about, **found.figures}
     if not found.pictures:
         return figures | {"sheet": None}
-    Console(stderr=True, highlight=False).print(found.table)
+    standard_error(soft_wrap=False).print(found.table)
     num_shown, num_all = write_sheet(arguments.sheet, found.pictures), sum(map(len, found.pictures))
     rest = f" (the first {num_shown} of {num_all:,} images)" if num_shown < num_all else ""
     say(f"contact sheet: {arguments.sheet}{rest}")
@@ -270,6 +274,7 @@ def _sheet_name(arguments: argparse.Namespace, index_name: str) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     give_fake_devices_threads()
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback for every error
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

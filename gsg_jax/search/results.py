@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, say, shown
 from gsg_jax.data.decode import read_photo
 from gsg_jax.evaluation.knn import neighbours
 from gsg_jax.search.contact_sheet import Picture
@@ -246,7 +246,7 @@ def _named(images: Listing, image: str | int, similarity: float) -> dict[str, An
 
 
 def _path(images: Listing, image: str | int) -> Text:
-    return Text(str(images.name(image)), overflow="fold")
+    return Text(shown(str(images.name(image))), overflow="fold")
 
 
 def _picture(images: Listing, image: str | int, caption: str) -> Picture:

@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from gsg_jax.console import standard_error
+from gsg_jax.console import shown, standard_error
 from gsg_jax.run.record import SCORES, baseline_name
 
 # Figures of a logged step: name, label, format.
@@ -81,12 +81,12 @@ class RunDisplay:
 
     def note(self, text: str) -> None:
         """Prints a line."""
-        self._print(Text(text))
+        self._print(Text(shown(text)))
 
     def warn(self, text: str | None) -> None:
         """Prints a warning, unless it is None."""
         if text:
-            self._print(Text.assemble(("warning: ", "bold yellow"), text))
+            self._print(Text.assemble(("warning: ", "bold yellow"), shown(text)))
 
     def _print(self, text: Text) -> None:
         """Prints a line; only a terminal wraps it."""

@@ -168,28 +168,42 @@ class CollapseWatch:
         return "Try " + ", or ".join(text for text, applies in advice.items() if applies)
 
 
+_late: list[int] = []  # signals that no call of stop_requested has answered
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether a stop was requested, by SIGTERM or one Ctrl-C.
+    """Yields a function that returns whether SIGTERM, SIGHUP or one Ctrl-C has asked to stop.
 
     If any host is asked to stop, all stop at the same step, provided that all call the function
-    equally often.
+    equally often. What comes after the last call is answered by the next block. SIGHUP, of a closed
+    terminal, stays ignored under nohup.
     """
-    received = []
-    numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
-    previous = {}
+    received, is_answered = _late[:], False
+    _late.clear()
+    previous, are_several = {}, jax.process_count() > 1
+    numbers = [signal.SIGINT] if are_several else [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def note(number, _frame):
         received.append(number)
         if number == signal.SIGINT:  # a second Ctrl-C stops at once
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
-            if jax.process_count() > 1:  # JAX catches it and notifies the other hosts
-                os.kill(os.getpid(), signal.SIGTERM)
+        if are_several:  # JAX catches it and notifies the other hosts
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop_requested() -> bool:
+        nonlocal is_answered
+        is_answered = bool(received)
+        return is_answered
 
     for number in numbers:
         previous[number] = signal.signal(number, note)
     try:
-        yield _stop_of_any_host() if jax.process_count() > 1 else lambda: bool(received)
+        yield _stop_of_any_host() if are_several else stop_requested
+        if not (is_answered or are_several):
+            _late.extend(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -164,7 +164,7 @@ class Pretraining:
             "state_digest": state_digest(state),
         }
         if "knn_top1" in figures and figures["step"] == self.num_steps:
-            say(accuracy_table(figures, self.monitor.k))
+            say(*accuracy_table(figures, self.monitor.k).splitlines())
         say(f"the run is in {self.workdir}")
         return figures
 

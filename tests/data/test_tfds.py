@@ -189,3 +189,17 @@ def test_tfds_sets_that_are_prepared_are_told_from_those_that_are_not(tfds_dir):
     assert is_prepared("photos", str(tfds_dir)) and is_prepared("photos:2.1.0", str(tfds_dir))
     assert not is_prepared("cifar10", str(tfds_dir))
     assert not is_prepared("photos", str(tfds_dir / "nowhere"))
+
+
+def test_a_set_that_names_code_of_its_own_is_refused_and_none_is_run(
+    tfds_dir, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(tfds_dir, tmp_path / "tfds")
+    (tmp_path / "planted.py").write_text("raise SystemExit('planted code ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in folder.rglob("features.json"):
+        text = path.read_text()
+        path.write_text(text.replace("tensorflow_datasets.core.features.image_feature", "planted"))
+    with pytest.raises(UserError, match="names the code 'planted.Image', never run"):
+        opened(folder, name="photos")
+    assert opened(tfds_dir, name="photos").image(0).shape == (6, 8, 3)

@@ -1,6 +1,7 @@
 """The search of a folder: a photograph finds itself first, and whatever is wrong is one line."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gsg_jax
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.data.open import open_source
 from gsg_jax.search import __main__ as search
 from gsg_jax.search.contact_sheet import COLUMNS, TILE
-from tests.runs import ROOT, call, figures, hashes, tiny
+from tests.runs import ROOT, call, figures, hashes, job, tiny
 from tests.search.test_contact_sheet import middle, read
 from tests.small import save_untrained
 
@@ -274,3 +276,36 @@ def test_an_interruption_and_a_full_disk_are_one_line(run, capsys, monkeypatch, 
     monkeypatch.setattr(search, "open_encoder", None)
     status, last, err = searched(capsys, run, "--outliers")
     assert (status, last) == (1, None) and f"{run / 'search'} cannot be written" in err
+
+
+class Planted:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, mark):
+        self._mark = str(mark)
+
+    def __reduce__(self):
+        return open, (self._mark, "w")
+
+
+def test_nothing_that_lies_in_a_foreign_run_is_executed(run, photos, tmp_path, capsys):
+    mark, image = tmp_path / "ran", photos / "trip 0" / "00.jpg"
+    last = found(capsys, run, f"--image={image}")
+    code = f"open({str(mark)!r}, 'w')"
+    for name in ("sitecustomize.py", "conftest.py", "config.py", "own_parts.txt", "gsg_jax.py"):
+        (run / name).write_text(code)
+    caches = [run / "compilation_cache", run / "search" / "compilation_cache"]
+    for folder in caches:
+        folder.mkdir()
+        (folder / "jit_planted-cache").write_bytes(pickle.dumps(Planted(mark)))
+    before = [hashes(folder) for folder in caches]
+    np.savez(last["index"], h=np.array([Planted(mark)], object))
+    again = found(capsys, run, f"--image={image}")
+    assert again["num_embedded"] == last["num_embedded"]
+    assert again["neighbours"] == last["neighbours"]
+    assert gsg_jax.load(run).embed([image]).shape[0] == 1
+    status, _, err = call(*job("knn", f"--config.pretrained={run}", "--config.eval.knn_k=(1,)"))
+    assert status == 0, err
+    assert not mark.exists() and [hashes(folder) for folder in caches] == before
+    pickle.loads(pickle.dumps(Planted(mark))).close()
+    assert mark.exists()  # as it would have

@@ -93,7 +93,8 @@ def test_the_warning_says_what_to_try(method, overrides, advice, not_advised):
 
 
 def test_signals_become_a_flag_and_the_old_handlers_come_back():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     for number in before:
         with stop_signals() as stop_requested:
             assert not stop_requested()
@@ -112,3 +113,25 @@ def test_a_second_ctrl_c_stops_at_once_and_the_old_handlers_come_back():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_nohup_keeps_a_run_from_stopping_with_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop_requested:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop_requested()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_after_the_last_step_stops_the_report_and_an_answered_one_does_not():
+    with stop_signals() as stop_requested:
+        assert not stop_requested()
+        signal.raise_signal(signal.SIGTERM)
+    with stop_signals() as stop_requested:
+        assert stop_requested()
+        signal.raise_signal(signal.SIGTERM)
+    with stop_signals() as stop_requested:
+        assert not stop_requested()
