@@ -265,9 +265,7 @@ class Pretraining:
                     self._save(state, values.get("knn_top1"), writer, is_last)
         return state
 
-    def _save(
-        self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool
-    ) -> None:
+    def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool):
         self.watchdog.moved()
         check_finite(state, self._what_to_do)
         writer.flush()  # a checkpoint implies the lines up to its step
@@ -341,12 +339,12 @@ class Pretraining:
 
     def _final_figures(self, state: TrainState) -> dict[str, Any]:
         lines = read_lines(self.workdir / "metrics.jsonl")
-        losses = [line["loss"] for line in lines if "loss" in line]
+        losses = [None, *(line["loss"] for line in lines if "loss" in line)]
         figures = {
             "job": "pretrain",
             "method": self.config.method.name,
             "step": int(state.step),
             "num_steps": self.num_steps,  # above "step" if the run was stopped
-            "loss": losses[-1] if losses else None,
+            "loss": losses[-1],
         }
         return figures | newest_scores(lines, figures["step"], self.num_steps)
