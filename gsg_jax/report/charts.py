@@ -115,17 +115,19 @@ def line_chart(
     parts = [_axes(place, x_name)]
     parts += [_line(place, line, "faint") for line in faint]
     parts += [_line(place, line, "line") for line in clear]
-    svg = Markup(
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" '
-        'data-x="{} {} {} {}">{}</svg>'
-    ).format(
-        *(WIDTH, HEIGHT, f"{title}, {unit}. {_in_words(drawn, x_name)}"),
-        *(place.x0, place.x1, LEFT, WIDTH - RIGHT),
-        Markup("").join(parts),
-    )
+    svg = _svg(f"{title}, {unit}. {_in_words(drawn, x_name)}", place, parts)
     legend = tuple((line.name, line.look[0], _dashes(line)) for line in lines)
     head, rows = _table(thinned, x_name)
     return Chart(title, unit, note.strip(), svg, legend if len(lines) > 1 else (), head, rows)
+
+
+def _svg(label: str, place: _Place, parts: list[Markup]) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" '
+        'data-x="{} {} {} {}">{}</svg>'
+    ).format(
+        *(WIDTH, HEIGHT, label, place.x0, place.x1, LEFT, WIDTH - RIGHT), Markup("").join(parts)
+    )
 
 
 def _num_finite(line: Line) -> int:

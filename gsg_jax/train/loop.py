@@ -261,8 +261,7 @@ class Pretraining:
                 display.figures(step, values, speed)
                 display.warn(collapse.warning(values))
                 if self._saves_at(step):
-                    is_last = step == self.num_steps
-                    self._save(state, values.get("knn_top1"), writer, is_last)
+                    self._save(state, values.get("knn_top1"), writer, step == self.num_steps)
         return state
 
     def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool):
