@@ -121,15 +121,6 @@ def line_chart(
     return Chart(title, unit, note.strip(), svg, legend if len(lines) > 1 else (), head, rows)
 
 
-def _svg(label: str, place: _Place, parts: list[Markup]) -> Markup:
-    return Markup(
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" '
-        'data-x="{} {} {} {}">{}</svg>'
-    ).format(
-        *(WIDTH, HEIGHT, label, place.x0, place.x1, LEFT, WIDTH - RIGHT), Markup("").join(parts)
-    )
-
-
 def _num_finite(line: Line) -> int:
     return sum(math.isfinite(y) for _, y in line.points)
 
@@ -192,6 +183,15 @@ class _Place:
         else:
             share = (value - self.y0) / (self.y1 - self.y0)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _svg(label: str, place: _Place, parts: list[Markup]) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" '
+        'data-x="{} {} {} {}">{}</svg>'
+    ).format(
+        *(WIDTH, HEIGHT, label, place.x0, place.x1, LEFT, WIDTH - RIGHT), Markup("").join(parts)
+    )
 
 
 def ticks(low: float, high: float, num: int = 4) -> list[float]:
