@@ -288,6 +288,7 @@ class Planted:
         return open, (self._mark, "w")
 
 
+@pytest.mark.extended
 def test_nothing_that_lies_in_a_foreign_run_is_executed(run, photos, tmp_path, capsys):
     mark, image = tmp_path / "ran", photos / "trip 0" / "00.jpg"
     last = found(capsys, run, f"--image={image}")
