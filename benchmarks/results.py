@@ -74,19 +74,23 @@ def rows(methods: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def pretrain(method: str, seed: str, recipe: str, folder: pathlib.Path) -> dict:
-    """Pretrains or resumes a run in a separate process; returns its last line."""
-    flags = [
+    """Pretrains or resumes a run; returns its last line."""
+    return run_job(
         f"--config=configs/{method}.py:{recipe}",
         f"--workdir={folder}",
         f"--config.run.seed={seed}",
-    ]
+    )
+
+
+def run_job(*flags: str) -> dict:
+    """Runs or resumes a pretraining in a separate process; returns its last line."""
     command = [sys.executable, "-m", "gsg_jax.main", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"error: {' '.join(flags)} ended with {done.returncode}; the reason is above")
     figures = json.loads(done.stdout.splitlines()[-1])
     if figures["step"] < figures["num_steps"]:
-        sys.exit(f"stopped while {method} trained: the same command resumes")
+        sys.exit(f"stopped in {' '.join(flags)}: the same command resumes")
     return figures
 
 

@@ -50,7 +50,7 @@ def small_config(method: str, **method_overrides) -> ConfigDict:
     """A resolved config of one stage, 8 channels wide, on 12 x 12 views."""
     config = load(method)
     config.method.update(method_overrides)
-    config.model.update({"width": 8, "num_stages": 1, "projector_width": 12})
+    config.model.update({"width": 8, "num_stages": 1, "stem": "small", "projector_width": 12})
     config.model.update({"projector_hidden_width": 12, "predictor_hidden_width": 6})
     config.views.size = 12
     # They cost compile time, and have tests of their own.

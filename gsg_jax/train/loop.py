@@ -86,11 +86,12 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     loader = build_loader(config, train)
     num_steps = run_length(config, loader.steps_per_epoch)
     about, *notes = summary(train, test)
-    say(f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}")
-    for note in notes:
-        say(note)
+    about = (
+        f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}"
+    )
     with writing(workdir):
         record = resume(workdir, config, {"train": train, "test": test})
+        say(about, *notes)
         left_out = LeftOut(workdir / "left_out.txt")
         if is_writer():
             left_out.add(*getattr(train, "left_out", ()))

@@ -54,7 +54,7 @@ def test_keys_that_do_not_fit_together_are_refused():
         ),
         ({"backbone": "vit_small", "patch_size": 100}, "", [{"views.size": 100}]),
         (
-            {"norm": "group"},
+            {"norm": "group", "width": 24},
             "--config.model.norm_groups=32: must divide model.width, 24, the channels of the "
             "first stage; set ",
             [{"model.norm_groups": 24}],

@@ -67,7 +67,7 @@ def test_the_verdict_has_the_accuracy_its_interval_the_gaps_and_the_collapse(tmp
     ],
 )
 def test_a_collapse_an_early_end_and_missing_labels_are_said(tmp_path, change, said):
-    assert said in first_screen(tmp_path, [LINE, LINE | change]).verdict
+    assert said in first_screen(tmp_path, [LINE, LINE | {"step": 11} | change]).verdict
 
 
 def test_other_images_have_an_accuracy_of_their_own_without_the_runs_baselines(tmp_path):
