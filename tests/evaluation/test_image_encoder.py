@@ -152,7 +152,7 @@ def test_an_encoder_tells_what_it_is(encoder, runs):
         ("{tmp}/lost.jpg", "image 0 is {tmp}/lost.jpg: there is no such file"),
         (["{good}", "{tmp}/broken.jpg"], "cannot decode {tmp}/broken.jpg"),
         (["{good}", "{tmp}"], "image 1 is {tmp}: there is no such file"),
-        ("{tmp}/empty", "{tmp}/empty holds no image (.avif"),
+        ("{tmp}/empty", "{tmp}/empty holds no image (.jpg .jpeg"),
         ("{tmp}", "cannot decode {tmp}/broken.jpg"),
         (np.zeros((8, 8, 3), np.uint8), "one array of shape (8, 8, 3): give [N, H, W, C]"),
         (np.zeros((2, 8, 8, 3)), "image 0 is an array of float64 and shape (8, 8, 3): give uint8"),
