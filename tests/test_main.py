@@ -322,7 +322,7 @@ def test_flags_set_keys_of_every_type():
 def test_two_command_lines_do_not_mix_and_a_run_without_a_workdir_gets_one_of_its_name():
     parse_flags(["main", config("byol", "imagenet"), "--config.model.width=4"])
     again, workdir, *_ = parse_flags(["main", SIMSIAM_GSG, "--config.model.num_stages=2"])
-    assert (again.model.width, again.model.num_stages) == (48, 2)
+    assert (again.model.width, again.model.num_stages) == (40, 2)
     assert workdir == pathlib.Path("runs/simsiam_gsg-default")
     _, workdir, *_ = parse_flags(["main", config("byol", "imagenet")])
     assert workdir == pathlib.Path("runs/byol-imagenet")
