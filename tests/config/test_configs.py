@@ -108,6 +108,9 @@ class Recorder:
     def __contains__(self, name):
         return name in self._config
 
+    def get(self, name, default=None):
+        return getattr(self, name) if name in self else default
+
 
 @pytest.mark.extended
 def test_every_key_is_read_by_somebody(images, tmp_path, monkeypatch):
