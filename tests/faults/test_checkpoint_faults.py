@@ -122,7 +122,7 @@ def test_a_run_with_a_damaged_or_half_written_newest_checkpoint_ends_with_the_sa
             DAMAGES[rng.choice([*DAMAGES])](newest / rng.choice(files))
         last, err = done(*flags(workdir))
         how = "only half written: step 9 is used" if number % 2 else "damaged ("
-        assert err.startswith(f"warning: the checkpoint of step 10 is {how}")
+        assert f"\nwarning: the checkpoint of step 10 is {how}" in err
         assert "resuming from the checkpoint of step 9 " in err
         assert_same(workdir, last, reference, wanted)
         assert newest.is_dir() and not list((workdir / "checkpoints").glob("*tmp*"))
