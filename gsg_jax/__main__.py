@@ -18,13 +18,16 @@ Examples:
   gsg-jax my_method.py                                           # a config file of your own
 """
 
+import difflib
 import importlib
 import importlib.metadata
+import pathlib
 import sys
 from functools import partial
 
 import gsg_jax
 from gsg_jax.config.find import config_names
+from gsg_jax.console import say
 from gsg_jax.devices.mesh import give_fake_devices_threads
 from gsg_jax.main import FLAGS, HELP_FLAGS, run_process
 from gsg_jax.main import main as run_config
@@ -60,6 +63,10 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
     if HELP_FLAGS & set(argv):
         print(f"{__doc__}\nFlags of a config:{FLAGS}\nConfigs: {', '.join(config_names())}")
         return 0
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.75)
+    if near and name not in config_names() and not pathlib.Path(name).exists():
+        say(f"error: {name}: there is no such command; did you mean gsg-jax {near[0]}?")
+        return 2
     config = name if name.startswith("-") else f"--config={name}"
     return run_config([argv[0], config, *flags], ask_cluster)
 

@@ -77,6 +77,7 @@ def test_a_bare_name_is_a_packaged_config_unless_there_is_such_a_file(tmp_path, 
     [
         (["simsiam_gg"], "--config=simsiam_gg: there is no such file or config; did you mean sims"),
         (["configs/knn.p"], "did you mean"),
+        (["serach", "w"], "serach: there is no such command; did you mean gsg-jax search?"),
         (["no/such/place.py"], "give a file or one of barlow_twins, byol"),
         (["simsiam_gsg", "--run.num_epochs=2"], "did you mean --config.run.num_epochs=2?"),
         (["simsiam_gsg", "--num_epochs=2"], "did you mean --config.run.num_epochs=2?"),

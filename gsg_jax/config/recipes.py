@@ -164,7 +164,7 @@ def _garments(config: ConfigDict) -> None:
         }
     )
     config.eval.knn_k = 20
-    config.run.update({"log_every_steps": 100, "checkpoint_every_steps": 500})
+    config.run.update({"log_every_steps": 100, "checkpoint_every_steps": 100})
 
 
 def _folder(config: ConfigDict) -> None:
