@@ -80,7 +80,6 @@ FLAGS = (
     *("views.num_local=65", "optim.num_microbatches=7", "views.mean=(0.1,0.2)"),
     *(
         "data.batch_size=17",
-        "data.batch_size=4096",
         "data.train_split=train[:10%]",
         "data.dir=",
         "data.dir=/dev/null",
