@@ -62,7 +62,7 @@ def test_the_verdict_has_the_accuracy_its_interval_the_gaps_and_the_collapse(tmp
     [
         ({"projection_std": 0.1}, "collapsed: std of normalised projections"),
         ({"embedding_rank": 3.0}, "collapsed: effective rank of the embeddings is 3.0 (was 20.0)"),
-        ({"epoch": 3.5}, "not finished, epoch 3.5 of 16"),
+        ({"epoch": 3.5}, "not finished, epoch 3.5 of 13"),
         ({}, "No labels, so no accuracy; no collapse"),
     ],
 )
