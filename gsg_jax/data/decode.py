@@ -176,6 +176,8 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
         raise UserError(f"cannot decode {path} (not a file): give an image file")
     try:
         return decode(path, channels=channels, exif=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: check the path") from error
     except DECODE_ERRORS as error:
         raise UserError(
             f"cannot decode {path} ({reason(error)}): give a file of {' '.join(extensions())}"

@@ -14,7 +14,7 @@ from gsg_jax.train.loop import pretrain
 
 NEXT = """what to do next:
   embed     python -c "import gsg_jax; print(gsg_jax.load('{workdir}').embed(['a.jpg']))"
-  search    gsg-jax search {workdir} --image=a.jpg
+  search    gsg-jax search {workdir} {query}
   evaluate  gsg-jax evaluate_all --config.pretrained={workdir}"""
 
 
@@ -44,7 +44,8 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     try:
         with stop_signals() as stop_requested:
             write_report(report, workdir, stop_requested)
-        lines = NEXT.format(workdir=workdir).splitlines()
+        query = "--image=a.jpg" if config.data.name == "folder" else "--duplicates"
+        lines = NEXT.format(workdir=workdir, query=query).splitlines()
         say(*(lines if "knn_top1" in figures else lines[:-1]))  # without labels nothing to evaluate
     except (ReportStopped, KeyboardInterrupt):
         say("stopped before the report was written; the run is done, the same command writes it")

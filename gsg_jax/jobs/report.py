@@ -84,7 +84,7 @@ def write_report(
     say(f"the report is in {workdir / NAME}")
     sentences = [part.text for part in report.missing]
     for sentence in sentences:
-        say(f"the report is incomplete: {sentence}")
+        say(f"what the report cannot show: {sentence}")
     return figures | {
         "num_images": len(embedded.query.h) if embedded else 0,
         "bytes": len(text.encode()),

@@ -155,10 +155,14 @@ def _lengths(names: Sequence[str], records: Sequence[RunRecord]) -> str:
     if len(set(lengths)) == 1:
         return ""
     texts = [
-        f"{name} {step:,} steps" + (f" ({epoch:.3g} epochs)" if epoch else "")
+        f"{name} {_count(step, 'step')}" + (f" ({_count(epoch, 'epoch')})" if epoch else "")
         for name, (step, epoch) in zip(names, lengths, strict=True)
     ]
     return f"The runs were not trained equally long: {', '.join(texts)}."
+
+
+def _count(num: float, what: str) -> str:
+    return f"{num:,.6g} {what}{'' if num == 1 else 's'}"
 
 
 def run_names(folders: Sequence[pathlib.Path]) -> list[str]:

@@ -217,7 +217,7 @@ PHOTO = "--image={photos}/trip 0/02.jpg"
         (["{run}", PHOTO, "--sheet={photos}/s.png"], 1, "would become one of them"),
         (["{run}", "--outliers", "--folder={tmp}", "--sheet={photos}/s.png"], 1, "holds no image"),
         (["{tmp}", PHOTO], 1, "holds no run (no config.json): give the --workdir of one"),
-        (["{run}", "--image={tmp}/lost.jpg"], 1, "lost.jpg (No such file or directory)"),
+        (["{run}", "--image={tmp}/lost.jpg"], 1, "there is no file {tmp}/lost.jpg: check the path"),
         (["{run}", "--image={run}/config.json"], 1, "cannot decode {run}/config.json"),
         (["{run}", PHOTO, "--folder={tmp}/lost"], 1, "there is no folder {tmp}/lost"),
         (["{run}", PHOTO, "--folder={run}/config.json"], 1, "there is no folder {run}/config.json"),
