@@ -78,7 +78,7 @@ def test_a_finished_run_prints_its_figures_again_and_does_nothing_else(finished,
     status, again, err = call(*flags)
     assert (status, again) == (0, out)
     assert f"{workdir} holds this run, finished at step 10: nothing is left to train" in err
-    assert "give --config.run.num_steps above 10 and another --workdir" in err
+    assert err.endswith("to train longer, give --config.run.num_steps above 10\n")
     assert hashes(workdir) == before
 
 

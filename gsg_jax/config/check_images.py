@@ -26,6 +26,21 @@ def fit_batch(config: ConfigDict, source: Source) -> dict[str, int]:
     return {"batch_size_asked": asked}
 
 
+def check_images(config: ConfigDict, train: Source, test: Source | None) -> bool:
+    """Checks a run's config against its images; returns whether k-NN monitors the run.
+
+    Raises:
+      UserError: names the key, its value and the fix.
+    """
+    check_channels(config, train)
+    _check_queue_fits(config, train)
+    _check_probe(config, train)
+    is_monitored = bool(config.eval.knn_every_epochs and train.class_names)
+    for source in (train, test) if is_monitored else ():
+        check_patches(config, source)
+    return is_monitored
+
+
 def check_channels(config: ConfigDict, source: Source) -> None:
     """Raises UserError if views.mean does not fit the number of channels of the images."""
     channels = num_channels(source)
@@ -53,7 +68,7 @@ def check_patches(config: ConfigDict, source: Source | None) -> None:
         )
 
 
-def check_queue_fits(config: ConfigDict, source: Source) -> None:
+def _check_queue_fits(config: ConfigDict, source: Source) -> None:
     """Raises UserError if a queue would hold more rows than there are images."""
     queue_size, num_images = config.method.get("queue_size", 0), len(source)
     if queue_size <= num_images:
@@ -67,7 +82,7 @@ def check_queue_fits(config: ConfigDict, source: Source) -> None:
     )
 
 
-def check_probe(config: ConfigDict, source: Source) -> None:
+def _check_probe(config: ConfigDict, source: Source) -> None:
     """Raises UserError if an online probe is asked for and the images have no labels."""
     if config.eval.online_linear and not source.class_names:
         raise UserError(

@@ -37,6 +37,7 @@ _SHARED = {
     "data.test_split": Key("", "the split to score"),
     "data.follow_links": Key(False, "follow links that lead out of the image folder"),
     "data.crop": Key("", "device: whole images; host: their centre", ("", *CROPS)),
+    "views.size": Key(0, "pixels of the centre's side; 0: as in pretraining", (0, 4096)),
     "eval.batch_size": _like("eval.batch_size", 500),
 }
 # Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.

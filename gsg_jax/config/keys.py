@@ -169,6 +169,7 @@ _RUN = {
 }
 
 KEYS = {
+    "init_from": Key("", "workdir of the run whose weights this one starts from", may_change=NEVER),
     **_group("method", NEVER, _METHOD),
     **_group("model", NEVER, _MODEL),
     **_group("optim", NEVER, _OPTIM),
@@ -177,7 +178,7 @@ KEYS = {
     **_group("eval", UNTIL_TRAINED, _EVAL),
     **_group("run", UNTIL_TRAINED, _RUN),
 }
-GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS))
+GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key))
 
 
 def option_keys(method: str = "") -> dict[str, Key]:
@@ -189,6 +190,8 @@ def option_keys(method: str = "") -> dict[str, Key]:
     return _group("method", NEVER, {key: row for of in rows for key, row in of.options.items()})
 
 
+# Keys that records of earlier versions lack, with the values that they stand for.
+ADDED = {"init_from": "", "views.size": 0}
 # Keys of earlier versions, and what to do instead: ignored in the record of an old run, an error
 # on a command line.
 RETIRED = {

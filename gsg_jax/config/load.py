@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gsg_jax.config.find import find_config
-from gsg_jax.config.keys import RETIRED
+from gsg_jax.config.keys import ADDED, RETIRED
 from gsg_jax.console import UsageError
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.methods import METHODS
@@ -27,7 +27,7 @@ FIXED_KEYS = {
     "recipe": "give it after the config, as in simsiam_gsg:cifar10",
 }
 # Keys that name a folder or a file.
-FOLDERS = ("data.dir", "dir", "pretrained", "checkpoint")
+FOLDERS = ("data.dir", "dir", "pretrained", "checkpoint", "init_from")
 
 
 def load_config(path_and_recipe: str) -> ConfigDict:
@@ -232,7 +232,7 @@ def differences(
     """
     ours, theirs = flat(json.loads(as_json(config))), flat(record)
     keys = [*ours, *(key for key in theirs if key not in ours and key not in RETIRED)]
-    pairs = [(key, theirs.get(key, "none"), ours.get(key, "none")) for key in keys]
+    pairs = [(key, theirs.get(key, ADDED.get(key, "none")), ours.get(key, "none")) for key in keys]
     return [
         f"{key} ({there} there, {here} here)"
         for key, there, here in pairs

@@ -206,7 +206,7 @@ class Checkpoints:
                 field: {branch: tree[field].get(branch, {}) for branch in branches}
                 for field, branches in like.items()
             }
-        there, here = _shapes(tree), _shapes(like)
+        there, here = named_shapes(tree), named_shapes(like)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise UserError(
@@ -285,7 +285,7 @@ def read_variables(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     return step, jax.tree.map(np.asarray, variables)
 
 
-def _shapes(tree: Any) -> dict[str, str]:
+def named_shapes(tree: Any) -> dict[str, str]:
     """Type and shape of each array of a tree, or of a checkpoint's metadata, by its name."""
     leaves = ocp.tree.to_flat_dict(tree, sep="/")
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}

@@ -46,7 +46,8 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if config.data.batch_size == figures.get("batch_size_asked"):  # more than the folder has
         config.data.batch_size = read_config(workdir)["data"]["batch_size"]
     check_pretraining(config)
-    check_workdir(workdir, resolve(config))
+    if check_workdir(workdir, resolve(config)) is not None:  # it may go on
+        return None
     baselines = workdir / "baselines.json"
     if "knn_top1_untrained" in figures and not baselines.exists():
         return None
@@ -59,5 +60,5 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
         say(f"its report is {report}")
     length = "num_steps" if config.run.num_steps else "num_epochs"
     now = config.run[length]
-    say(f"to train longer, give --config.run.{length} above {now} and another --workdir")
+    say(f"to train longer, give --config.run.{length} above {now}")
     return figures

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config.keys import GROUPS, RETIRED, free_keys
+from gsg_jax.config.keys import ADDED, GROUPS, RETIRED, free_keys
 from gsg_jax.config.load import as_json, differences
 from gsg_jax.config.own import own_parts
 from gsg_jax.config.recipes import RECIPES, pretraining
@@ -18,7 +18,7 @@ from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.identity import IDENTITY, check_identity, identity
-from gsg_jax.run.integrity import saved_steps
+from gsg_jax.run.integrity import damage, saved_steps
 from gsg_jax.run.lock import LOCK, not_writable
 
 # The folder that describes an imported checkpoint.
@@ -29,19 +29,23 @@ _TEXT_FOLLOWS = "\n# The text of"
 # What a run writes besides its record.
 FOLDERS = ("checkpoints", "tensorboard")
 FIGURES = "figures.json"  # the last line of a complete run
+LENGTH = ("run.num_epochs", "run.num_steps")  # they may grow once the run is finished
 LOGS = ("metrics.jsonl", "throughput.jsonl", "baselines.json", "starts.jsonl", FIGURES)
 WRITTEN = (*FOLDERS, "damaged", "left_out.txt", *LOGS)
 
 
-def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> int | None:
     """Checks that DIR holds nothing yet, or a run of the same config; writes nothing.
 
-    The keys that config/keys.py lets change may differ. A start that ended before its first
-    checkpoint has left no record, and its logs are written anew.
+    The keys that config/keys.py lets change may differ, and the length if the run is finished. A
+    start that ended before its first checkpoint has left no record, and its logs are written anew.
 
     Args:
       workdir: DIR.
       config: resolved.
+
+    Returns:
+      The step at which the run in DIR is finished, if the config has another length; else None.
 
     Raises:
       UserError: if DIR holds another run's config or something else.
@@ -56,12 +60,16 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         is_imported = (workdir / IMPORTED).is_dir()
         is_trained = not is_imported or max(saved_steps(workdir), default=0) > 0
         free = free_keys(is_trained=is_trained)
-        if differing := differences(config, read_config(workdir), free):
+        differing = differences(config, read_config(workdir), free)
+        is_length = all(text.startswith(LENGTH) for text in differing)
+        finished = finished_step(workdir) if differing and is_length else None
+        if differing and finished is None:
             raise UserError(
                 f"--workdir={workdir} holds a run of another config, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir, or the same config to resume"
+                + is_length * "; once it is finished, a greater length continues it"
             )
-        return
+        return finished
     is_begun = (workdir / LOCK).exists() and not saved_steps(workdir)
     found = [name for name in WRITTEN if (workdir / name).exists()]
     if found and not is_begun:
@@ -69,10 +77,27 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             f"--workdir={workdir} holds {', '.join(found)} but no config.json: "
             "give another --workdir"
         )
+    return None
+
+
+def finished_step(workdir: pathlib.Path) -> int | None:
+    """The step at which the run in DIR is finished; None if it is not, or lacks that checkpoint."""
+    newest = max(saved_steps(workdir), default=0)
+    # A run that is killed as it goes on has renamed its figures, and no later checkpoint yet.
+    for path in (workdir / FIGURES, workdir / f"figures-{newest}.json"):
+        if path.exists() and read_object(path).get("step") == newest:
+            return None if damage(workdir / "checkpoints" / str(newest)) else newest
+    return None
+
+
+def went_on_from(workdir: pathlib.Path) -> list[int]:
+    """The steps at which the run in DIR was finished before it went on to a greater length."""
+    steps = [path.stem.removeprefix("figures-") for path in workdir.glob("figures-*.json")]
+    return sorted(int(step) for step in steps if step.isdecimal())
 
 
 def resume(
-    workdir: pathlib.Path, config: ConfigDict, sources: dict[str, Source | None]
+    workdir: pathlib.Path, config: ConfigDict, sources: dict[str, Source | None], num_steps: int
 ) -> Callable[[], None]:
     """Checks that DIR holds nothing yet, or a run that continues as it began.
 
@@ -80,28 +105,46 @@ def resume(
       workdir: DIR, held by this process.
       config: resolved.
       sources: the images, by split.
+      num_steps: length of the run.
 
     Returns:
       What writes the record, once. To be called with the first checkpoint: a start that fails
       before it leaves DIR as it was.
 
     Raises:
-      UserError: if DIR holds something else, or the run's images or JAX's settings have changed.
+      UserError: if DIR holds something else, or the run's images or JAX's settings have changed,
+        or a run that is finished would not become longer.
     """
-    check_workdir(workdir, config)
+    finished = check_workdir(workdir, config)
+    if finished is not None and num_steps <= finished:
+        raise UserError(
+            f"{workdir} is finished at step {finished}, and this command ends at step {num_steps}: "
+            "give a greater --config.run.num_epochs or num_steps, or another --workdir"
+        )
     now = identity(sources, config.data.dir)
     check_identity(workdir, now, config.run.accept_changes)
     _warn_of_changed_parts(workdir, config)
-    return functools.cache(functools.partial(record_run, workdir, config, now))
+    if finished is not None:
+        say(
+            f"{workdir} was finished at step {finished} and goes on to step {num_steps}: from here "
+            f"on, learning rate and EMA decay are those of a run of {num_steps} steps"
+        )
+    return functools.cache(functools.partial(record_run, workdir, config, now, finished))
 
 
-def record_run(workdir: pathlib.Path, config: ConfigDict, now: dict[str, Any]) -> None:
+def record_run(
+    workdir: pathlib.Path, config: ConfigDict, now: dict[str, Any], finished: int | None = None
+) -> None:
     """Writes the record of the run in DIR: what it depends on, its own parts' text, its config.
+
+    If the run was finished at a step and goes on, its last line is kept as figures-STEP.json.
 
     Raises:
       UserError: if DIR cannot be written.
     """
     if is_writer():
+        if finished is not None and (workdir / FIGURES).exists():
+            (workdir / FIGURES).replace(workdir / f"figures-{finished}.json")
         write_record(workdir / "config.json", config)
         write_atomically(workdir / IDENTITY, json.dumps(now, indent=2) + "\n")
         if text := _own_text(config):
@@ -197,6 +240,7 @@ def _with_newer_keys(record: dict) -> dict:
     """A record of an earlier version with the keys that it lacks, and without retired ones."""
     recipe = str(record.get("recipe"))
     defaults = pretraining(recipe if recipe in RECIPES else "imagenet").to_dict()
+    record.setdefault("init_from", ADDED["init_from"])
     for group in GROUPS:
         values = {**defaults[group], **record[group]}
         record[group] = {k: v for k, v in values.items() if f"{group}.{k}" not in RETIRED}

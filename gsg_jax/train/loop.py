@@ -12,13 +12,7 @@ import jax
 import ml_collections
 
 from gsg_jax.config.check import check_pretraining
-from gsg_jax.config.check_images import (
-    check_channels,
-    check_patches,
-    check_probe,
-    check_queue_fits,
-    fit_batch,
-)
+from gsg_jax.config.check_images import check_images, fit_batch
 from gsg_jax.config.load import resolve
 from gsg_jax.console import UserError, say
 from gsg_jax.data.loader import TrainLoader
@@ -32,6 +26,7 @@ from gsg_jax.evaluation.monitor import KnnMonitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
 from gsg_jax.run.finished import write_finished
+from gsg_jax.run.integrity import saved_steps
 from gsg_jax.run.left_out import LeftOut
 from gsg_jax.run.lock import writing
 from gsg_jax.run.metrics import TIMED, MetricsLog
@@ -39,7 +34,7 @@ from gsg_jax.run.record import BASELINES, baseline_name, newest_scores
 from gsg_jax.run.starts import write_start
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
-from gsg_jax.run.workdir import check_workdir, resume
+from gsg_jax.run.workdir import check_workdir, resume, went_on_from
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay, accuracy_table
 from gsg_jax.train.figures import FIGURES
@@ -52,6 +47,7 @@ from gsg_jax.train.guards import (
     what_to_do,
 )
 from gsg_jax.train.optim import learning_rate_schedule, run_length
+from gsg_jax.train.start import read_start, started
 from gsg_jax.train.state import TrainState, init_state, skipped_steps
 from gsg_jax.train.timer import Timer, mean_views_per_second
 
@@ -77,29 +73,28 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     check_pretraining(config)
     check_workdir(workdir, config)
     mesh = make_mesh(config.data.batch_size, config.run.fsdp)
-    check_channels(config, train)
-    check_queue_fits(config, train)
-    check_probe(config, train)
-    is_monitored = bool(config.eval.knn_every_epochs and train.class_names)
-    for source in (train, test) if is_monitored else ():
-        check_patches(config, source)
+    is_monitored = check_images(config, train, test)
     loader = build_loader(config, train)
     num_steps = run_length(config, loader.steps_per_epoch)
+    is_new = not saved_steps(workdir)
+    start = read_start(config, num_channels(train)) if is_new else None
     about, *notes = summary(train, test)
     about = (
         f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}"
     )
     with writing(workdir):
-        record = resume(workdir, config, {"train": train, "test": test})
+        record = resume(workdir, config, {"train": train, "test": test}, num_steps)
         say(about, *notes)
         left_out = LeftOut(workdir / "left_out.txt")
         if is_writer():
             left_out.add(*getattr(train, "left_out", ()))
         loader.when_skipped = left_out.add
         monitor = KnnMonitor(config, train, test) if is_monitored else None
-        run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps, record)
+        run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps, record, start)
         figures = run.run() | lowered
         figures |= {"num_left_out": len(left_out)} if len(left_out) else {}
+        if before := went_on_from(workdir):
+            figures["went_on_from"] = before
         if figures["step"] == figures["num_steps"]:
             write_finished(workdir, figures)
         return figures
@@ -118,6 +113,7 @@ class Pretraining:
         train: Source,
         num_steps: int,
         record: Callable[[], None],
+        start: dict[str, Any] | None,
     ):
         """Prepares the run from what `pretrain` has checked and built."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
@@ -136,7 +132,7 @@ class Pretraining:
         keep = (config.run.keep_checkpoints, config.run.keep_every)
         self.checkpoints = Checkpoints(workdir, *keep, last_step=self.num_steps)
         self.watchdog = Watchdog(config.run.watchdog_seconds, workdir)
-        self.record = record
+        self.record, self.start = record, start
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until a stop is requested; returns the final figures."""
@@ -172,6 +168,10 @@ class Pretraining:
     def _initial_state(self) -> tuple[TrainState, int]:
         state = jax.jit(self._init, out_shardings=self.shardings)()
         if (newest := self.checkpoints.newest_step()) is None:
+            if self.start:
+                state = jax.jit(started, out_shardings=self.shardings)(state, self.start)
+                self.record()
+                self.checkpoints.save(state, None, wait=True)  # a resumed run reads no other's
             return state, 0
         say(f"resuming from the checkpoint of step {newest} in {self.workdir}")
         return self.checkpoints.restore(newest, state), newest

@@ -15,7 +15,7 @@ from tests.small import load, refusal
 # Their readers check these texts: the data by opening them, the method by its own check.
 CHECKED_BY_THEIR_READER = {
     *("data.name", "data.dir", "data.train_split", "data.test_split"),
-    *("method.pairing", "method.form", "run.wandb_project"),
+    *("method.pairing", "method.form", "run.wandb_project", "init_from"),
 }
 LIMITED = KEYS | option_keys()
 NUMBERS = [key for key, row in LIMITED.items() if row.limits and key not in CHECKED_BY_THEIR_READER]

@@ -8,6 +8,7 @@ from gsg_jax.config.load import as_json, differences, flat, from_record, resolve
 from gsg_jax.console import UserError
 from gsg_jax.run import workdir as workdirs
 from gsg_jax.run.lock import writing
+from gsg_jax.run.workdir import read_config
 from tests.runs import hashes
 from tests.small import load, small_config
 
@@ -65,6 +66,38 @@ def test_a_run_goes_on_with_other_threads_and_more_patience_and_its_record_says_
     claim(tmp_path, config)
     recorded = json.loads((tmp_path / "config.json").read_text())
     assert not differences(config, recorded)
+
+
+def test_a_finished_run_alone_may_differ_in_length(tmp_path, monkeypatch):
+    config = small_config("byol")
+    config.run.num_epochs = 2
+    claim(tmp_path, config)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    longer = config.copy_and_resolve_references()
+    longer.run.num_epochs = 3
+    line = "2 there, 3 here.*once it is finished, a greater length continues it"
+    with pytest.raises(UserError, match=line):
+        workdirs.check_workdir(tmp_path, longer)
+    (tmp_path / "figures.json").write_text('{"step": 8}')
+    with pytest.raises(UserError, match="2 there, 3 here"):  # its checkpoint is damaged
+        workdirs.check_workdir(tmp_path, longer)
+    monkeypatch.setattr(workdirs, "damage", lambda path: None)
+    assert workdirs.check_workdir(tmp_path, longer) == 8
+    assert workdirs.check_workdir(tmp_path, config) is None
+    for num_steps in (7, 8):
+        with pytest.raises(UserError, match=f"finished at step 8, .* ends at step {num_steps}"):
+            workdirs.resume(tmp_path, longer, {}, num_steps)
+    (tmp_path / "identity.json").unlink()
+    record = workdirs.resume(tmp_path, longer, {}, 12)
+    assert read_config(tmp_path)["run"]["num_epochs"] == 2
+    record()
+    assert read_config(tmp_path)["run"]["num_epochs"] == 3
+    assert workdirs.went_on_from(tmp_path) == [8] and not (tmp_path / "figures.json").exists()
+    longer.run.num_epochs = 4
+    assert workdirs.check_workdir(tmp_path, longer) == 8  # nothing later is saved
+    (tmp_path / "checkpoints" / "9").mkdir()
+    with pytest.raises(UserError, match="3 there, 4 here"):
+        workdirs.check_workdir(tmp_path, longer)
 
 
 @pytest.mark.parametrize("text", [b"", b'{"run": {"seed": 0}', b"[]", b"null", b"\xff\xfe\x00{"])

@@ -4,9 +4,12 @@ More kills are in tests/faults/.
 """
 
 import itertools
+import math
 import os
+import shutil
 import signal
 
+import numpy as np
 import pytest
 
 from gsg_jax.console import UserError
@@ -74,6 +77,60 @@ def test_a_run_that_is_asked_to_stop_saves_says_so_and_resumes_to_the_bit(whole,
     last, err = done(*flags(tmp_path))
     assert f"resuming from the checkpoint of step {stopped[1]} " in err
     assert_same(tmp_path, last, *reference)
+
+
+@pytest.mark.extended
+def test_a_finished_run_goes_on_to_a_greater_length_by_the_schedule_of_that_length(
+    images, tmp_path, monkeypatch
+):
+    run, parts = tmp_path / "run", tmp_path / "parts"
+    flags = tiny("byol", images, run, "--config.run.log_every_steps=1")
+    flags += ["--config.method.ema_schedule=cosine", "--config.run.num_steps=0"]
+    short, long = [*flags, "--config.run.num_epochs=2"], [*flags, "--config.run.num_epochs=5"]
+    before, _ = done(*short)  # 2 steps an epoch
+    lines = logged(run)
+    shutil.copytree(run, parts)
+    assert f"{run} is finished at step 4, and this command ends at step 2: give a greater" in (
+        refused(*short, "--config.run.num_epochs=1")
+    )
+    assert "run.seed (0 there, 1 here)" in refused(*long, "--config.run.seed=1")
+    last, err = done(*long)
+    assert f"{run} was finished at step 4 and goes on to step 10: from here on, learning" in err
+    assert (last["step"], last["num_steps"], last["went_on_from"]) == (10, 10, [4])
+    assert figures((run / "figures-4.json").read_text()) == before
+    rates = [line["learning_rate"] for line in logged(run)]
+    peak = 0.4 * 16 / 256
+    steps = [(step, 4 if step < 4 else 10) for step in range(10)]
+    expected = [peak * (1 + math.cos(math.pi * step / of)) / 2 for step, of in steps]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert logged(run)[:4] == lines
+    again, err = done(*long)
+    assert again == last and "nothing is left to train" in err
+    assert "run.num_epochs (5 there, 2 here)" in refused(*short, "--config.run.seed=1")
+
+    long.append(f"--workdir={parts}")
+    for number, kills in enumerate(("record_run", "write_record")):  # before and after the rename
+        with monkeypatch.context() as patch:
+            patch.setattr(f"gsg_jax.run.workdir.{kills}", _kill)
+            with pytest.raises(Killed):
+                done(*long)
+        assert (parts / "figures.json").exists() == (number == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "stop_signals", stop_after)
+        assert done(*long)[0]["step"] == 7
+        line = refused(*long, "--config.run.num_epochs=6")
+        assert "run.num_epochs (5 there, 6 here)" in line and "once it is finished" in line
+    resumed, err = done(*long)
+    assert "resuming from the checkpoint of step 7" in err and "goes on" not in err
+    assert_same(parts, resumed, run, last)
+
+
+class Killed(BaseException):
+    """The process is killed."""
+
+
+def _kill(*_):
+    raise Killed
 
 
 @pytest.mark.extended
