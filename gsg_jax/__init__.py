@@ -270,6 +270,6 @@ def _run(config: "ConfigDict", workdir: str | os.PathLike[str]) -> dict[str, Any
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)  # Orbax logs a traceback for every error
     try:
-        return run_job(config, pathlib.Path(os.path.expanduser(workdir)))
+        return run_job(config, pathlib.Path(os.path.expanduser(workdir)) if workdir else None)
     finally:
         logging.set_verbosity(before)

@@ -30,7 +30,8 @@ FLAGS = """
   --config=CONFIG[:RECIPE]      the experiment, and which data and sizes it takes: the name of a
                                 packaged config, or the path of your own
   --workdir=DIR                 folder of the run ('' = runs/NAME-RECIPE, or, for an evaluation, a
-                                folder in the run that it evaluates); a run in it resumes
+                                folder in the run that it evaluates); a run in it resumes; knn
+                                and linear write predictions.csv only if it is given
   --config.GROUP.KEY=VALUE      another value of a key
   --plugin=FILE.py              a file that registers an own method, backbone or data set, if it is
                                 not the config itself; may be given again
@@ -79,7 +80,7 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
     return last_line(figures) if is_writer() else 0
 
 
-def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> dict[str, Any]:
     """Runs the job of a config, and returns the figures of its last line.
 
     Raises:

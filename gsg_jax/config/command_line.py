@@ -22,13 +22,13 @@ class Command(NamedTuple):
 
     Attributes:
       config: with its overrides.
-      workdir: of the run.
+      workdir: of the run; None for an evaluation that writes only if it is given one.
       hosts: which of several hosts this process is.
       print_config: whether to print the config instead of using it.
     """
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: pathlib.Path | None
     hosts: HostFlags
     print_config: bool
 
@@ -65,7 +65,7 @@ def parse_flags(argv: list[str]) -> Command:
         raise UsageError(f"{rest[0]!r} is not a flag: {_meaning(rest[0])}")
     try:
         folder = workdir.value or default_workdir(path, config.value)
-        folder = pathlib.Path(folder).expanduser()
+        folder = pathlib.Path(folder).expanduser() if folder else None
     except RuntimeError as error:
         raise UsageError(f"--workdir={workdir.value}: {error} Give the whole path") from error
     hosts = HostFlags(
@@ -127,8 +127,11 @@ def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> 
     """Returns the folder of a job that was given none.
 
     It is runs/NAME-RECIPE for a pretraining, PRETRAINED/NAME for one evaluation, and PRETRAINED
-    itself for the report and for all evaluations together.
+    itself for the report and for all evaluations together. It is "" for k-NN and for a linear
+    classifier on embeddings, which then write nothing.
     """
+    if config.get("job") == "knn" or config.get("protocol") in ("probe", "lbfgs"):
+        return ""
     path, _, recipe = path_and_recipe.partition(":")
     name = pathlib.Path(path).stem
     if not config.get("pretrained"):

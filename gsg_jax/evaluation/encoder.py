@@ -19,6 +19,7 @@ from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
 from gsg_jax.methods import METHODS
 from gsg_jax.models.siamese import BACKBONES, build_backbone, build_siamese, init_variables
+from gsg_jax.models.vit import VITS
 from gsg_jax.run.checkpoint import read_newest, state_digest
 from gsg_jax.run.integrity import saved_steps
 from gsg_jax.run.workdir import file_of_part, read_config
@@ -77,19 +78,35 @@ def read_run(
     """Returns the config of the run that an evaluation names, with the evaluation's data in it.
 
     Args:
-      config: of an evaluation; reads `pretrained` and `data`, where "" means as in pretraining.
+      config: of an evaluation; reads `pretrained`, `data` and views.size, where "" and 0 mean as in
+        pretraining. Another size is that of the images' centres.
       needs_data: whether the data will be opened.
 
     Raises:
-      UserError: if there is no run, or an own part of it that is needed is not registered.
+      UserError: if there is no run, an own part of it that is needed is not registered, or the
+        backbone takes no images of this size.
     """
     workdir = pathlib.Path(config.pretrained).expanduser()
     run = read_record(workdir)
     for key in ("name", "dir", "train_split", "test_split", "follow_links", "crop"):
         run.data[key] = config.data[key] or run.data[key]
+    if config.views.size:
+        _set_size(run, config.views.size, config.data.crop)
     if needs_data:
         _check_is_there(workdir, "dataset", run.data.name, SOURCES)
     return run
+
+
+def _set_size(run: ml_collections.ConfigDict, size: int, crop: str) -> None:
+    """Sets the size of the images' centres, other than pretraining's."""
+    what, patch_size = f"--config.views.size={size}", run.model.patch_size
+    if crop == "device":
+        raise UsageError(
+            f"{what}: images are taken whole by --config.data.crop=device: give one of the two"
+        )
+    if run.model.backbone in VITS and size % patch_size:
+        raise UsageError(f"{what}: must be a multiple of the run's model.patch_size, {patch_size}")
+    run.views.size, run.data.crop = size, "host"
 
 
 def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -146,8 +163,10 @@ def encoder_of(
     config: ml_collections.ConfigDict, run: ml_collections.ConfigDict, channels: int
 ) -> Encoder:
     """Opens the encoder that an evaluation names, as open_encoder, for images of some channels."""
-    mesh = all_devices()
-    init = partial(untrained_backbone, run, channels)
+    mesh, workdir = all_devices(), pathlib.Path(config.pretrained).expanduser()
+    # Learned positions have the size of pretraining.
+    drawn = read_record(workdir) if config.views.size else run
+    init = partial(untrained_backbone, drawn, channels)
     step, variables = 0, {"params": {"backbone": {}}, "batch_stats": {"backbone": {}}}
     if config.encoder == "untrained":
         variables = jax.jit(init, out_shardings=replicated(mesh))()
@@ -156,7 +175,6 @@ def encoder_of(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
             jax.eval_shape(init),
         )
-        workdir = pathlib.Path(config.pretrained).expanduser()
         step, variables = read_newest(workdir, lambda x, step: x.restore(step, like))
     return Encoder(
         kind=config.encoder,

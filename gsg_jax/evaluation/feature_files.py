@@ -16,7 +16,7 @@ from gsg_jax.data.open import Source
 from gsg_jax.devices import hosts
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.features import Embed, embed_batches
-from gsg_jax.run.files import read_object, write_atomically
+from gsg_jax.run.files import read_object, replacing, write_atomically
 
 SAVE_EVERY_SECONDS = 5.0
 MAX_CLASSES = 1_000_000
@@ -101,6 +101,7 @@ def _open_rows(path: pathlib.Path, num_done: int, shape: tuple[int, int]) -> np.
     """Opens the rows to be written: those of an earlier call if it has done some, or new ones."""
     if num_done:
         return np.load(path, mmap_mode="r+")
+    path.unlink(missing_ok=True)  # perhaps a link to elsewhere
     return np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
 
@@ -170,6 +171,8 @@ def _rows_done(
 
 def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
     """Whether the file of an earlier call has its full size."""
+    if rows_path.is_symlink():
+        return False
     try:
         rows = np.load(rows_path, mmap_mode="r")  # a shorter file than its header says is refused
     except READ_ERRORS:
@@ -186,7 +189,5 @@ def _images_digest(source: Source) -> str:
 
 def save_features(path: pathlib.Path, features: LabelledFeatures, **more: Any) -> None:
     """Writes a file of embeddings, and more arrays beside them, whole or not at all."""
-    partial = path.with_suffix(".npz.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **features._asdict(), **more)
-    partial.replace(path)

@@ -108,16 +108,23 @@ def pixels(images: np.ndarray) -> np.ndarray:
 def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """Brings every channel to mean 0 and standard deviation 1 over the training set [N, F].
 
-    The other sets, each [M, F], are centred and scaled as train is. A channel that is constant over
-    train, up to rounding, is only centred. All are returned, as float32.
+    The other sets, each [M, F], are centred and scaled as train is. All are returned, as float32.
+    """
+    mean, scale = standardization(train)
+    return [
+        (rows.astype(np.float32, copy=False) - mean[None, :]) / scale[None, :]
+        for rows in (train, *others)
+    ]
+
+
+def standardization(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of every channel of a training set [N, F], float32 [F].
+
+    The scale is the standard deviation, and 1 for a channel that is constant up to rounding.
     """
     mean = np.mean(train, axis=0, dtype=np.float64)
     # From the squares, in float64: np.std would copy the set at twice its size.
     squares = np.einsum("nf,nf->f", train, train, dtype=np.float64) / len(train)
     std = np.sqrt(np.maximum(squares - mean**2, 0))
     scale = np.where(std > CONSTANT_STD * np.abs(mean), std, 1)
-    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
-    return [
-        (rows.astype(np.float32, copy=False) - mean[None, :]) / scale[None, :]
-        for rows in (train, *others)
-    ]
+    return mean.astype(np.float32), scale.astype(np.float32)

@@ -1,6 +1,5 @@
 """Checkpoint files of PyTorch and safetensors; nothing but tensors is ever loaded from them."""
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -17,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from gsg_jax.console import UserError, say
+from gsg_jax.run.files import replacing
 
 PICKLES = (".pth", ".tar", ".pt", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "teacher", "model")  # keys under which a checkpoint holds its state dict
@@ -246,14 +246,11 @@ def write_checkpoint(
 
 def write_bytes(content: bytes, path: pathlib.Path) -> None:
     """Writes a file by one rename; raises UserError and leaves nothing if that fails."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(
             f"{path} cannot be written ({error.strerror}): make room, or give another name"
         ) from error

@@ -20,7 +20,7 @@ from gsg_jax.evaluation.feature_files import labels_of
 from gsg_jax.evaluation.labelled import open_test, open_train
 from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.evaluation.splits import class_balanced, split_held_out
-from gsg_jax.jobs.linear import reported_figures
+from gsg_jax.jobs.linear import reported_figures, write_trained
 from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.workdir import claim_for_evaluation
 from gsg_jax.train.supervised import ClassifierRun, Diverged
@@ -34,7 +34,8 @@ DIVERGED = -1.0
 def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Fine-tunes a backbone with a linear classifier behind it.
 
-    Checkpoints and the sweep's figures are written; a stopped job resumes there.
+    Checkpoints and the sweep's figures are written, then the predictions and the network; a stopped
+    job resumes there.
 
     Returns:
       The job's last line: finetune_top1, finetune_top5 and finetune_mean_per_class, each with the
@@ -123,7 +124,7 @@ def tune(
       train: images whose labels may be used.
       test: images to score.
       config: reads optim, views, data, eval and run.
-      folder: gets checkpoints and the sweep's figures.
+      folder: gets checkpoints, the sweep's figures, the predictions and the network.
       prefix: of the figures' names.
 
     Returns:
@@ -136,6 +137,7 @@ def tune(
     training = _run(encoder, train, config, rates)
     state = training.train(folder / "chosen", prefix)
     scores = training.scores(state, test, config.eval.batch_size)
+    write_trained(folder, state, test, scores)
     return {
         **reported_figures(prefix, scores, labels_of(test)),
         f"{prefix}_num_labels": len(train),

@@ -7,12 +7,17 @@ import ml_collections
 
 from gsg_jax.config.check import check_evaluation
 from gsg_jax.console import UserError, say
-from gsg_jax.evaluation.knn import cut_to_bank, knn_top1
+from gsg_jax.evaluation.knn import cut_to_bank, knn_scores, knn_top1
 from gsg_jax.evaluation.labelled import Labelled, labelled_features
+from gsg_jax.evaluation.predictions import write_predictions
 
 
-def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Scores embeddings by k-NN; nothing is written.
+def classify_by_knn(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path | None
+) -> dict[str, Any]:
+    """Scores embeddings by k-NN.
+
+    The predictions by the first k and the bank are written to the workdir, if one is given.
 
     Returns:
       The job's last line: the figures of score_by_knn.
@@ -20,13 +25,30 @@ def classify_by_knn(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     Raises:
       UserError: if there is no run, no checkpoint, no image or no label.
     """
-    del workdir
     check_evaluation(config)
     labelled = labelled_features(config, needs_test=False)
     if config.eval.leave_one_out:
         labelled = labelled._replace(test=None)
     figures = score_by_knn(labelled, config.eval.knn_k, config.eval.knn_temperature)
+    if workdir:
+        _write(labelled, figures["knn_k"], config.eval.knn_temperature, workdir)
     return {"job": "knn", **labelled.about, **figures}
+
+
+def _write(labelled: Labelled, k: int, temperature: float, folder: pathlib.Path) -> None:
+    train, test, names = labelled.train, labelled.test or labelled.train, labelled.class_names
+    votes = knn_scores(
+        train.h,
+        train.label,
+        test.h,
+        k=k,
+        temperature=temperature,
+        num_classes=len(names),
+        leave_one_out=labelled.test is None,
+    )
+    shares = votes / votes.sum(axis=1, keepdims=True)
+    bank = {"h": train.h, "label": train.label, "k": k, "temperature": temperature}
+    write_predictions(folder, test.id, test.label, shares, names, bank)
 
 
 def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) -> dict[str, float]:

@@ -4,29 +4,36 @@ import pathlib
 from functools import partial
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from gsg_jax.config.check import check_evaluation
 from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.data.open import Source
 from gsg_jax.evaluation import logistic
 from gsg_jax.evaluation.encoder import open_encoder, read_run
-from gsg_jax.evaluation.feature_files import LabelledFeatures, labels_of
-from gsg_jax.evaluation.features import standardize
+from gsg_jax.evaluation.feature_files import LabelledFeatures, ids_of, labels_of
+from gsg_jax.evaluation.features import standardization, standardize
 from gsg_jax.evaluation.labelled import Labelled, labelled_features, open_test, open_train
-from gsg_jax.evaluation.probe import fit_probe
+from gsg_jax.evaluation.predictions import write_predictions
+from gsg_jax.evaluation.probe import ChosenProbe, fit_probe
 from gsg_jax.evaluation.scores import Metric, classification_figures, top_k_accuracy
 from gsg_jax.evaluation.splits import split_held_out
 from gsg_jax.run.workdir import claim_for_evaluation
-from gsg_jax.train.supervised import ClassifierRun
+from gsg_jax.train.supervised import ClassifierRun, ClassifierState
 
 TOP1 = partial(top_k_accuracy, k=1)
 
 
-def classify_linearly(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def classify_linearly(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path | None
+) -> dict[str, Any]:
     """Scores embeddings, or a frozen backbone, by a linear classifier.
 
-    Checkpoints are written if protocol is "images"; otherwise nothing is.
+    The predictions and the classifier are written to the workdir, and checkpoints if protocol is
+    "images". Only that protocol has a workdir if none is given.
 
     Returns:
       The job's last line: linear_top1, linear_top5 and linear_mean_per_class, each with the
@@ -41,12 +48,15 @@ def classify_linearly(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         return {"job": "linear", "protocol": "images", **_on_images(config, workdir)}
     labelled = labelled_features(config, needs_test=True)
     score = score_by_probe if config.protocol == "probe" else score_by_lbfgs
-    figures = score(labelled, config, "linear")
+    figures = score(labelled, config, "linear", workdir)
     return {"job": "linear", "protocol": config.protocol, **labelled.about, **figures}
 
 
 def score_by_probe(
-    labelled: Labelled, config: ml_collections.ConfigDict, prefix: str
+    labelled: Labelled,
+    config: ml_collections.ConfigDict,
+    prefix: str,
+    folder: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Trains a grid of probes on the embeddings and scores the best on held-out images.
 
@@ -54,6 +64,7 @@ def score_by_probe(
       labelled: with test embeddings.
       config: reads probe and run.seed.
       prefix: of the figures' names.
+      folder: for predictions and classifier, or None.
 
     Returns:
       Accuracies with their intervals; the chosen learning rate and weight decay.
@@ -78,6 +89,8 @@ def score_by_probe(
         f"{probe.weight_decay:g} by {np.nanmax(probe.held_out_figures):.4f} on held-out images"
     )
     scores = logistic.linear_scores(test_h, probe.kernel, probe.bias)
+    if folder:
+        _write(folder, labelled, probe, scores)
     return {
         **reported_figures(prefix, scores, labelled.test.label),
         f"{prefix}_learning_rate": probe.learning_rate,
@@ -86,7 +99,10 @@ def score_by_probe(
 
 
 def score_by_lbfgs(
-    labelled: Labelled, config: ml_collections.ConfigDict, prefix: str
+    labelled: Labelled,
+    config: ml_collections.ConfigDict,
+    prefix: str,
+    folder: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Solves logistic regression at several strengths of regularisation and scores the best.
 
@@ -94,6 +110,7 @@ def score_by_lbfgs(
       labelled: with test embeddings.
       config: reads lbfgs and run.seed.
       prefix: of the figures' names.
+      folder: for predictions and classifier, or None.
 
     Returns:
       Accuracies with their intervals, and the strength that was best on held-out images.
@@ -101,9 +118,11 @@ def score_by_lbfgs(
     Raises:
       UserError: if nothing can be held out.
     """
-    scores, l2 = solve(
+    scores, l2, fit = solve(
         labelled.train, None, labelled.test, len(labelled.class_names), config, metric=TOP1
     )
+    if folder:
+        _write(folder, labelled, fit, scores)
     return {**reported_figures(prefix, scores, labelled.test.label), f"{prefix}_l2": l2}
 
 
@@ -116,7 +135,7 @@ def solve(
     *,
     metric: Metric,
     loss: logistic.Loss = logistic.softmax_loss,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float, logistic.Fit]:
     """Chooses a strength of regularisation and solves with it on all but the test images.
 
     Args:
@@ -129,7 +148,8 @@ def solve(
       loss: of logistic regression, with one label an image or several.
 
     Returns:
-      (scores, l2): of the test embeddings [N, C]; the chosen l2.
+      (scores, l2, fit): of the test embeddings [N, C]; the chosen l2; the classifier of
+      standardised embeddings.
 
     Raises:
       UserError: if nothing can be held out.
@@ -162,7 +182,20 @@ def solve(
         train_h, train.label, num_classes=num_classes, l2=found.l2, loss=loss, start=found.fit
     )
     say(f"logistic regression: l2 {found.l2:.3g} by {found.figures.max():.4f} on held-out images")
-    return logistic.linear_scores(test_h, fit.kernel, fit.bias), found.l2
+    return logistic.linear_scores(test_h, fit.kernel, fit.bias), found.l2, fit
+
+
+def _write(
+    folder: pathlib.Path,
+    labelled: Labelled,
+    classifier: ChosenProbe | logistic.Fit,
+    scores: np.ndarray,
+) -> None:
+    """Writes predictions and classifier: scores are (h - mean) / scale @ kernel + bias."""
+    test, (mean, scale) = labelled.test, standardization(labelled.train.h)
+    arrays = {"kernel": classifier.kernel, "bias": classifier.bias, "mean": mean, "scale": scale}
+    shares = np.asarray(jax.nn.softmax(scores))
+    write_predictions(folder, test.id, test.label, shares, labelled.class_names, arrays)
 
 
 def reported_figures(prefix: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -196,4 +229,14 @@ def _on_images(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict
     claim_for_evaluation(workdir, config, encoder.digest)
     state = training.train(workdir, "linear protocol")
     scores = training.scores(state, test, config.eval.batch_size)
+    write_trained(workdir, state, test, scores)
     return {**encoder.about, **reported_figures("linear", scores, labels_of(test))}
+
+
+def write_trained(
+    folder: pathlib.Path, state: ClassifierState, test: Source, scores: np.ndarray
+) -> None:
+    """Writes the predictions of a trained network, and its backbone and linear layer."""
+    arrays = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+    shares = np.asarray(jax.nn.softmax(scores))
+    write_predictions(folder, ids_of(test), labels_of(test), shares, test.class_names, arrays)

@@ -109,7 +109,7 @@ def _score_set(
         for part, source in splits.items()
     }
     metric = METRICS[of.metric]
-    scores, l2 = solve(
+    scores, l2, _ = solve(
         embedded["train"],
         embedded.get("validation"),
         embedded["test"],

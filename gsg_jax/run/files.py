@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import BinaryIO
 
 from gsg_jax.config.load import is_number
 from gsg_jax.console import UserError
@@ -14,19 +15,32 @@ from gsg_jax.devices.hosts import is_writer
 TIMED = ("views_per_second", "interval_seconds", "train_seconds")
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` at the end; a reader sees the old one or the new.
+
+    What lies at either name, a link to elsewhere too, is replaced and never written through.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # readers may write figures, too
+    partial.unlink(missing_ok=True)
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, sees the old text or the new, never a part.
+    """Writes a text file by `replacing`; bytes of file names stay as they are.
 
     All hosts call this with the same text; only the first writes.
     """
-    if not is_writer():
-        return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # readers may write figures, too
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    if is_writer():
+        with replacing(path) as file:
+            file.write(text.encode(errors="surrogateescape"))
 
 
 def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:

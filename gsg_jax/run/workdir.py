@@ -67,7 +67,8 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> int | None:
             raise UserError(
                 f"--workdir={workdir} holds a run of another config, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir, or the same config to resume"
-                + is_length * "; once it is finished, a greater length continues it"
+                + is_length
+                * "; once it is finished, a greater length continues it"
             )
         return finished
     is_begun = (workdir / LOCK).exists() and not saved_steps(workdir)

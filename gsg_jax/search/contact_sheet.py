@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from gsg_jax.console import say
 from gsg_jax.data.source import num_decode_threads
 from gsg_jax.report.pictures import fitted, sheet
+from gsg_jax.run.files import replacing
 from gsg_jax.search.fonts import ASCENT, draw_centred, runs, shorten
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -65,10 +66,8 @@ def write_sheet(path: Path, groups: Sequence[Sequence[Picture]]) -> int:
         for group in shown:
             laid += [next(tiles) for _ in group]
             laid += [_paper()] * (-len(group) % COLUMNS)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         Image.fromarray(sheet(laid, COLUMNS)).save(file, FORMATS[path.suffix.lower()])
-    partial.replace(path)
     names = {picture.name for group in shown for picture in group}
     if any("".join(part for _, part in runs(name)) != name for name in names):
         say(

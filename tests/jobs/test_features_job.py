@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from PIL import Image
 
 from gsg_jax.config.command_line import parse_flags
+from gsg_jax.data.crops import centre_cut
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation import feature_files, features
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs.features import file_stem
-from tests.runs import config, done, hashes, job, refused
+from tests.runs import config, done, hashes, job, refused, tiny
 
 
 def embed(pretrained, workdir, *flags):
@@ -61,6 +63,53 @@ def test_an_image_alone_has_the_features_that_it_has_among_others(whole, pretrai
     for n in (0, 39):
         alone = encoder.embed(source.image(n)[None])
         np.testing.assert_allclose(alone[0], whole[1]["train"]["h"][n], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [10, pytest.param(20, marks=pytest.mark.extended)])
+def test_images_of_another_size_are_embedded_as_if_cut_by_hand(pretrained, images, tmp_path, size):
+    """The short side is resized to 256/224 of the size, and the centre is cut."""
+    short = round(size * 256 / 224)
+    first = round((short - size) / 2)
+    for path in images.rglob("*.png"):
+        resized = Image.open(path).resize((short, short), Image.Resampling.BILINEAR)
+        cut = tmp_path / "cut" / path.relative_to(images)
+        cut.parent.mkdir(parents=True, exist_ok=True)
+        resized.crop((first, first, first + size, first + size)).save(cut)
+    _, files = embed(pretrained, tmp_path / "size", f"--config.views.size={size}")
+    _, wanted = embed(pretrained, tmp_path / "hand", f"--config.data.dir={tmp_path / 'cut'}")
+    for split in files:
+        np.testing.assert_allclose(files[split]["h"], wanted[split]["h"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("positions", ["fixed", "learned"])
+def test_a_vit_takes_multiples_of_its_patches_and_resizes_learned_positions(
+    images, tmp_path, positions
+):
+    run = tmp_path / "run"
+    network = ["--config.model.backbone=vit_micro", "--config.model.patch_size=4"]
+    network += ["--config.data.crop=host", f"--config.model.positions={positions}"]
+    one = ("--config.run.num_steps=1", "--config.eval.knn_every_epochs=0")
+    done(*tiny("simsiam", images, run, *network, *one))
+    _, files = embed(run, tmp_path / "larger", "--config.views.size=20")
+    flags, *_ = parse_flags(["main", config("features"), f"--config.pretrained={run}"])
+    plain = read_run(flags)
+    source = open_source(plain.data, "train")
+    encoder = open_encoder(flags, plain, source)
+    cut = np.stack([centre_cut(source.image(i), 20) for i in range(8)])
+    x = (cut / 255 - np.float32(plain.views.mean)) / np.float32(plain.views.std)
+    h = encoder.backbone.apply({"params": encoder.params}, x.astype(np.float32), train=False)
+    np.testing.assert_allclose(files["train"]["h"][:8], h, rtol=0, atol=1e-4)
+    line = refused(*features_job(run, tmp_path / "odd", "--config.views.size=18"), status=2)
+    assert "--config.views.size=18: must be a multiple of the run's model.patch_size, 4" in line
+    assert not (tmp_path / "odd").exists()
+
+
+def test_a_size_does_not_go_with_whole_images(pretrained, tmp_path):
+    flags = ("--config.views.size=8", "--config.data.crop=device")
+    line = refused(*features_job(pretrained, tmp_path / "new", *flags), status=2)
+    assert "--config.views.size=8: images are taken whole" in line
+    assert not (tmp_path / "new").exists()
 
 
 class Stopped(Exception):

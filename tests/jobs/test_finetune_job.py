@@ -6,13 +6,17 @@ import chex
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
 
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import as_json, resolve
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as finetune_job
+from gsg_jax.run.checkpoint import Checkpoints
 from gsg_jax.train.supervised import ClassifierRun
+from tests.jobs.test_knn_job import read_predictions
 from tests.runs import config, done, hashes, job, refused, tiny
 
 SMALL = ("--config.data.batch_size=16", "--config.run.num_epochs=6")
@@ -42,6 +46,13 @@ def test_the_sweep_takes_the_best_on_held_out_images_and_is_not_repeated(
     assert sweep["backbone_0.5-head_1e-06"] < sweep["backbone_0.5-head_2.0"]
     assert last["finetune_head_learning_rate"] == 2.0
     assert "on 8 held-out images" in err
+    rows = read_predictions(tmp_path)
+    assert np.mean([row["predicted"] == row["label"] for row in rows]) == last["finetune_top1"]
+    network = load_file(tmp_path / "classifier.safetensors")
+    with Checkpoints(tmp_path / "chosen", read_only=True) as checkpoints:
+        like = checkpoints.shapes(checkpoints.newest_step(), ("params", "batch_stats"))
+        state = checkpoints.restore(checkpoints.newest_step(), like)
+    chex.assert_trees_all_equal(network, flatten_dict(state, sep="/"))
 
     trained = []
     monkeypatch.setattr(

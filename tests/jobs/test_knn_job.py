@@ -1,13 +1,16 @@
 """The k-NN job: on a checkpoint and on embeddings that are given, and what it refuses."""
 
+import csv
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from sklearn.neighbors import KNeighborsClassifier
 
-from tests.runs import done, job, refused
+from tests.runs import done, hashes, job, refused
 
 
 def knn(*flags):
@@ -28,6 +31,12 @@ def gaussians(folder, *, num_classes=3, sizes=(150, 61), missing=None, seed=0):
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"{split}.npz", **parts[split])
     return parts["train"], parts["test"]
+
+
+def read_predictions(folder):
+    """The rows of predictions.csv."""
+    with (folder / "predictions.csv").open(errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_embeddings_that_are_given_score_as_with_scikit_learn(tmp_path, k=10):
@@ -76,6 +85,53 @@ def test_leave_one_out_judges_the_training_set_by_itself(tmp_path):
     assert last["knn_top1"] == pytest.approx(expected) and "vote on one another" in err
     (tmp_path / "test.npz").unlink()  # without test embeddings it is the same
     assert knn(*flags)[0] == last
+
+
+def test_predictions_and_bank_are_written_to_a_workdir_that_is_given(tmp_path, monkeypatch):
+    """The votes are counted by hand."""
+    _, test = gaussians(tmp_path / "given")
+    names = np.array([f"{n},\udcff.png" for n in range(61)])
+    np.savez(tmp_path / "given" / "test.npz", id=names, **test)
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--config.features={tmp_path / 'given'}", "--config.eval.knn_k=(7,20)"]
+    before = hashes(tmp_path)
+    last, _ = knn(*flags)
+    assert hashes(tmp_path) == before
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("predictions.csv", "classifier.safetensors"):  # links in a folder of somebody else
+        (out / name).symlink_to(tmp_path / "given" / "test.npz")
+        (out / f"{name}.{os.getpid()}.partial").symlink_to(tmp_path / "given" / "test.npz")
+    again, err = knn(*flags, f"--workdir={out}")
+    assert again == last and f"predictions and classifier are in {out}" in err
+    assert {name: sha for name, sha in hashes(tmp_path).items() if name[:4] != "out/"} == before
+    assert sorted(path.name for path in out.iterdir()) == [
+        "classifier.safetensors",
+        "predictions.csv",
+    ]
+    rows = read_predictions(out)
+    assert [row["path"] for row in rows] == names.tolist()
+    assert [int(row["label"]) for row in rows] == test["label"].tolist()
+    assert np.mean([row["predicted"] == row["label"] for row in rows]) == last["knn_top1_k7"]
+    bank = load_file(out / "classifier.safetensors")
+    assert (bank["k"], bank["temperature"]) == (7, 0.2)
+    unit = [h / np.linalg.norm(h, axis=1, keepdims=True) for h in (bank["h"], test["h"])]
+    for row, cosine in zip(rows, unit[1] @ unit[0].T, strict=True):
+        nearest = np.argsort(-cosine)[:7]
+        votes = np.bincount(bank["label"][nearest], np.exp(cosine[nearest] / 0.2), 3)
+        assert int(row["predicted"]) == votes.argmax()
+        assert float(row["score"]) == pytest.approx(votes.max() / votes.sum(), abs=1e-4)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(*job("knn", *flags, f"--workdir={tmp_path / 'file'}"))
+
+
+def test_predictions_name_images_and_classes(pretrained, images, tmp_path):
+    flags = (f"--config.pretrained={pretrained}", "--config.eval.knn_k=(3,)")
+    last, _ = knn(*flags, f"--workdir={tmp_path}")
+    rows = read_predictions(tmp_path)
+    assert rows[0]["path"] == str(images / "test" / "even" / "000.png") and len(rows) == 24
+    assert {row["label"] for row in rows} == {"even", "uneven"}
+    assert np.mean([row["predicted"] == row["label"] for row in rows]) == last["knn_top1"]
 
 
 def test_rows_without_a_label_do_not_vote(tmp_path):

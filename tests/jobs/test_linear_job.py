@@ -1,10 +1,14 @@
 """The linear job: it agrees with scikit-learn, and chooses on training images alone."""
 
+import json
+
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 
-from tests.jobs.test_knn_job import gaussians
+from tests.jobs.test_knn_job import gaussians, read_predictions
 from tests.runs import done, hashes, job
 
 SMALL = ("--config.probe.num_epochs=30", "--config.lbfgs.num_l2=7", "--config.lbfgs.l2=(1e-4,1.0)")
@@ -45,6 +49,27 @@ def test_accuracy_agrees_with_scikit_learn_at_the_regularisation_that_was_chosen
     assert again["linear_top1"] < last["linear_top1"]
 
 
+@pytest.mark.parametrize("protocol", ["probe", "lbfgs"])
+def test_the_classifier_that_is_written_makes_the_predictions(tmp_path, protocol, monkeypatch):
+    _, test = gaussians(tmp_path / "given", num_classes=4, sizes=(200, 90))
+    monkeypatch.chdir(tmp_path)
+    flags = (f"--config.features={tmp_path / 'given'}", f"--config.protocol={protocol}")
+    before = hashes(tmp_path)
+    last = linear(*flags)
+    assert hashes(tmp_path) == before
+    assert linear(*flags, "--workdir=out") == last
+    part = load_file("out/classifier.safetensors")
+    scores = (test["h"] - part["mean"]) / part["scale"] @ part["kernel"] + part["bias"]
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    rows = read_predictions(tmp_path / "out")
+    assert [int(row["predicted"]) for row in rows] == scores.argmax(axis=1).tolist()
+    found = [float(row["score"]) for row in rows]
+    np.testing.assert_allclose(found, shares.max(axis=1), atol=1e-5)
+    assert np.mean([row["predicted"] == row["label"] for row in rows]) == last["linear_top1"]
+    with safe_open("out/classifier.safetensors", "np") as file:
+        assert json.loads(file.metadata()["class_names"]) == ["0", "1", "2", "3"]
+
+
 def test_the_protocol_on_images_learns_and_leaves_the_backbone_alone(pretrained, tmp_path):
     before = hashes(pretrained)
     flags = (
@@ -58,4 +83,7 @@ def test_the_protocol_on_images_learns_and_leaves_the_backbone_alone(pretrained,
     )
     last = linear(*flags)
     assert last["linear_top1"] > 0.9 and last["protocol"] == "images"
+    rows = read_predictions(tmp_path)
+    assert np.mean([row["predicted"] == row["label"] for row in rows]) == last["linear_top1"]
+    assert "params/head/kernel" in load_file(tmp_path / "classifier.safetensors")
     assert hashes(pretrained) == before

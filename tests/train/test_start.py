@@ -50,9 +50,7 @@ def test_a_run_starts_from_backbone_and_heads_that_fit_and_resumes_without_their
         for branch in ("backbone", "projector"):
             assert are_equal(mine[group][branch], theirs[group][branch])
             assert are_equal(mine[f"target_{group}"][branch], theirs[group][branch])
-    assert not are_equal(
-        state_of_step(run, 2)["params"]["backbone"], theirs["params"]["backbone"]
-    )
+    assert not are_equal(state_of_step(run, 2)["params"]["backbone"], theirs["params"]["backbone"])
 
     with monkeypatch.context() as patch:  # what the seed draws where nothing is taken
         patch.setattr(train, "stop_signals", lambda: stop_after(0))
@@ -91,7 +89,11 @@ def test_weights_that_cannot_be_taken_are_refused_before_the_workdir_is_touched(
         (tmp_path / "empty", [], "empty holds no run (no config.json)"),
         (tmp_path / "w.pth", [], "is a file, not the workdir of a run: make one of it by"),
         (source, ["--config.model.width=8"], "differs in model.width (4 there, 8 here): "),
-        (other, ["--config.model.width=8"], "differs in bn1/bias (float32[4] there, float32[8] here)"),
+        (
+            other,
+            ["--config.model.width=8"],
+            "differs in bn1/bias (float32[4] there, float32[8] here)",
+        ),
     ):
         assert said in refused(*flags, *more, f"--config.init_from={path}")
         assert not (tmp_path / "new").exists()
