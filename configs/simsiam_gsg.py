@@ -2,11 +2,11 @@
 
     python -m gsg_jax.main --config=configs/simsiam_gsg.py[:RECIPE] [--workdir=DIR]
 
-    default        1 CPU core    340 s    k-NN top-1 0.8295 (untrained 0.7795, pixels 0.8025)
+    default        2 CPU cores   186 s    k-NN top-1 0.8235 (untrained 0.7802, pixels 0.8025)
     fashion_mnist  1 CPU core    1,990 s  k-NN top-1 0.8672 (untrained 0.7940, pixels 0.8437)
 
-Seed 0, k 20, commits bc52614 (on a core shared with other work) and 1a2923b. The other recipes:
-not yet run.
+k 20; default: mean of the seeds 0, 1, 2, commit 68bf0fb, on cores shared with other work; the other:
+seed 0, commit 1a2923b. Other recipes: not yet run.
 
 Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
