@@ -5,8 +5,8 @@
     default        2 CPU cores   186 s    k-NN top-1 0.8235 (untrained 0.7802, pixels 0.8025)
     fashion_mnist  1 CPU core    1,990 s  k-NN top-1 0.8672 (untrained 0.7940, pixels 0.8437)
 
-k 20; default: mean of the seeds 0, 1, 2, commit 68bf0fb, on cores shared with other work; the other:
-seed 0, commit 1a2923b. Other recipes: not yet run.
+k 20. default: mean of the seeds 0, 1, 2, commit 68bf0fb, on cores shared with other work;
+fashion_mnist: seed 0, commit 1a2923b. Other recipes: not yet run.
 
 Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
