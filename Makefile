@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
 
-.PHONY: help setup quickstart test test-all faults lint format docs bench bench-all compare results clean
+.PHONY: help setup quickstart test test-all faults lint format docs bench bench-all compare results study-small clean
 help: ## lists the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -74,6 +74,10 @@ compare: setup ## pretrains briefly with every method and prints one table (runs
 
 results: setup ## pretrains with four methods by three seeds and writes docs/results.md
 	@$(BIN)/python benchmarks/results.py --output=docs/results.md
+
+study-small: setup ## runs every study at toy size (runs/study-small)
+	@ls configs/studies | sed -n 's/\.py$$//p' | XLA_FLAGS=--xla_backend_optimization_level=0 xargs -P 2 -I NAME \
+	  $(BIN)/python -m gsg_jax study --study=NAME --toy --workdir=runs/study-small/NAME
 
 clean: ## removes .venv, site/ and caches; runs/ stays
 	rm -rf $(VENV) site .pytest_cache .ruff_cache *.egg-info

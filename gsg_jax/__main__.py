@@ -3,9 +3,10 @@
   gsg-jax CONFIG[:RECIPE] [flags]   pretrain with a method, or run an evaluation or another job
   gsg-jax search DIR [flags]        similar images, duplicates and outliers in a folder of images
   gsg-jax compare DIR DIR ...       several runs side by side
+  gsg-jax study --study=NAME        configs by several seeds, with intervals and a verdict
   gsg-jax doctor                    is this machine ready?
   gsg-jax prepare NAME [flags]      prepare an image set for training
-  gsg-jax COMMAND --help            the flags of one of these four
+  gsg-jax COMMAND --help            the flags of one of these five
   gsg-jax --version                 this version, and that of JAX
 
 Examples:
@@ -35,6 +36,7 @@ from gsg_jax.main import main as run_config
 COMMANDS = {
     "search": "gsg_jax.search.__main__",
     "compare": "gsg_jax.report.compare",
+    "study": "gsg_jax.study.__main__",
     "doctor": "gsg_jax.doctor",
     "prepare": "gsg_jax.data.prepare",
 }

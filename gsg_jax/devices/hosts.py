@@ -105,8 +105,11 @@ def join_hosts(flags: HostFlags, ask_cluster: bool) -> None:
 
 
 def is_writer() -> bool:
-    """Whether this host writes what is written once: logs, records, the last line."""
-    return jax.process_index() == 0
+    """Whether this host writes what is written once: logs, records, the last line.
+
+    Only several hosts have to ask JAX, which then takes the devices.
+    """
+    return not are_several() or jax.process_index() == 0
 
 
 def are_several() -> bool:

@@ -256,7 +256,8 @@ def _figures(record: RunRecord) -> dict[str, Any]:
     logged: dict[str, Any] = {}
     for line in (*record.clock, *record.lines):
         logged |= line
-    logged.pop("interval_seconds", None)
+    for name in ("interval_seconds", "interval_processor_seconds"):
+        logged.pop(name, None)
     if record.clock and all(line.keys() >= set(TIMED) for line in record.clock):
         logged["views_per_second"] = mean_views_per_second(record.clock)
     encoder = record.evaluated.get("encoder", "an encoder")

@@ -20,7 +20,7 @@ class Timer:
         self._restart_interval()
 
     def _restart_interval(self) -> None:
-        self._interval_start = time.monotonic()
+        self._interval_start, self._processor_start = time.monotonic(), time.process_time()
         self._interval_steps, self._waited = 0, 0.0
 
     @contextlib.contextmanager
@@ -44,12 +44,16 @@ class Timer:
         self._restart_interval()
 
     def figures(self) -> dict[str, float]:
-        """Returns the current interval's figures, its seconds, and train_seconds."""
+        """Returns the current interval's figures, its seconds, and train_seconds.
+
+        Its processor seconds are those of all threads of this process.
+        """
         seconds = max(time.monotonic() - self._interval_start, 1e-9)
         return {
             "views_per_second": self._interval_steps * self._views_per_step / seconds,
             "data_wait_share": min(self._waited / seconds, 1.0),
             "interval_seconds": seconds,
+            "interval_processor_seconds": time.process_time() - self._processor_start,
             "train_seconds": self.train_seconds(),
         }
 

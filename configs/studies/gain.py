@@ -1,0 +1,44 @@
+"""Does guided stop-gradient improve SimSiam and BYOL, at equal epochs and at equal work?
+
+    gsg-jax study --study=gain --images=cifar10 --workdir=runs/gain
+
+Guided stop-gradient with the paper's permutation draws four views of an image a step where the
+plain method draws two. So there are two fair questions: `simsiam_gsg` against `simsiam` trains for
+as many epochs, and against `simsiam_long`, which trains for twice as many, on as many views. The
+same for BYOL. `simsiam_long` against `simsiam` says whether more training helps the plain method.
+
+6 cells, 5 seeds. A seed of `cifar10_small` takes as long as 10 trainings of `simsiam`.
+`gain:cifar10` is the paper's size. Not yet run.
+
+Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), table 1.
+"""
+
+from gsg_jax.config import recipes
+from gsg_jax.study import Cell, Study
+
+# For cifar10_small, not yet tuned: rates of the first pilots. The study `sweep` tunes them.
+TUNED = {
+    "simsiam": {"optim.learning_rate": 0.4},
+    "simsiam_gsg": {"optim.learning_rate": 0.4},
+    "byol": {"optim.learning_rate": 0.4},
+    "byol_gsg": {"optim.learning_rate": 0.4},
+}
+
+
+def get_study(recipe: str = "cifar10_small") -> Study:
+    """Returns the study; other recipes than cifar10_small have their own rates."""
+    config = recipes.pretraining(recipe)
+    twice = {
+        "run.num_epochs": 2 * config.run.num_epochs,
+        "eval.knn_every_epochs": 2 * config.eval.knn_every_epochs,
+    }
+    cells = []
+    for plain in ("simsiam", "byol"):
+        guided, longer = f"{plain}_gsg", f"{plain}_long"
+        tuned = TUNED if recipe == "cifar10_small" else {plain: {}, guided: {}}
+        cells += [
+            Cell(plain, f"{plain}:{recipe}", tuned[plain]),
+            Cell(guided, f"{guided}:{recipe}", tuned[guided], against=(plain, longer)),
+            Cell(longer, f"{plain}:{recipe}", tuned[plain] | twice, against=(plain,)),
+        ]
+    return Study(cells, seeds=(0, 1, 2, 3, 4), baseline="simsiam")

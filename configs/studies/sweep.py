@@ -1,0 +1,48 @@
+"""Which learning rate, weight decay and crops does each method want?
+
+    gsg-jax study --study=sweep --images=cifar10 --workdir=runs/sweep
+
+One method after another, the plain baseline first, and the same nine values for each: five rates;
+two other weight decays and two other smallest crops at the middle rate. A third of the recipe's
+epochs, with the whole schedule in them; one seed. The other studies take the best of each group:
+that is a choice by the test images of seed 0, the same for every method, so differences of a few
+tenths of a point between two values mean nothing.
+
+`--cells='simsiam_*'` sweeps some of the methods. The contrastive methods have the five rates only.
+
+61 cells, one seed. Not yet run.
+"""
+
+from gsg_jax.config import recipes
+from gsg_jax.study import Cell, Study
+
+RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
+MIDDLE = {"optim.learning_rate": 0.4}
+AT_MIDDLE = {
+    "decay1e-4": {"optim.weight_decay": 1e-4},
+    "decay2e-3": {"optim.weight_decay": 2e-3},
+    "crop0.08": {"views.crop_area": (0.08, 1.0)},
+    "crop0.4": {"views.crop_area": (0.4, 1.0)},
+}
+SIAMESE = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
+CONTRASTIVE = ("simclr", "moco_v2", "barlow_twins", "vicreg", "unigrad")
+
+
+def get_study(recipe: str = "cifar10_small") -> Study:
+    """Returns the study for a recipe."""
+    epochs = max(1, recipes.pretraining(recipe).run.num_epochs // 3)
+    cells = []
+    for method in (*SIAMESE, *CONTRASTIVE):
+        values = {f"rate{rate}": {"optim.learning_rate": rate} for rate in RATES}
+        if method in SIAMESE:
+            values |= {name: MIDDLE | value for name, value in AT_MIDDLE.items()}
+        cells += [
+            Cell(
+                f"{method}_{name}",
+                f"{method}:{recipe}",
+                value | {"run.num_epochs": epochs, "eval.knn_every_epochs": epochs},
+                group=method,
+            )
+            for name, value in values.items()
+        ]
+    return Study(cells, is_sweep=True)

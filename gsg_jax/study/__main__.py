@@ -1,0 +1,151 @@
+"""`gsg-jax study --study=NAME`: runs the cells of a study by several seeds, and judges its claims.
+
+What people read goes to standard error; the last line of standard output is one JSON object. Exit
+status: 0 done, or stopped and saved; 1 if a cell failed; 2 wrong usage. The same command resumes.
+"""
+
+import argparse
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from gsg_jax.console import Parser, UserError, explain, last_line, protect_output, say
+from gsg_jax.run.lock import not_writable
+from gsg_jax.study.cells import Loaded, load_study
+from gsg_jax.study.report import percent, results_of, write_report
+from gsg_jax.study.running import Stop, duration, read_record, run_all, seconds_left
+
+PROGRAM = "gsg-jax study"
+
+
+def main(argv: list[str], program: str = PROGRAM) -> int:
+    """Runs a study by its command line; returns the exit status."""
+    arguments = parse(argv, program)
+    try:
+        loaded = load_study(
+            arguments.study,
+            images=arguments.images,
+            seeds=arguments.seeds,
+            cells=arguments.cells,
+            is_toy=arguments.toy,
+        )
+        folder = arguments.workdir or pathlib.Path("runs") / _default_name(arguments, loaded)
+        command = f"{PROGRAM} {shlex.join(argv)}"
+        last, failed = _study(loaded, folder, command, arguments)
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        status, text = explain(error)
+        say(f"error: {text}")
+        return status
+    status = last_line(last)
+    for name, reason in failed.items():
+        say(f"error: {name} failed: {reason}")
+    return 1 if failed else status
+
+
+def parse(argv: list[str], program: str) -> argparse.Namespace:
+    """Reads the command line; ends the program with status 2 if it is wrong."""
+    parser = Parser(
+        prog=program,
+        description="Runs the cells of a study by several seeds, and judges its claims.",
+        epilog=f"example: {PROGRAM} --study=gain --images=cifar10 --workdir=runs/gain",
+    )
+    add = parser.add_argument
+    add("--study", required=True, metavar="NAME[:RECIPE]", help="a study's name or file")
+    add(
+        "--workdir",
+        type=_path,
+        metavar="DIR",
+        help="of its runs and results (runs/study-NAME); "
+        "several processes and machines may share it",
+    )
+    add("--images", type=_folder, default="", metavar="DIR", help="folder of the images")
+    add("--seeds", type=_seeds, default=(), metavar="0,1", help="in place of the study's own")
+    add("--cells", type=_words, default=(), metavar="A,B*", help="names or patterns of cells")
+    add("--toy", action="store_true", help="a tiny network and the embedded images, to try it out")
+    add("--dry_run", action="store_true", help="list the runs and end")
+    add("--report_only", action="store_true", help="write the report of what there is and end")
+    return parser.parse_args(argv)
+
+
+def _default_name(arguments: argparse.Namespace, loaded: Loaded) -> str:
+    return f"study-{loaded.name}{'-toy' if arguments.toy else ''}"
+
+
+def _study(
+    loaded: Loaded, folder: pathlib.Path, command: str, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Does what the flags ask for; returns the last line, and why runs failed."""
+    if arguments.dry_run:
+        _list([(run, read_record(folder, run)) for run in loaded.asked])
+        return {"job": "study", "study": loaded.name, "num_runs": len(loaded.asked)}, {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(folder, error) from error
+
+    def report() -> dict[str, Any]:
+        records = [read_record(folder, run) for run in loaded.runs]
+        return write_report(loaded, records, folder, command)
+
+    last, failed, stop = report(), {}, Stop()
+    if not arguments.report_only:
+        say(f"study {loaded.name}: {len(loaded.asked)} runs in {folder}")
+        with stop.on_signals():
+            study = loaded.study
+            asked = {"metric": study.metric, "evaluations": study.evaluations}
+            failed = run_all(loaded.asked, folder, **asked, stop=stop, when_run=report)
+        last = report()
+    for result in results_of(loaded.study, [read_record(folder, run) for run in loaded.runs]):
+        say(f"{result.cell.name}: {percent(result.score)} % ({result.score.num} seeds)")
+    say(*(f"{name}: {verdict}" for name, verdict in last["verdicts"].items()))
+    say(*(f"the best of {group or 'all'} is {name}" for group, name in last["best"].items()))
+    say(f"the report is {folder / 'study.md'}")
+    if stop.is_requested:
+        say("stopped: the same command resumes the study")
+    return last, failed
+
+
+def _list(records: list[tuple[Any, dict[str, Any]]]) -> None:
+    """Prints every run, its work and whether it is finished."""
+    for run, record in records:
+        state = "done" if "figures" in record else "failed" if "error" in record else "to do"
+        changes = {key: value for key, value in run.overrides.items() if key != "run.report"}
+        values = ", ".join(f"{key}={value}" for key, value in changes.items())
+        say(f"{run.name}: {state}; {run.view_epochs:g} views an image; {run.cell.config}, {values}")
+    total = sum(run.view_epochs for run, _ in records)
+    left = seconds_left(records)
+    rest = "" if left is None else f", about {duration(left)} left for one process"
+    say(f"{len(records)} runs, {total:g} views an image in total{rest}")
+
+
+def _path(text: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error} Give its whole path") from error
+
+
+def _folder(text: str) -> str:
+    if not (path := _path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such folder")
+    return str(path)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(map(int, _words(text)))
+    except ValueError:
+        seeds = (-1,)
+    if min(seeds, default=-1) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text}: takes whole numbers, each once, such as 0,1,2")
+    return seeds
+
+
+if __name__ == "__main__":
+    protect_output()
+    sys.exit(main(sys.argv[1:]))
