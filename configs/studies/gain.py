@@ -10,7 +10,7 @@ same for BYOL. `simsiam_long` against `simsiam` says whether more training helps
 6 cells, 5 seeds. A seed of `cifar10_small` takes as long as 10 trainings of `simsiam`.
 `gain:cifar10` is the paper's size. Not yet run.
 
-Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), table 1.
+Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
 from gsg_jax.config import recipes

@@ -17,7 +17,13 @@ from gsg_jax.methods.decorrelation import (
     vicreg_loss,
 )
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
-from gsg_jax.methods.guided import check_pairing, guided_loss, source_views
+from gsg_jax.methods.guided import (
+    DISTANCES,
+    GUIDES,
+    check_pairing,
+    guided_loss,
+    source_views,
+)
 from gsg_jax.methods.method import EXTRAS, PREDICTORS, SOURCES, TARGETS, Key, Method, Outputs
 from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 
@@ -30,7 +36,11 @@ _CORRELATION = {
 }
 
 _LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
-_PAIRING = {"pairing": Key(None, "how guided stop-gradient draws each image's reference")}
+_PAIRING = {
+    "pairing": Key(None, "how guided stop-gradient draws each image's reference"),
+    "guide": Key("closest", "view pair that are the sources; another one is an ablation", GUIDES),
+    "distances": Key("raw", "of projections that guide; normalised: an ablation", DISTANCES),
+}
 _GUIDED = {"predictor": "mlp", "options": _PAIRING, "extras": _LINEAR}
 _GUIDED |= {"check": check_pairing, "select": source_views}
 

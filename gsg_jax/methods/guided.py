@@ -19,6 +19,10 @@ PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
 # How many views of an image each pairing makes a source, if it is the same number for every image.
 SOURCES_OF_PAIRING = {"permutation": 2, "halves": 1}
+# Which of the four view pairs are sources, and what their distances are of; the first of each is
+# the method, the others are ablations.
+GUIDES = ("closest", "farthest", "random")
+DISTANCES = ("raw", "normalised")
 
 
 class Pairs(NamedTuple):
@@ -27,7 +31,8 @@ class Pairs(NamedTuple):
     Attributes:
       image, reference: slices of the batch, or indices into it, of P images each; P is B, or B / 2
         for "halves". A slice leaves the images on their devices; indices gather from all devices.
-      a, b: the closest view of the image and of the reference, 0 or 1, [P] each.
+      a, b: the closest view of the image and of the reference, 0 or 1, [P] each; in an ablation
+        the farthest, or random ones.
     """
 
     image: slice
@@ -42,6 +47,8 @@ def guided_loss(
     key: jax.Array,
     *,
     pairing: str = "permutation",
+    guide: str = "closest",
+    distances: str = "raw",
     stop_gradient: bool = True,
 ) -> tuple[jax.Array, Memory, Metrics]:
     """Mean guided stop-gradient loss over the image pairs of a batch.
@@ -61,12 +68,15 @@ def guided_loss(
         fixed points included (G = 4, the paper's); "roll": the next image; "halves": the first half
         with the second, each pair once (B even); "nearest": the nearest other image. With "roll"
         and "nearest" an image is in several pairs and both its views may be sources.
+      guide: which view pair is the sources. "closest" is the method; "farthest", by argmax, and
+        "random", each pair with the same chance, are ablations.
+      distances: of "raw" projections, as above, or of "normalised" ones, an ablation.
       stop_gradient: False lets the gradient into an online target as well.
 
     Returns:
       (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better; metrics has
       closest_11, closest_12, closest_21 and closest_22, the share of pairs in [0, 1] whose
-      closest views those were.
+      sources those were.
 
     Raises:
       ValueError: at trace time, if `pairing` does not fit G or B.
@@ -81,7 +91,7 @@ def guided_loss(
     chex.assert_equal_shape([p[0], z[0]])
     check_pairing(pairing, num_views=num_global, batch_size=z.shape[1])
 
-    image, reference, a, b = pairs = closest_pairs(z_stopped, key, pairing)
+    image, reference, a, b = pairs = closest_pairs(z_stopped, key, pairing, guide, distances)
     p_i, p_r = _sources(outputs, pairs)  # [P, D]
     t_i = _target(z[:2], image, 1 - a, outputs.mix)  # [P, D]
     t_r = _target(z[-2:], reference, 1 - b, outputs.mix)
@@ -97,13 +107,18 @@ def guided_loss(
     return loss, memory, {"attraction": -similarity(attraction), **metrics}
 
 
-def closest_pairs(z: jax.Array, key: jax.Array, pairing: str) -> Pairs:
+def closest_pairs(
+    z: jax.Array, key: jax.Array, pairing: str, guide: str = "closest", distances: str = "raw"
+) -> Pairs:
     """Draws the reference images and finds the closest of each pair's four view pairs.
 
     Args:
       z: target projections without gradient, [G, B, D].
-      key: draws the reference images of pairing "permutation".
+      key: draws the reference images of pairing "permutation", and the view pairs of guide
+        "random".
       pairing: one of VIEWS_OF_PAIRING.
+      guide: one of GUIDES.
+      distances: one of DISTANCES.
 
     Returns:
       The pairs; ties go to the first of 11, 12, 21, 22.
@@ -111,25 +126,34 @@ def closest_pairs(z: jax.Array, key: jax.Array, pairing: str) -> Pairs:
     Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1.
     """
     image, reference = draw_pairs(z, key, pairing)  # [P], [P]
-    distances = distance(z[:2, image][:, None], z[-2:, reference][None])  # [2, 2, P]
-    closest = jnp.argmin(distances.reshape(4, -1), axis=0)  # [P], an index into PAIRS
+    if distances == "normalised":
+        z = normalize(z)
+    d = distance(z[:2, image][:, None], z[-2:, reference][None]).reshape(4, -1)  # [4, P]
+    if guide == "random":
+        closest = jax.random.randint(jax.random.fold_in(key, 1), d.shape[1:], 0, 4)  # [P]
+    else:  # [P], an index into PAIRS
+        closest = jnp.argmax(d, axis=0) if guide == "farthest" else jnp.argmin(d, axis=0)
     return Pairs(image, reference, closest // 2, closest % 2)
 
 
-def source_views(z: jax.Array, key: jax.Array, *, pairing: str) -> jax.Array:
+def source_views(
+    z: jax.Array, key: jax.Array, *, pairing: str, guide: str = "closest", distances: str = "raw"
+) -> jax.Array:
     """Selects the views of every image that are sources: all that the online branch has to see.
 
     Args:
       z: target projections without gradient, [G, B, D].
       key: the loss's key.
       pairing: one of SOURCES_OF_PAIRING.
+      guide: the loss's.
+      distances: the loss's.
 
     Returns:
       Indices into the G views, [S, B], in ascending order: two of the four views for "permutation"
       (one as an image, one as a reference), one of the two views for "halves".
     """
     num_views, batch_size = z.shape[:2]
-    image, reference, a, b = closest_pairs(z, key, pairing)
+    image, reference, a, b = closest_pairs(z, key, pairing, guide, distances)
     views = jnp.zeros((SOURCES_OF_PAIRING[pairing], batch_size), jnp.int32)
     return views.at[0, image].set(a).at[-1, reference].set(num_views - 2 + b)
 

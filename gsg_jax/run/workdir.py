@@ -16,6 +16,7 @@ from gsg_jax.console import UsageError, UserError, say
 from gsg_jax.data.source import Source
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
+from gsg_jax.methods import METHODS
 from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.identity import IDENTITY, check_identity, identity
 from gsg_jax.run.integrity import damage, saved_steps
@@ -245,4 +246,8 @@ def _with_newer_keys(record: dict) -> dict:
     for group in GROUPS:
         values = {**defaults[group], **record[group]}
         record[group] = {k: v for k, v in values.items() if f"{group}.{k}" not in RETIRED}
+    row = METHODS.get(record["method"].get("name"))
+    for option, key in row.options.items() if row else ():
+        if key.default is not None:
+            record["method"].setdefault(option, key.default)
     return record

@@ -8,9 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.methods.guided import PAIRS, check_pairing, draw_pairs, guided_loss, source_views
+from gsg_jax.methods.guided import (
+    DISTANCES,
+    GUIDES,
+    PAIRS,
+    check_pairing,
+    closest_pairs,
+    draw_pairs,
+    guided_loss,
+    source_views,
+)
 from gsg_jax.methods.method import CutMix
-from tests.methods.loops import loss_and_gradient
+from tests.methods.loops import loss_and_gradient, unit
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 VECTORS = ["gsg_random", "gsg_near_collapse", "gsg_ties", "gsg_zeros"]
@@ -44,8 +53,11 @@ def test_loss_gradient_and_choice_equal_the_reference_vectors(name, precision):
     np.testing.assert_allclose([metrics[f"closest_{pair}"] for pair in PAIRS], shares)
 
 
-def plain_loss(p, z, image, reference, mix=None):
-    """Mean guided loss by loops in float64; also which source views each pair took."""
+def plain_loss(p, z, image, reference, mix=None, take=min, seen_as=np.asarray):
+    """Mean guided loss by loops in float64; also which source views each pair took.
+
+    `take` chooses one of the four view pairs by its key, the distance of `seen_as` projections.
+    """
     p, z = np.asarray(p, np.float64), np.asarray(z, np.float64)
     last, local = len(z) - 2, range(len(z), len(p))
     losses, sources = [], []
@@ -60,7 +72,10 @@ def plain_loss(p, z, image, reference, mix=None):
 
     for i, r in zip(image, reference, strict=True):
         pairs = [(a, b) for a in (0, 1) for b in (0, 1)]
-        a, b = min(pairs, key=lambda pair: np.linalg.norm(z[pair[0], i] - z[last + pair[1], r]))
+        seen = seen_as(z)
+        a, b = take(
+            pairs, key=lambda pair: np.linalg.norm(seen[pair[0], i] - seen[last + pair[1], r])
+        )
         for n, first, source in ((i, 0, a), (r, last, b)):
             views = [first + source, *local]
             losses.append(np.mean([pull(view, first + 1 - source, n) for view in views]))
@@ -93,6 +108,50 @@ def test_every_pairing_equals_a_plain_loop(pairing, num_views, batch_size):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     touched = {tuple(map(int, index)) for index in np.argwhere(np.abs(grads).sum(axis=-1) > 0)}
     assert touched == set(sources)
+
+
+@pytest.mark.parametrize("distances", DISTANCES)
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_guide_and_distance_equals_a_plain_loop(guide, distances):
+    rng = np.random.default_rng(4)
+    p, z = rng.normal(size=(2, 4, 13, 3))
+    z *= rng.uniform(0.2, 5, size=(4, 13, 1))  # else the two distances agree
+    options = {"guide": guide, "distances": distances}
+    loss, grads, _ = loss_and_gradient(guided_loss, p, z, key=11, **options)
+    with jax.enable_x64(True):
+        key = jax.random.key(11)
+        image, reference = drawn_pairs(jnp.asarray(z), key, "permutation")
+        drawn = closest_pairs(jnp.asarray(z), key, "permutation", guide, distances)
+        drawn = list(zip(np.asarray(drawn.a), np.asarray(drawn.b), strict=True))
+    random_pairs = iter(drawn)
+    take = {"closest": min, "farthest": max, "random": lambda pairs, key: next(random_pairs)}
+    seen_as = {"raw": np.asarray, "normalised": unit}
+    expected, sources = plain_loss(
+        p, z, image, reference, take=take[guide], seen_as=seen_as[distances]
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-10)
+    touched = {tuple(map(int, index)) for index in np.argwhere(np.abs(grads).sum(axis=-1) > 0)}
+    assert touched == {tuple(map(int, source)) for source in sources}
+
+
+def test_the_guides_and_distances_differ_and_random_takes_every_pair_equally_often():
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(4, 2000, 3)) * rng.uniform(0.2, 5, size=(4, 2000, 1))
+    found = {
+        (guide, distances): closest_pairs(
+            jnp.asarray(z, jnp.float32), jax.random.key(1), "permutation", guide, distances
+        )
+        for guide in GUIDES
+        for distances in DISTANCES
+    }
+    codes = {name: np.asarray(2 * pairs.a + pairs.b) for name, pairs in found.items()}
+    np.testing.assert_array_equal(codes["random", "raw"], codes["random", "normalised"])
+    shares = np.bincount(codes["random", "raw"], minlength=4) / 2000
+    assert np.abs(shares - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)
+    assert np.mean(codes["closest", "raw"] == codes["closest", "normalised"]) < 0.8
+    assert not np.any(codes["closest", "raw"] == codes["farthest", "raw"])
+    again = closest_pairs(jnp.asarray(z, jnp.float32), jax.random.key(2), "roll", "random")
+    assert np.mean(codes["random", "raw"] == np.asarray(2 * again.a + again.b)) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -150,18 +209,20 @@ def test_rolled_references_are_the_next_images_and_halves_the_other_half():
     np.testing.assert_array_equal(np.arange(6)[reference], [3, 4, 5])
 
 
-@pytest.mark.parametrize(("pairing", "num_views"), [("permutation", 4), ("halves", 2)])
-def test_source_views_are_those_that_get_gradient_and_give_the_same_loss(pairing, num_views):
+@pytest.mark.parametrize(
+    ("pairing", "num_views", "guide"),
+    [("permutation", 4, "closest"), ("halves", 2, "closest"), ("permutation", 4, "random")],
+)
+def test_source_views_are_those_that_get_gradient_and_give_the_same_loss(pairing, num_views, guide):
     rng = np.random.default_rng(9)
     p, z = np.float32(rng.normal(size=(2, num_views, 10, 6)))
-    of = functools.partial(
-        loss_and_gradient, guided_loss, z=z, key=2, dtype=np.float32, pairing=pairing
-    )
+    choice = {"pairing": pairing, "guide": guide}
+    of = functools.partial(loss_and_gradient, guided_loss, z=z, key=2, dtype=np.float32, **choice)
     loss, grads, _ = of(p)
     touched = np.abs(grads).sum(axis=-1) > 0  # [V, B]
     for pair in range(0, num_views, 2):  # exactly one view of each pair of views gets gradient
         np.testing.assert_array_equal(touched[pair : pair + 2].sum(axis=0), np.ones(10))
-    sources = np.asarray(source_views(jnp.asarray(z), jax.random.key(2), pairing=pairing))  # [S, B]
+    sources = np.asarray(source_views(jnp.asarray(z), jax.random.key(2), **choice))  # [S, B]
     expected = [np.flatnonzero(touched[:, image]) for image in range(10)]
     np.testing.assert_array_equal(sources.T, expected)
 

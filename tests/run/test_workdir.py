@@ -45,6 +45,17 @@ def test_a_claimed_folder_holds_the_config_and_is_claimed_again_unchanged(tmp_pa
     }
 
 
+def test_a_record_from_before_an_option_of_its_method_has_its_default(tmp_path):
+    config = small_config("simsiam_gsg")
+    claim(tmp_path, config)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["method"].pop("guide") == "closest"
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    claim(tmp_path, config)
+    config.method.guide = "farthest"
+    assert "method.guide (closest there, farthest here)" in refusal(tmp_path, config)
+
+
 def test_a_folder_of_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
     config = small_config("byol")
     claim(tmp_path, config)
