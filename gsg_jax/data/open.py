@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from gsg_jax.console import UserError
 from gsg_jax.data.folder import open_folder
 from gsg_jax.data.huggingface import PREFIX, open_huggingface
-from gsg_jax.data.source import ArraySource, Source
+from gsg_jax.data.source import ArraySource, Source, first_image
 from gsg_jax.data.tfds import open_tfds
 
 __all__ = ["ArraySource", "Source", "open_source"]
@@ -66,7 +66,7 @@ def _checked(name: str, split: str, source: Source | None) -> Source | None:
         return None
     if source is None or not len(source):
         raise UserError(f"--config.data.name={name}: has no images to train on: it needs some")
-    image = source.image(0)
+    image = first_image(source)
     if getattr(image, "dtype", None) != np.uint8 or np.ndim(image) != 3:
         kind = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
         raise UserError(

@@ -137,16 +137,19 @@ def unreadable(error: Exception, message: str) -> UserError:
 
 
 def num_channels(source: Source) -> int:
-    """The channels of a source's images.
+    """The channels of a source's images; UserError if none can be decoded."""
+    return (source.image_shape or first_image(source).shape)[-1]
+
+
+def first_image(source: Source) -> np.ndarray:
+    """The first image that is not damaged, uint8 [H, W, C].
 
     Raises:
       UserError: if none can be decoded.
     """
-    if source.image_shape:
-        return source.image_shape[-1]
     for i in range(len(source)):
         with contextlib.suppress(BrokenImage), naming_memory(source, i):
-            return source.image(i).shape[-1]
+            return source.image(i)
     raise UserError(f"{source.name!r} has no image that can be decoded")
 
 

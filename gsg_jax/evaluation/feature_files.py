@@ -154,7 +154,7 @@ def _rows_done(
         if path.exists():
             raise UserError(f"{path} is not of this program: give another --workdir, or remove it")
         return 0
-    record = read_object(record_path)
+    record = {"jax": about.get("jax")} | read_object(record_path)  # earlier versions lack it
     num_done = record.pop("num_done", 0)
     if differing := [
         key for key in {*record, *about} if not is_same(key, record.get(key), about.get(key))

@@ -24,6 +24,7 @@ from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import check_sets, transfer_figures
 from gsg_jax.run.files import read_object, write_atomically
+from gsg_jax.run.identity import settings as jax_settings
 from gsg_jax.run.workdir import claim_for_evaluation
 
 PARTS = ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer")
@@ -75,7 +76,8 @@ class Evaluation:
 
     def run(self) -> dict[str, Any]:
         """Runs what the file does not have yet; returns all figures."""
-        settings = json.loads(as_json(self.config)) | {"digest": self.encoder.digest}
+        settings = json.loads(as_json(self.config))
+        settings |= {"digest": self.encoder.digest, "jax": jax_settings()}
         for key in ("pretrained", "parts"):  # the digest identifies the encoder, the file its parts
             settings.pop(key)
         found, options = self._found(settings), self.config.eval
@@ -132,7 +134,8 @@ class Evaluation:
         figures, others = record.get("figures"), record.get("settings")
         if not isinstance(figures, dict) or not isinstance(others, dict):
             raise UserError(f"{self.path} is damaged (no figures or settings): remove it")
-        others.setdefault("few_label", settings["few_label"])  # of an earlier version
+        for key in ("few_label", "jax"):  # not in files of earlier versions
+            others.setdefault(key, settings[key])
         if differing := differences(ml_collections.ConfigDict(settings), others):
             raise UserError(
                 f"{self.path} is of another checkpoint or of other settings, which differ in "

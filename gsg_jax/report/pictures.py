@@ -15,7 +15,7 @@ from PIL import Image
 from gsg_jax.config.load import view_recipe
 from gsg_jax.data.augment import make_local_views, make_views
 from gsg_jax.data.open import Source
-from gsg_jax.data.source import num_decode_threads
+from gsg_jax.data.source import BrokenImage, num_decode_threads
 
 BACKGROUND = (127, 127, 127)  # beside an image that is not square, in light and in dark
 COLUMNS, ROWS = 32, 32  # thumbnails of one sheet
@@ -203,7 +203,15 @@ def _view_uri(view: np.ndarray, recipe) -> str:
 def shortest_side(source: Source) -> int:
     """The shorter side of the largest of some images, pixels."""
     some = np.linspace(0, len(source) - 1, min(len(source), 16)).round().astype(int)
-    return max(min(source.image(int(row)).shape[:2]) for row in some)
+    return max(min(_picture(source, int(row)).shape[:2]) for row in some)
+
+
+def _picture(source: Source, row: int) -> np.ndarray:
+    """An image to show; black if it is damaged, as in its embedding."""
+    try:
+        return source.image(row)
+    except BrokenImage:
+        return np.zeros((1, 1, 3), np.uint8)
 
 
 def _at_most(image: np.ndarray, side: int) -> np.ndarray:
@@ -218,4 +226,4 @@ def _at_most(image: np.ndarray, side: int) -> np.ndarray:
 
 def _thumbnails(source: Source, rows: Iterable[int], side: int) -> Iterable[np.ndarray]:
     with ThreadPoolExecutor(num_decode_threads()) as pool:
-        yield from pool.map(lambda row: filled(source.image(row), side), rows)
+        yield from pool.map(lambda row: filled(_picture(source, row), side), rows)

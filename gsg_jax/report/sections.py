@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.config.load import flat, from_record
+from gsg_jax.data.source import first_image
 from gsg_jax.evaluation.scores import shares_with_intervals
 from gsg_jax.report import embeddings, pictures
 from gsg_jax.report.charts import Chart, Line, line_chart
@@ -156,7 +157,7 @@ def _embedded_parts(
         missing.append(Missing("classes", text))
     between_parts()
     parts["is_pixelated"] = pictures.shortest_side(query.source) < pictures.SMALL_SIDE
-    parts["views"] = pictures.augmentation_sheet(query.source.image(0), config)
+    parts["views"] = pictures.augmentation_sheet(first_image(query.source), config)
     between_parts()
     if len(query.h) < embeddings.FEWEST:
         num, least = len(query.h), embeddings.FEWEST

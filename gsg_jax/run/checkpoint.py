@@ -57,6 +57,7 @@ class Checkpoints:
           UserError: if there are checkpoints and none is whole, the newest is of another run, or
             they cannot be read.
         """
+        integrity.check_name(workdir)
         self._workdir, self._folder = workdir, workdir / "checkpoints"
         self._newest = self._agree_on_newest(read_only)
         if (self._newest or 0) > last_step:

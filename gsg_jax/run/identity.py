@@ -38,9 +38,13 @@ def identity(sources: dict[str, Source | None], folder: str) -> dict[str, Any]:
     Returns:
       {"jax": {setting: value}, split: {"count": number, what else is known: digest}}.
     """
-    settings = {name: getattr(jax.config, name) for name in SETTINGS}
     images = {split: _of_images(x, folder) for split, x in sources.items() if x is not None}
-    return {"jax": settings, **images}
+    return {"jax": settings(), **images}
+
+
+def settings() -> dict[str, Any]:
+    """JAX's settings that change numbers, of a run or of an evaluation that is resumed."""
+    return {name: getattr(jax.config, name) for name in SETTINGS}
 
 
 def check_identity(workdir: pathlib.Path, now: dict[str, Any], may_differ: bool) -> None:

@@ -47,6 +47,16 @@ def _file_digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_name(workdir: pathlib.Path) -> None:
+    """Raises UserError if the whole name of DIR is not UTF-8, which TensorStore needs."""
+    try:
+        str(workdir.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--workdir={workdir}: checkpoints need a name in UTF-8: give another, or rename it"
+        ) from error
+
+
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """Steps of the checkpoints of a run, whole or damaged, the oldest first."""
     folder = workdir / "checkpoints"

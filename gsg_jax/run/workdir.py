@@ -18,8 +18,8 @@ from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.methods import METHODS
 from gsg_jax.run.files import read_object, write_atomically
-from gsg_jax.run.identity import IDENTITY, check_identity, identity
-from gsg_jax.run.integrity import damage, saved_steps
+from gsg_jax.run.identity import IDENTITY, check_identity, identity, settings
+from gsg_jax.run.integrity import check_name, damage, saved_steps
 from gsg_jax.run.lock import LOCK, not_writable
 
 # The folder that describes an imported checkpoint.
@@ -49,8 +49,9 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> int | None:
       The step at which the run in DIR is finished, if the config has another length; else None.
 
     Raises:
-      UserError: if DIR holds another run's config or something else.
+      UserError: if DIR holds another run's config or something else, or cannot hold checkpoints.
     """
+    check_name(workdir)
     record_path = workdir / "config.json"
     for name in FOLDERS:  # else a run without checkpoints would begin again and drop its logs
         if (workdir / name).exists() and not (workdir / name).is_dir():
@@ -191,15 +192,17 @@ def claim_for_evaluation(workdir: pathlib.Path, config: ConfigDict, digest: str)
       digest: of what it evaluates.
 
     Raises:
-      UserError: if the folder cannot be written, or holds another evaluation.
+      UserError: if the folder cannot be written or hold checkpoints, or holds another evaluation.
     """
-    config = ConfigDict(config.to_dict() | {"digest": digest})
+    now = {"jax": settings()}  # not in folders of earlier versions
+    config = ConfigDict(config.to_dict() | {"digest": digest} | now)
     path = workdir / "config.json"
-    if path.exists() and (differing := differences(config, read_object(path))):
+    if path.exists() and (differing := differences(config, now | read_object(path))):
         raise UserError(
             f"{workdir} holds another run or evaluation, which differs in "
             f"{'; '.join(differing[:5])}: give another --workdir"
         )
+    check_name(workdir)
     wait_for_hosts("the folder is checked")
     write_record(path, config)
 

@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import pytest
 
 from gsg_jax.jobs import evaluate_all
 from gsg_jax.jobs.evaluate_all import as_markdown
-from tests.runs import done, job, refused
+from tests.runs import config, done, job, refused
 
 SMALL = (
     "--config.eval.knn_k=(3,5)",
@@ -85,6 +86,32 @@ def test_a_file_of_other_settings_is_left_alone(pretrained, tmp_path):
     said = refused(*command(pretrained, tmp_path, *flags, "--config.run.seed=1"))
     assert "of other settings" in said
     assert (tmp_path / "evaluation.json").read_text() == before
+
+
+@pytest.mark.extended
+def test_jax_settings_that_change_numbers_are_part_of_every_folder_that_is_resumed(
+    pretrained, tmp_path
+):
+    flags = ("--config.parts=('knn',)",)
+    tuned = [config("finetune"), f"--config.pretrained={pretrained}", "--config.labels=1.0"]
+    tuned += ["--config.run.num_epochs=1", "--config.optim.backbone_learning_rates=(0.1,)"]
+    tuned += ["--config.optim.head_learning_rates=(0.1,)", f"--workdir={tmp_path / 'tuned'}"]
+    evaluate(pretrained, tmp_path, *flags)
+    wanted, _ = done(*tuned)
+    line = "jax_default_matmul_precision"
+    with jax.default_matmul_precision("bfloat16"):
+        assert line in refused(*command(pretrained, tmp_path, *flags))
+        assert line in refused(*tuned)
+        (tmp_path / "evaluation.json").unlink()
+        assert f"{tmp_path / 'features'} holds embeddings of something else (jax " in refused(
+            *command(pretrained, tmp_path, *flags)
+        )
+    for path in (tmp_path / "tuned" / "config.json", tmp_path / "features" / "train.json"):
+        record = json.loads(path.read_text())
+        del record["jax"]  # as in folders of earlier versions
+        path.write_text(json.dumps(record))
+    assert done(*tuned)[0] == wanted
+    evaluate(pretrained, tmp_path, *flags)
 
 
 @pytest.mark.extended

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gsg_jax.config.load import view_recipe
 from gsg_jax.data.augment import make_views
-from gsg_jax.data.source import ArraySource
+from gsg_jax.data.source import ArraySource, BrokenImage, first_image
 from gsg_jax.report import pictures
 from gsg_jax.report.pictures import BACKGROUND, data_uri, filled, sheet, thumbnail
 from tests.small import images, small_config
@@ -104,6 +104,20 @@ def test_views_of_a_large_image_are_of_the_whole_image():
     shown = read(pictures.augmentation_sheet(image, small_config("simsiam_gsg"))[0].uri)
     rows = shown[len(shown) // 2]
     assert rows[-2, 0] > 150 and rows[2, 0] < 90
+
+
+def test_damaged_images_are_black_and_the_views_are_of_the_first_that_is_not():
+    class Damaged(ArraySource):
+        def image(self, index):
+            if index != 3:
+                raise BrokenImage(f"image {index} is damaged")
+            return super().image(index)
+
+    source = Damaged("some", images(5))
+    assert pictures.shortest_side(source) == min(source.images.shape[1:3])
+    np.testing.assert_array_equal(first_image(source), source.images[3])
+    uris = pictures.image_uris(source, [3, 0])
+    assert read(uris[0]).max() == 0 < read(uris[3]).max()
 
 
 def test_single_images_are_those_of_their_rows():

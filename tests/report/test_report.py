@@ -201,6 +201,19 @@ def test_sigterm_during_the_report_stops_it_and_the_run_is_done(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_damaged_images_do_not_keep_a_report_from_being_written(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("gsg_jax.data.folder.FULL_CHECK_LIMIT", 0)  # found only when decoded
+    photos = write_photos(tmp_path / "photos", 30)
+    for path in sorted(photos.iterdir())[::29]:  # the first and the last
+        content = bytearray(path.read_bytes())
+        content[60:80] = bytes(20)
+        path.write_bytes(content)
+        with pytest.raises(OSError):
+            Image.open(path).load()
+    last, page = report(copy, f"--config.data.dir={photos}")
+    assert last["num_images"] == 30 and _shows(page, "views") and _shows(page, "neighbours")
+
+
 def test_one_image_has_its_views_and_no_map(copy, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (14, 14), "red").save(tmp_path / "photos" / "only.png")

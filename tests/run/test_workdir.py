@@ -1,12 +1,14 @@
 """A workdir is one run's: it is claimed once, and never mixed with another's."""
 
 import json
+import os
 
 import pytest
 
 from gsg_jax.config.load import as_json, differences, flat, from_record, resolve
 from gsg_jax.console import UserError
 from gsg_jax.run import workdir as workdirs
+from gsg_jax.run.checkpoint import Checkpoints
 from gsg_jax.run.lock import writing
 from gsg_jax.run.workdir import read_config
 from tests.runs import hashes
@@ -171,3 +173,12 @@ def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):
     claim(tmp_path, config)  # the same run, which goes on
     config.views.local_size = 8
     assert "views.local_size" in refusal(tmp_path, config)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path):
+    workdir = tmp_path / os.fsdecode(b"\xff") / "run"
+    assert "checkpoints need a name in UTF-8" in refusal(workdir, small_config("byol"))
+    with pytest.raises(UserError, match="UTF-8"):
+        workdirs.claim_for_evaluation(workdir, small_config("byol"), "")
+    with pytest.raises(UserError, match="UTF-8"):
+        Checkpoints(workdir, read_only=True)
