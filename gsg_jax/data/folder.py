@@ -19,8 +19,10 @@ from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads, u
 # Names of the splits in any case; of several test sets the first with labels is used.
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-# With more files than this, opening reads headers only and holds nothing in memory.
+# With more files than this, opening reads headers only and holds nothing in memory, except for
+# images of so few pixels that decoding all of them takes seconds.
 FULL_CHECK_LIMIT = 20_000
+SMALL_PIXELS = 64 * 64
 _NAMED_FILES = 5
 
 
@@ -93,10 +95,11 @@ def open_folder(
     lie in folders further down. If there are several test sets, the first in the order of the names
     that has class folders is used. If train/ is the only sub-folder, it is the training set.
 
-    Files are checked when the folder is opened: up to 20,000 by decoding them, more by their
-    headers and their last bytes. Broken files are skipped with one warning; those that only reading
-    shows are BrokenImage then. Up to 20,000 images of one size are
-    held in memory if they fit. Files are never changed. A file is used once, whatever links to it.
+    Files are checked when the folder is opened: up to 20,000, or more images of one size up to
+    64 x 64 pixels, by decoding them; others by their headers and their last bytes. Broken files are
+    skipped with one warning; those that only reading shows are BrokenImage then. What was decoded
+    is held in memory if it is of one size and fits. Files are never changed. A file is used once,
+    whatever links to it.
 
     Args:
       directory: the folder.
@@ -245,7 +248,7 @@ def _check(
         with ThreadPoolExecutor(num_decode_threads()) as pool:
             shapes = list(pool.map(functools.partial(_attempt, header_shape), paths))
         images = None
-    else:
+    if len(paths) <= FULL_CHECK_LIMIT or _are_small(shapes, memory_limit_mb):
         shapes, images = _decode_check(paths, memory_limit_mb)
     usable = np.array([not isinstance(shape, str) for shape in shapes], bool)
     broken = [
@@ -264,6 +267,13 @@ def _check(
     different = {shape for shape in shapes if not isinstance(shape, str)}
     shape = different.pop() if len(different) == 1 else None
     return FolderSource("folder", kept, labels, class_names, shape, notes=notes, left_out=left_out)
+
+
+def _are_small(shapes: Sequence[tuple[int, int, int] | str], memory_limit_mb: float) -> bool:
+    """Whether images, of which some may be broken, are small, of one shape, and fit in memory."""
+    shape, *others = {shape for shape in shapes if not isinstance(shape, str)} or {(0, 0, 0)}
+    is_small = 0 < shape[0] * shape[1] <= SMALL_PIXELS
+    return is_small and not others and fits(len(shapes), shape, memory_limit_mb)
 
 
 def _attempt(read: Callable[[Path], Any], path: Path) -> Any:

@@ -110,7 +110,8 @@ def _list(records: list[tuple[Any, dict[str, Any]]]) -> None:
     """Prints every run, its work and whether it is finished."""
     for run, record in records:
         state = "done" if "figures" in record else "failed" if "error" in record else "to do"
-        changes = {key: value for key, value in run.overrides.items() if key != "run.report"}
+        unsaid = ("run.report", "eval.knn_pixels")
+        changes = {key: value for key, value in run.overrides.items() if key not in unsaid}
         values = ", ".join(f"{key}={value}" for key, value in changes.items())
         say(f"{run.name}: {state}; {run.view_epochs:g} views an image; {run.cell.config}, {values}")
     total = sum(run.view_epochs for run, _ in records)

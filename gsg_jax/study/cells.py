@@ -150,7 +150,11 @@ def load_study(
     study = study._replace(seeds=tuple(dict.fromkeys((*study.seeds, *seeds))))
     more = {"data.name": "folder", "data.dir": images} if images else {}
     more |= TOY if is_toy else {}
-    runs = [_run(cell, seed, more, where) for seed in study.seeds for cell in study.cells]
+    runs = []
+    for seed in study.seeds:
+        for cell in study.cells:
+            once = {"eval.knn_pixels": False} if runs else {}  # the same for all runs, and costly
+            runs.append(_run(cell, {**once, **cell.overrides, **more, "run.seed": seed}, where))
     asked = [run for run in runs if run.cell.name in chosen and run.seed in seeds]
     return Loaded(f"{path.stem}-{recipe}" if recipe else path.stem, text, study, runs, asked)
 
@@ -220,9 +224,9 @@ def _chosen(study: Study, patterns: Iterable[str]) -> set[str]:
     return set().union(*matched.values()) if matched else set(names)
 
 
-def _run(cell: Cell, seed: int, more: Mapping[str, Any], where: str) -> Run:
+def _run(cell: Cell, overrides: dict[str, Any], where: str) -> Run:
     """A cell with a seed; raises UsageError if its config is wrong."""
-    overrides = {"run.report": False, **cell.overrides, **more, "run.seed": seed}
+    overrides = {"run.report": False, **overrides}
     try:
         config = load_config(cell.config)
         if config.get("job") != "pretrain":
@@ -232,4 +236,4 @@ def _run(cell: Cell, seed: int, more: Mapping[str, Any], where: str) -> Run:
     except UsageError as error:
         raise UsageError(f"{where}: cell {cell.name}: {error}") from error
     views = config.method.num_views + config.views.num_local
-    return Run(cell, seed, overrides, config.run.num_epochs * views)
+    return Run(cell, config.run.seed, overrides, config.run.num_epochs * views)

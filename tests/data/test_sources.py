@@ -210,16 +210,33 @@ def test_many_files_are_checked_by_their_headers_and_not_held(
     monkeypatch.setattr(folders, "FULL_CHECK_LIMIT", 2)
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(tmp_path / "a.png", size=(6, 4))
-    save(tmp_path / "b.jpg", size=(6, 4))
-    save(tmp_path / "turned.jpg", size=(4, 6), exif=exif)
+    save(tmp_path / "a.png", size=(65, 64))
+    save(tmp_path / "b.jpg", size=(65, 64))
+    save(tmp_path / "turned.jpg", size=(64, 65), exif=exif)
     (tmp_path / "c.png").write_bytes(b"broken")
     source = opened(tmp_path)
     assert not isinstance(source, sources.ArraySource)
     assert len(source) == 3
-    assert source.image_shape == (4, 6, 3)
-    assert [source.image(i).shape for i in range(3)] == [(4, 6, 3)] * 3
+    assert source.image_shape == (64, 65, 3)
+    assert [source.image(i).shape for i in range(3)] == [(64, 65, 3)] * 3
     assert "c.png" in warnings_logged[0]
+
+
+@pytest.mark.parametrize("case", ["small", "of two sizes", "too many"])
+def test_many_small_images_of_one_size_are_held_with_the_same_pixels(tmp_path, monkeypatch, case):
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        side = 16 + (case == "of two sizes" and n == 3)
+        pixels = rng.integers(0, 256, (32, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    held = opened(tmp_path)
+    monkeypatch.setattr(folders, "FULL_CHECK_LIMIT", 3)
+    source = opened(tmp_path, memory_limit_mb=0.005 if case == "too many" else 10)
+    assert isinstance(source, sources.ArraySource) == (case == "small")
+    assert len(source) == len(held) == 4 and source.left_out == held.left_out
+    for i in range(4):
+        np.testing.assert_array_equal(source.image(i), held.image(i))
 
 
 @pytest.mark.parametrize("limit", [2, 20_000])

@@ -42,6 +42,8 @@ def study(capsys, path, folder, *flags: str) -> tuple[int, dict, str]:
 
 def test_whole_seeds_come_first_and_nothing_is_done_twice(tmp_path, fake, capsys):
     path, runs = write_study(tmp_path, "ab", (3, 5)), fake()
+    asked = [run.overrides.get("eval.knn_pixels", True) for run in load_study(str(path)).runs]
+    assert asked == [True, False, False, False]  # raw pixels have one score
     status, last, err = study(capsys, path, tmp_path / "w")
     assert status == 0 and runs.called == ["a-3", "b-3", "a-5", "b-5"]
     assert (last["num_done"], last["num_left"]) == (4, 0)
