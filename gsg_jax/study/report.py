@@ -275,8 +275,12 @@ def _levels(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _charts(study: Study, results: Sequence[CellResult]) -> dict[str, Chart]:
-    """The charts by the names of their files; those without points are left out."""
-    done = [result for result in results if result.records]
+    """The charts by the names of their files; those without points are left out.
+
+    A sweep has too many cells for a chart: the best of each group are drawn.
+    """
+    drawn = best_of(results).values() if study.is_sweep else [r.cell.name for r in results]
+    done = [result for result in results if result.records and result.cell.name in drawn]
     levels = _levels([record for result in done for record in result.records.values()])
     lines = [Line(name, [(0.0, 100 * value)], is_level=True) for name, value in levels.items()]
 

@@ -161,6 +161,15 @@ def test_the_charts_are_pictures_with_a_line_for_each_cell(tmp_path, fake, capsy
         assert f"]({name}.svg)" in (tmp_path / "w/study.md").read_text()
 
 
+def test_the_charts_of_a_sweep_have_the_best_of_each_group(tmp_path, fake, capsys):
+    fake(scores={"a-0": 0.6, "b-0": 0.7})
+    path = write_study(tmp_path, "abc", (0,), ", is_sweep=True")
+    _, last, err = study(capsys, path, tmp_path / "w")
+    assert last["best"] == {"": "b"} and "the best of all is b" in err
+    chart = ElementTree.fromstring((tmp_path / "w/knn_views.svg").read_text())
+    assert {"a", "b", "c"} & {element.text for element in chart.iter()} == {"b"}
+
+
 def test_a_sweep_is_sorted_in_its_groups_and_names_the_best():
     cells = [Cell(name, "simsiam", group=name[0]) for name in ("x1", "x2", "y1", "y2", "y3")]
     scores = {"x1": 0.4, "x2": 0.5, "y1": 0.3, "y3": 0.2}
