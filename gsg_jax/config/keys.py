@@ -5,6 +5,7 @@ The defaults are those of the papers: ResNet-50 on ImageNet, 100 epochs, batch 5
 """
 
 from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Key
+from gsg_jax.models.heads import PROJECTOR_ENDS
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS
 from gsg_jax.models.siamese import BACKBONES
@@ -64,6 +65,7 @@ _MODEL = {
     "projector_layers": Key(3, "layers of the projector", (1, 16)),
     "projector_hidden_width": Key(2048, "width of its hidden layers", (1, 65536)),
     "projector_width": Key(2048, "width of the projections", (1, 65536)),
+    "projector_end": Key("batch_norm", "the norm at its end, of head_norm's kind", PROJECTOR_ENDS),
     "num_prototypes": Key(0, "scores that both branches end in; 0: none", (0, 1e6)),
     "predictor_hidden_width": Key(512, "width of the predictor's hidden layer", (1, 65536)),
     "head_norm": Key("batch", "normalisation of the projector and the predictor", HEAD_NORMS),

@@ -46,13 +46,19 @@ def predictor_tensors() -> list[Tensor]:
     return [*linear("0", "linear1", has_bias=False), *norm("1", "bn1"), *linear("3", "linear2")]
 
 
+def has_known_heads(model: ml_collections.ConfigDict) -> bool:
+    """Whether the references' layouts have names for all parts of a config's heads."""
+    is_normed = (model.head_norm, model.projector_end) == ("batch", "batch_norm")
+    return is_normed and not model.num_prototypes
+
+
 def check_travels(model: ml_collections.ConfigDict) -> None:
     """Raises UserError if a head has parts that no reference's layout has."""
-    if model.head_norm != "batch" or model.num_prototypes:
+    if not has_known_heads(model):
         raise UserError(
-            f"model.head_norm is {model.head_norm!r}, num_prototypes {model.num_prototypes}: the "
-            "reference's layout has no names for such heads; export the backbone alone, by "
-            "--config.layout=torchvision or timm"
+            f"model.head_norm is {model.head_norm!r}, projector_end {model.projector_end!r}, "
+            f"num_prototypes {model.num_prototypes}: the reference's layout has no names for such "
+            "heads; export the backbone alone, by --config.layout=torchvision or timm"
         )
 
 

@@ -13,6 +13,7 @@ from gsg_jax.interop.backbones import Shapes, backbone_tensors, infer_backbone
 from gsg_jax.interop.files import WRAPPED, CheckpointFile
 from gsg_jax.interop.heads import (
     check_travels,
+    has_known_heads,
     infer_predictor,
     infer_projector,
     predictor_tensors,
@@ -82,7 +83,7 @@ def recognise(shapes: Shapes, model: ml_collections.ConfigDict) -> Found:
     has_target = target is not None and _num_named(shapes, target, layout.names) > 0
     for branch in ("projector", "predictor"):
         head = _infer_head(branch, shapes, layout)
-        if head is None or model.head_norm != "batch" or model.num_prototypes:
+        if head is None or not has_known_heads(model):
             continue  # the run's own head is initialised anew
         overrides["model"].update(head.model)
         model.update(head.model)

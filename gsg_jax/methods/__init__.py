@@ -24,8 +24,11 @@ from gsg_jax.methods.guided import (
     guided_loss,
     source_views,
 )
+from gsg_jax.methods.lejepa import lejepa_loss
 from gsg_jax.methods.method import EXTRAS, PREDICTORS, SOURCES, TARGETS, Key, Method, Outputs
+from gsg_jax.methods.simdino import simdino_loss
 from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
+from gsg_jax.methods.visreg import visreg_loss
 
 # Options that several methods have.
 _TEMPERATURE = {"temperature": Key(None, "of the softmax over similarities or classes", (0.01, 10))}
@@ -35,6 +38,13 @@ _CORRELATION = {
     "eigenvalue_floor": Key(None, "added to the spectrum, relative to its largest", (0, 10)),
 }
 
+_SKETCH = {
+    "regularizer_weight": Key(
+        None, "lambda, of all but the invariance, which has the rest", (0, 1)
+    ),
+    "num_directions": Key(None, "random directions a step, compared with a Gaussian", (1, 65536)),
+}
+_SHARED = {"target": "online", "predictor": "none", "stop_gradient": False}
 _LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
 _PAIRING = {
     "pairing": Key(None, "how guided stop-gradient draws each image's reference"),
@@ -146,6 +156,15 @@ METHODS = {
         },
         check=check_two_views,
         stop_gradient=False,
+    ),
+    "lejepa": Method(lejepa_loss, options=_SKETCH, extras=("local_views",), **_SHARED),
+    "visreg": Method(visreg_loss, options=_SKETCH, extras=("local_views",), **_SHARED),
+    "simdino": Method(
+        simdino_loss,
+        target="ema",
+        predictor="none",
+        options={"coding_epsilon": Key(None, "of the coding rate, its allowed error", (1e-6, 1e3))},
+        extras=_LINEAR,
     ),
 }
 

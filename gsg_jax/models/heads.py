@@ -10,12 +10,14 @@ from gsg_jax.models.norm import BatchNorm, Norm
 # PyTorch's default for a linear layer: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
+PROJECTOR_ENDS = ("batch_norm", "none")
+
 
 class Projector(nn.Module):
     """Linear layers, each followed by a norm, with ReLU between them.
 
-    The last norm has no scale and bias. No linear layer has a bias, which would have no effect
-    before a BatchNorm.
+    The last norm has no scale and bias, or is left out. No linear layer has a bias, which would
+    have no effect before a BatchNorm.
 
     Attributes:
       num_layers: linear layers, at least 1 (3 in the papers).
@@ -24,6 +26,8 @@ class Projector(nn.Module):
       num_prototypes: K. 0 returns the projection; otherwise it is scaled to unit length and
         multiplied with K unit vectors.
       norm: makes a BatchNorm, which carries the number of views, or a LayerNorm.
+      end: what follows the last layer, one of PROJECTOR_ENDS: "batch_norm" is a norm, of the same
+        kind as the others; "none" is no norm, for losses that set means and variances themselves.
       dtype: of the activations.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), section 3; prototypes: Caron et al., ICCV 2021
@@ -35,6 +39,7 @@ class Projector(nn.Module):
     width: int
     num_prototypes: int = 0
     norm: Norm = BatchNorm
+    end: str = "batch_norm"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -45,7 +50,8 @@ class Projector(nn.Module):
             is_last = layer == self.num_layers
             width = self.width if is_last else self.hidden_width
             x = _linear(width, self.dtype, f"linear{layer}")(x)
-            x = self.norm(use_scale=not is_last, name=f"bn{layer}")(x, train=train)
+            if not is_last or self.end != "none":
+                x = self.norm(use_scale=not is_last, name=f"bn{layer}")(x, train=train)
             x = x if is_last else nn.relu(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if not self.num_prototypes:

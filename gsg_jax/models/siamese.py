@@ -78,6 +78,7 @@ def build_siamese(
         width=model.projector_width,
         num_prototypes=model.num_prototypes,
         norm=norm,
+        end=model.projector_end,
         dtype=dtype,
     )
     head = Predictor(hidden_width=model.predictor_hidden_width, norm=norm, dtype=dtype)

@@ -1,6 +1,7 @@
 """What the tests of the methods share: fresh rows, and compiled gradients of a loss in float64."""
 
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +56,9 @@ def loss_and_gradient(
 def unit(x):
     """Rows scaled to unit length."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def normal_quantiles(num_rows):
+    """Phi^-1(i / (N + 1)), i = 1 .. N, [N]."""
+    normal = statistics.NormalDist()
+    return np.array([normal.inv_cdf(i / (num_rows + 1)) for i in range(1, num_rows + 1)])

@@ -57,6 +57,15 @@ def test_projector_is_linear_norm_relu_twice_then_linear_norm_without_any_bias(n
     np.testing.assert_allclose(z, expected, atol=1e-4)
 
 
+def test_without_a_norm_at_its_end_a_projector_ends_in_a_linear_layer():
+    norm = partial(BatchNorm, num_views=NUM_VIEWS)
+    module = Projector(num_layers=2, hidden_width=7, width=4, norm=norm, end="none")
+    x, params, z = run(module)
+    assert set(params) == {"linear1", "bn1", "linear2"}
+    hidden = relu(batch_norm(x @ params["linear1"]["kernel"], params["bn1"]))
+    np.testing.assert_allclose(z, hidden @ params["linear2"]["kernel"], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("num_layers", "kernels"),
     [(1, [(5, 4)]), (2, [(5, 7), (7, 4)]), (4, [(5, 7), (7, 7), (7, 7), (7, 4)])],
