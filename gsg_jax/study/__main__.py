@@ -13,7 +13,8 @@ from typing import Any
 from gsg_jax.console import Parser, UserError, explain, last_line, protect_output, say
 from gsg_jax.run.lock import not_writable
 from gsg_jax.study.cells import Loaded, load_study
-from gsg_jax.study.report import percent, results_of, write_report
+from gsg_jax.study.report import percent, write_report
+from gsg_jax.study.results import results_of
 from gsg_jax.study.running import Stop, duration, read_record, run_all, seconds_left
 
 PROGRAM = "gsg-jax study"

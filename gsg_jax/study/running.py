@@ -52,8 +52,10 @@ class Stop:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """In its block SIGTERM, SIGHUP and Ctrl-C request the stop."""
-        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        """In its block SIGTERM, SIGHUP and Ctrl-C request the stop; nohup keeps SIGHUP ignored."""
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         previous = {number: signal.signal(number, self.request) for number in numbers}
         try:
             yield
@@ -89,9 +91,11 @@ def run_all(
     while todo and not stop.is_requested:
         num_before = len(todo)
         for run in list(todo):
+            if stop.is_requested:
+                break
             if not is_finished(read_record(folder, run)):
                 with claim(folder / f"{run.name}.lock") as held:
-                    if held is None or stop.is_requested:
+                    if held is None:
                         continue
                     if not is_finished(read_record(folder, run)):
                         say(f"{run.name}: begins; its log is {folder / run.name}.log")
@@ -185,7 +189,7 @@ def attempt(
     record["seconds"] += time.monotonic() - start
     record["processor_seconds"] += _processor_seconds() - processor_start
     record["attempts"] += 1
-    write_atomically(folder / f"{run.name}.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(folder / f"{run.name}.json", json.dumps(record) + "\n")
     return record
 
 

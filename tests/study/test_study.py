@@ -15,7 +15,7 @@ import pytest
 from gsg_jax.study import Cell, Study, running
 from gsg_jax.study.__main__ import main
 from gsg_jax.study.cells import STUDY_FOLDER, load_study
-from gsg_jax.study.report import results_of
+from gsg_jax.study.results import results_of
 from gsg_jax.study.running import claim
 from tests.runs import ROOT, wait_until
 from tests.study.studies import FakeRuns, write_study
