@@ -202,7 +202,8 @@ def test_sigterm_during_the_report_stops_it_and_the_run_is_done(
 
 
 def test_damaged_images_do_not_keep_a_report_from_being_written(copy, tmp_path, monkeypatch):
-    monkeypatch.setattr("gsg_jax.data.folder.FULL_CHECK_LIMIT", 0)  # found only when decoded
+    for limit in ("FULL_CHECK_LIMIT", "SMALL_PIXELS"):  # found only when decoded
+        monkeypatch.setattr(f"gsg_jax.data.folder.{limit}", 0)
     photos = write_photos(tmp_path / "photos", 30)
     for path in sorted(photos.iterdir())[::29]:  # the first and the last
         content = bytearray(path.read_bytes())
