@@ -1,5 +1,6 @@
 """Image files below a folder, each of them once: links are told apart from files."""
 
+import contextlib
 import os
 from collections import Counter, deque
 from pathlib import Path
@@ -83,7 +84,6 @@ class _Walk:
             name = waiting.pop()
             folder = self._root / name
             try:
-                device = folder.stat().st_dev
                 with os.scandir(folder) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
             except OSError as error:
@@ -105,7 +105,7 @@ class _Walk:
                 elif entry.is_dir():
                     folders.append(inner)
                 else:
-                    self._file(inner, (device, entry.inode()), entry.is_file())
+                    self._file(inner, _identity(entry), entry.is_file())
             waiting += reversed(folders)
 
     def follow(self) -> None:
@@ -132,7 +132,7 @@ class _Walk:
     def _file(self, name: str, identity: tuple[int, int] | None, is_file: bool) -> None:
         if not self._is_image(name):
             self.others[os.path.splitext(name)[1].lower()] += 1
-        elif not is_file:
+        elif not is_file or identity is None:
             self.not_files.append(name)
         elif identity in self._seen:
             self.num_same += 1
@@ -149,6 +149,18 @@ class _Walk:
         self._seen.add(identity)
         self.num_same += not is_new
         return is_new
+
+
+def _identity(entry: os.DirEntry) -> tuple[int, int] | None:
+    """The device and inode of a file that is no link; None if it has just vanished.
+
+    What the folder itself says (entry.inode()) is not that of an overlay or a mounted file, and -1
+    for every file of some FUSE systems.
+    """
+    with contextlib.suppress(OSError):
+        found = entry.stat(follow_symlinks=False)
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _place(name: str) -> list[tuple[bool, str]]:

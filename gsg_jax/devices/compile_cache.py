@@ -15,23 +15,29 @@ def cache_folder() -> pathlib.Path:
     """Returns the folder of what is compiled, unless the user has set another one.
 
     It holds machine code that JAX trusts, so it lies in the user's own cache folder and never in a
-    workdir, which people share. JAX's keys tell machines and versions apart.
+    workdir, which people share; a relative path would, and is ignored. JAX's keys tell machines and
+    versions apart.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(caches) / "gsg_jax" / "compiled"
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():
+        caches = pathlib.Path.home() / ".cache"
+    return caches / "gsg_jax" / "compiled"
 
 
 def use_compile_cache() -> None:
     """Makes JAX keep what it compiles from now on, and load what it has compiled before.
 
     JAX_COMPILATION_CACHE_DIR and the user's other settings of JAX are left as they are. A folder
-    that cannot be written is reported in one line, and everything is compiled.
+    that cannot be written, or that others can write, is reported in one line, and everything is
+    compiled.
     """
     if jax.config.jax_compilation_cache_dir:
         return
     try:
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (found := folder.stat()).st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(f"{folder} is another user's, or others may write to it")
         for entry in folder.glob("*-cache"):
             # JAX writes the time last: without one the process was killed over the entry.
             if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():
@@ -39,7 +45,7 @@ def use_compile_cache() -> None:
         (folder / ".lockfile").touch()
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         say(
-            f"warning: the compilation cache cannot be written ({error}); the run compiles "
+            f"warning: the compilation cache cannot be used ({error}); the run compiles "
             "everything. Set JAX_COMPILATION_CACHE_DIR to a folder of your own"
         )
         return

@@ -46,7 +46,8 @@ def write_predictions(
     writer.writerow(("path", "label", "predicted", "score"))
     for name, label, row in zip(ids, labels, shares, strict=True):
         best = row.argmax()
-        writer.writerow((name, class_names[label], class_names[best], f"{row[best]:.6g}"))
+        texts = map(_cell, (name, class_names[label], class_names[best]))
+        writer.writerow((*texts, f"{row[best]:.6g}"))
     arrays = {name: np.ascontiguousarray(array) for name, array in classifier.items()}
     about = {"class_names": json.dumps(list(class_names))}
     try:
@@ -57,3 +58,9 @@ def write_predictions(
     except OSError as error:
         raise not_writable(folder, error) from error
     say(f"predictions and classifier are in {folder}: {PREDICTIONS}, {CLASSIFIER}")
+
+
+def _cell(value: object) -> str:
+    """A text that no spreadsheet computes: somebody else may have named the images and classes."""
+    text = str(value)
+    return f"'{text}" if text.startswith(tuple("=+-@\t\r")) else text

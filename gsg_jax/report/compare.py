@@ -197,7 +197,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     console.print(table)
     for sentence in (comparison.lengths, *(part.text for part in comparison.missing)):
         if sentence:
-            console.print(_cell(sentence))
+            console.print(_cell(sentence), soft_wrap=True)  # a name in it begins no line
 
 
 def _cell(text: str) -> Text:

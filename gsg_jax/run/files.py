@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Collection, Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from gsg_jax.config.load import is_number
 from gsg_jax.console import UserError
@@ -43,6 +43,23 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             file.write(text.encode(errors="surrogateescape"))
 
 
+def open_to_append(path: pathlib.Path) -> IO[str]:
+    """Opens a file that a run adds to; a link or a pipe there, which leads elsewhere, is replaced.
+
+    Bytes of file names stay as they are.
+    """
+    if path.is_symlink() or not path.is_file():
+        path.unlink(missing_ok=True)
+    return path.open("a", encoding="utf-8", errors="surrogateescape")
+
+
+def content(path: pathlib.Path) -> bytes:
+    """The bytes of a file; UserError if it is none, such as a pipe, which may never end."""
+    if not path.is_file():
+        raise _damaged(path, "not a file")
+    return path.read_bytes()
+
+
 def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
     """Returns the objects of a .jsonl file of logged steps; half a last line is left out.
 
@@ -56,7 +73,7 @@ def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
     if not path.exists():
         return []
     objects, last = [], 0
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(content(path).split(b"\n")[:-1], 1):
         with contextlib.suppress(ValueError, RecursionError):
             objects.append(json.loads(line))
         if len(objects) < number or not _is_logged_step(objects[-1], names):
@@ -75,7 +92,7 @@ def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
 def read_object(path: pathlib.Path) -> dict:
     """Reads a file of one JSON object; raises UserError if it is damaged."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content(path))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(record, dict):

@@ -128,8 +128,13 @@ def _put_away(workdir: pathlib.Path, step: int) -> pathlib.Path:
 def damage(checkpoint: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if it is whole.
 
-    One of an earlier version has no digests; it is whole if all its arrays can be read.
+    One of an earlier version has no digests; it is whole if all its arrays can be read. Only files
+    in it are opened: pipes, and devices elsewhere, may never end.
     """
+    for folder, _, names in os.walk(checkpoint):
+        for name in names:
+            if not os.path.isfile(os.path.join(folder, name)):
+                return f"{ascii(name)[1:-1]} is not a file"
     if not (checkpoint / DIGESTS).exists():
         return score_damage(checkpoint) or _reading_damage(checkpoint)
     try:
@@ -138,11 +143,18 @@ def damage(checkpoint: pathlib.Path) -> str | None:
         return f"{DIGESTS} is not JSON of digests"
     for name, digest in digests:
         try:
+            if not _is_inner(name):
+                return f"{ascii(name)[1:-1]} is not in it"
             if _file_digest(checkpoint / name) != digest:
                 return f"{name} is not what was saved"
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             return f"{ascii(name)[1:-1]} is missing"
     return score_damage(checkpoint) or _reading_damage(checkpoint, only_step=True)
+
+
+def _is_inner(name: str) -> bool:
+    """Whether a path cannot lead out of the folder that it is relative to."""
+    return not pathlib.PurePath(name).is_absolute() and ".." not in pathlib.PurePath(name).parts
 
 
 def score_damage(checkpoint: pathlib.Path) -> str | None:

@@ -13,7 +13,7 @@ import jax
 
 from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
-from gsg_jax.run.files import write_atomically
+from gsg_jax.run.files import content, write_atomically
 
 NAME = "starts.jsonl"
 TEXTS = ("date", "command", "version", "commit", "machine")
@@ -33,7 +33,7 @@ def write_start(workdir: pathlib.Path, step: int) -> None:
         "machine": machine(),
     }
     path = workdir / NAME
-    before = path.read_text(errors="replace") if path.exists() else ""
+    before = path.read_text(errors="replace") if path.is_file() else ""
     write_atomically(path, before + json.dumps(start) + "\n")
 
 
@@ -47,7 +47,7 @@ def read_starts(workdir: pathlib.Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        starts = [json.loads(line) for line in path.read_text().splitlines()]
+        starts = [json.loads(line) for line in content(path).decode().splitlines()]
         if not all(isinstance(start[name], str) for start in starts for name in TEXTS):
             raise TypeError(f"{', '.join(TEXTS)} must be texts")
     except (ValueError, LookupError, TypeError, RecursionError) as error:

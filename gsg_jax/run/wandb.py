@@ -85,7 +85,7 @@ def import_wandb() -> ModuleType:
 
 def _begin(config: ConfigDict, workdir: pathlib.Path):
     wandb, path = import_wandb(), workdir / "wandb_id"
-    if not path.exists():
+    if path.is_symlink() or not path.is_file():
         write_atomically(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     kept = os.dup(1)
     os.dup2(2, 1)  # wandb's process may print behind the job's last line

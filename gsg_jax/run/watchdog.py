@@ -7,6 +7,8 @@ import signal
 
 import jax
 
+from gsg_jax.run.files import open_to_append
+
 # Starting and compiling may take this many times as long: a large network compiles for minutes.
 _COMPILING = 4
 _DUMP_SECONDS = 10  # from the stacks to the end
@@ -27,7 +29,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
-            self._file = self._path.open("a")
+            self._file = open_to_append(self._path)
             self.moved(is_compiling=True)
         return self
 

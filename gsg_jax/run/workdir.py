@@ -157,7 +157,7 @@ def record_run(
 def _warn_of_changed_parts(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Warns if the files that registered the run's own parts are no longer those of its record."""
     path, parts = workdir / OWN_PARTS, own_parts(config)
-    if not parts or not path.exists():
+    if not parts or not path.is_file():
         return
     before = path.read_text(encoding="utf-8", errors="replace")
     if before.partition(_TEXT_FOLLOWS)[2] != _own_text(config).partition(_TEXT_FOLLOWS)[2]:

@@ -1,5 +1,6 @@
 """A file is listed once, under its own name, whatever links lead to it."""
 
+import contextlib
 import os
 
 import pytest
@@ -158,3 +159,23 @@ def test_heic_is_read_with_its_reader(tmp_path):
     pixels = source.image(0)
     assert pixels.shape == (48, 64, 3) and abs(pixels.astype(int) - (200, 100, 50)).max() < 8
     assert decoding.header_shape(tmp_path / "a.heic") == (48, 64, 3)
+
+
+def test_a_file_is_what_its_own_numbers_say_and_not_what_its_folder_lists(photos, monkeypatch):
+    (photos / "cover.jpg").symlink_to("z1.jpg")
+
+    class Entry:  # of FUSE, whose listings have one number for all; those of overlays differ, too
+        def __init__(self, entry):
+            self._entry = entry
+
+        def __getattr__(self, name):
+            return getattr(self._entry, name)
+
+        def inode(self):
+            return -1
+
+    scandir = os.scandir
+    entries = lambda folder: contextlib.nullcontext([Entry(x) for x in scandir(folder)])  # noqa: E731
+    monkeypatch.setattr(os, "scandir", entries)
+    listed = list_images(photos)
+    assert listed.names == ["m.jpg", "z1.jpg", "trip/b.png"] and listed.num_same == 1

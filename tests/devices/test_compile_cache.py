@@ -1,5 +1,6 @@
 """What is compiled is kept in the user's cache folder, and a cache that fails costs no run."""
 
+import os
 import pathlib
 import stat
 
@@ -95,8 +96,33 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path, capfd):
     use_compile_cache()
     assert compile_anew()(np.ones(3, np.float32)).tolist() == [2, 2, 2]
     (said,) = capfd.readouterr().err.splitlines()
-    assert said.startswith("warning: the compilation cache cannot be written (")
+    assert said.startswith("warning: the compilation cache cannot be used (")
     assert str(cache_folder()) in said
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_can_write_is_not_trusted(mode, hits, capfd):
+    use_compile_cache()
+    compile_anew()
+    cache_folder().chmod(mode)
+    use_compile_cache_again()
+    compile_anew()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert not hits and f"{cache_folder()} is another user's, or others may write to it" in said
+
+
+def test_another_users_folder_is_not_trusted(monkeypatch, capfd):
+    cache_folder().mkdir(mode=0o700, parents=True)
+    monkeypatch.setattr(os, "getuid", lambda: cache_folder().stat().st_uid + 1)
+    use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "is another user's" in capfd.readouterr().err
+
+
+def test_a_relative_folder_which_may_be_somebody_elses_is_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "gsg_jax" / "compiled"
 
 
 def test_a_user_without_a_home_costs_one_line(monkeypatch, capfd):

@@ -90,7 +90,7 @@ def test_leave_one_out_judges_the_training_set_by_itself(tmp_path):
 def test_predictions_and_bank_are_written_to_a_workdir_that_is_given(tmp_path, monkeypatch):
     """The votes are counted by hand."""
     _, test = gaussians(tmp_path / "given")
-    names = np.array([f"{n},\udcff.png" for n in range(61)])
+    names = np.array(["=1+1.png", "@a.png", *(f"{n},\udcff.png" for n in range(59))])
     np.savez(tmp_path / "given" / "test.npz", id=names, **test)
     monkeypatch.chdir(tmp_path)
     flags = [f"--config.features={tmp_path / 'given'}", "--config.eval.knn_k=(7,20)"]
@@ -110,7 +110,8 @@ def test_predictions_and_bank_are_written_to_a_workdir_that_is_given(tmp_path, m
         "predictions.csv",
     ]
     rows = read_predictions(out)
-    assert [row["path"] for row in rows] == names.tolist()
+    formulas = ["'=1+1.png", "'@a.png"]  # texts to a spreadsheet
+    assert [row["path"] for row in rows] == [*formulas, *names[2:]]
     assert [int(row["label"]) for row in rows] == test["label"].tolist()
     assert np.mean([row["predicted"] == row["label"] for row in rows]) == last["knn_top1_k7"]
     bank = load_file(out / "classifier.safetensors")

@@ -83,6 +83,9 @@ def test_different_lengths_are_said(tmp_path):
     text = io.StringIO()
     compare.show(found, Console(file=text, width=200))
     assert found.lengths in text.getvalue()
+    narrow = io.StringIO()
+    compare.show(found, Console(file=narrow, width=30))
+    assert found.lengths in narrow.getvalue()  # a name in it cannot begin a line
     c = write_run(tmp_path / "c", [3.0, 2.0, 1.0])
     same = compare.compare([read_run_record(folder) for folder in (a, c)])
     assert same.lengths == ""

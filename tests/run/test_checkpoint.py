@@ -1,6 +1,7 @@
 """Checkpoints give back every bit, are whole or absent, and the newest and the best are kept."""
 
 import functools
+import hashlib
 import json
 import pathlib
 import shutil
@@ -349,3 +350,17 @@ def test_a_checkpoint_of_another_type_is_refused(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         with pytest.raises(UserError, match=r"kernel is float32\[2, 3\] there, bfloat16\[2, 3\]"):
             checkpoints.restore(1, like)
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "../" * 20 + "dev/null", "default/device"])
+def test_only_a_checkpoints_own_files_are_read(tmp_path, name):
+    save(tmp_path, 4)
+    checkpoint = tmp_path / "checkpoints" / "4"
+    digests = json.loads((checkpoint / integrity.DIGESTS).read_text())
+    digests["sha256"][name] = hashlib.sha256(b"").hexdigest()
+    (checkpoint / integrity.DIGESTS).write_text(json.dumps(digests))
+    if name.startswith("default"):
+        (checkpoint / name).symlink_to("/dev/null")
+    else:
+        (checkpoint / name).stat()  # it is there
+    assert integrity.damage(checkpoint) in (f"{name} is not in it", "device is not a file")

@@ -17,3 +17,16 @@ def test_every_reason_is_a_line_once_over_several_starts(tmp_path):
     assert path.read_bytes() == (
         b"a.png (cut)\ncaf\xe9.png (cut)\ntwo lines.png (cut)\nb.png (cut)\n"
     )
+
+
+def test_what_was_planted_at_its_name_is_replaced_and_not_written_through(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    path = tmp_path / "left_out.txt"
+    path.symlink_to("mine")
+    LeftOut(path).add("; touch x #.png (cut)")
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert path.read_text() == "; touch x #.png (cut)\n" and not path.is_symlink()
+    path.unlink()
+    os.mkfifo(path)
+    LeftOut(path).add("a.png (cut)")
+    assert path.read_text() == "a.png (cut)\n"

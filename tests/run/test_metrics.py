@@ -7,8 +7,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gsg_jax.console import UserError
-from gsg_jax.run.files import read_lines, write_atomically
+from gsg_jax.run.files import read_lines, read_object, write_atomically
 from gsg_jax.run.metrics import MetricsLog
+from gsg_jax.run.starts import read_starts
 
 CLOCK = {"views_per_second": 10.0, "interval_seconds": 0.5, "train_seconds": 1.5}
 
@@ -135,3 +136,11 @@ def test_missing_lines_are_warned_of_and_the_run_goes_on(tmp_path, capsys):
     MetricsLog(tmp_path, 8, every=2).close()
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"warning: {path} lacks 2 logged steps, the first is 4")
+
+
+@pytest.mark.parametrize("read", [read_lines, read_object, read_starts])
+def test_only_files_are_read_since_pipes_and_devices_may_never_end(tmp_path, read):
+    (tmp_path / "starts.jsonl").symlink_to("/dev/null")
+    path = tmp_path / ("starts.jsonl" if read is not read_starts else "")
+    with pytest.raises(UserError, match="starts.jsonl is damaged .not a file."):
+        read(path)

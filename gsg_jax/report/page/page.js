@@ -240,7 +240,7 @@ if (document.getElementById("map-data")) {
   document.getElementById("coordinates").addEventListener("click", () => {
     const kinds = Object.keys(data.places);
     // A spreadsheet would compute a text that begins with one of these.
-    const quote = (text) => `"${text.replace(/^[=+@-]/, "'$&").replaceAll('"', '""')}"`;
+    const quote = (text) => `"${text.replace(/^[=+@\t\r-]/, "'$&").replaceAll('"', '""')}"`;
     const lines = [["image", "group", ...kinds.flatMap((name) => [`${name} x`, `${name} y`])].join(",")];
     for (let i = 0; i < num; i++)
       lines.push([quote(data.names[i]), quote(groupName(i)),
