@@ -184,6 +184,8 @@ UNDEFINED = [
     ("simsiam", "method.target=ema_positive", 2, ["target=ema_positive", "method.target=ema,"]),
     ("simclr", "views.num_local=2", 2, ["num_local=2", "simclr", "num_local=0", "unigrad"]),
     ("vicreg", "views.cutmix_probability=1", 2, ["cutmix_probability=1.0", "take simsiam"]),
+    ("vicreg", "method.sources_by=guided", 2, ["sources_by=guided", "take simsiam", "simdino"]),
+    ("byol", "method.sources_by=guided method.num_views=3", 2, ["num_views=3", "2 views", "or 4"]),
     ("byol", "views.num_local=2 views.cutmix_probability=1", 2, ["1.0", "2", "one of them to 0"]),
     ("simsiam", "views.cutmix_probability=1 method.stop_gradient=false", 2, ["leave it True"]),
     (

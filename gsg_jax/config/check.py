@@ -10,6 +10,7 @@ from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import FIXED_KEYS, flat, is_number, nearest_key
 from gsg_jax.console import UsageError
 from gsg_jax.methods import METHODS, Key, Method
+from gsg_jax.methods.sources import PAIRING_OF_VIEWS
 from gsg_jax.models.vit import VITS, num_heads
 
 
@@ -131,6 +132,7 @@ def _check_method(config: ConfigDict) -> None:
                 sources=method.sources,
                 has_local_views=config.views.num_local > 0,
                 has_cutmix=config.views.cutmix_probability > 0,
+                is_guided=method.sources_by == "guided",
                 num_prototypes=config.model.num_prototypes,
                 **options,
             )
@@ -161,13 +163,14 @@ def _check_together(config: ConfigDict) -> None:
 
 
 def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
-    """Checks that the loss of the method is defined for local views, CutMix and ema_positive."""
+    """Checks that the loss of the method is defined for what the config asks of it."""
     method, views = config.method, config.views
-    share = views.cutmix_probability
+    share, sources_by = views.cutmix_probability, method.sources_by
     asked = {
         "local_views": ("views.num_local", views.num_local, views.num_local > 0, "0"),
         "cutmix": ("views.cutmix_probability", share, share > 0, "0"),
         "ema_positive": ("method.target", target, target == "ema_positive", "ema"),
+        "guided": ("method.sources_by", sources_by, sources_by == "guided", "method"),
     }
     for extra, (key, value, is_asked, fix) in asked.items():
         if is_asked and extra not in row.extras:
@@ -191,6 +194,11 @@ def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
 def _check_sources(config: ConfigDict, target: str, row: Method) -> None:
     """Checks that the method can select sources."""
     method = config.method
+    if method.sources_by == "guided" and method.num_views not in PAIRING_OF_VIEWS:
+        raise UsageError(
+            f"--config.method.num_views={method.num_views}: method.sources_by=guided takes 2 views "
+            "(an image's reference is the next one) or 4 (it is a random one): set one of them"
+        )
     if method.sources == "all":
         return
     if row.select is None:

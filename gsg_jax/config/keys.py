@@ -5,6 +5,7 @@ The defaults are those of the papers: ResNet-50 on ImageNet, 100 epochs, batch 5
 """
 
 from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Key
+from gsg_jax.methods.sources import SOURCES_BY
 from gsg_jax.models.heads import PROJECTOR_ENDS
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS
@@ -40,6 +41,7 @@ _METHOD = {
     "ema_decay": Key(0.99, "share of an EMA target that one step keeps", (0, 1)),
     "ema_schedule": Key("constant", "cosine: ema_decay rises to 1", EMA_SCHEDULES),
     "stop_gradient": Key(True, "False: the gradient reaches an online target; it collapses"),
+    "sources_by": Key("method", "guided: sources by guided stop-gradient", SOURCES_BY),
     "sources": Key("all", "views that guided stop-gradient runs the online branch on", SOURCES),
 }
 

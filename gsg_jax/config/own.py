@@ -20,7 +20,7 @@ from gsg_jax.models.norm import Norm
 from gsg_jax.models.siamese import BACKBONES
 
 # What a method's functions are given besides its options.
-_TAKEN = ("width", "batch_size", "has_local_views", "has_cutmix", "num_prototypes")
+_TAKEN = ("width", "batch_size", "has_local_views", "has_cutmix", "is_guided", "num_prototypes")
 _TABLES = {"method": METHODS, "backbone": BACKBONES, "dataset": SOURCES}
 
 

@@ -45,13 +45,13 @@ _SKETCH = {
     "num_directions": Key(None, "random directions a step, compared with a Gaussian", (1, 65536)),
 }
 _SHARED = {"target": "online", "predictor": "none", "stop_gradient": False}
-_LINEAR = ("local_views", "cutmix")  # losses that are linear in a target row
+_LINEAR = ("local_views", "cutmix", "guided")  # losses that are linear in a target row
 _PAIRING = {
     "pairing": Key(None, "how guided stop-gradient draws each image's reference"),
     "guide": Key("closest", "view pair that are the sources; another one is an ablation", GUIDES),
     "distances": Key("raw", "of projections that guide; normalised: an ablation", DISTANCES),
 }
-_GUIDED = {"predictor": "mlp", "options": _PAIRING, "extras": _LINEAR}
+_GUIDED = {"predictor": "mlp", "options": _PAIRING, "extras": ("local_views", "cutmix")}
 _GUIDED |= {"check": check_pairing, "select": source_views}
 
 METHODS = {

@@ -34,6 +34,6 @@ def asymmetric_loss(
     chex.assert_equal_shape([p[0], z[0]])
     chex.assert_axis_dimension_gteq(z, 0, 2)
 
-    targets = positives(normalize(z), p.shape[0], outputs.mix)  # [V, B, D]
+    targets = positives(normalize(z), p.shape[0], outputs.mix, outputs.picks)  # [V, B, D]
     loss = -jnp.mean(jnp.sum(normalize(p) * targets, axis=-1))
     return loss, memory, {"attraction": -jnp.mean(attraction(p, targets))}

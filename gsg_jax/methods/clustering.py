@@ -54,7 +54,7 @@ def dino_loss(
         target_temperature - first_target_temperature
     )
     q = jax.nn.softmax((z - memory["centre"][None, None]) / sharpness, axis=-1)  # [2, B, K]
-    targets = positives(q, outputs.p.shape[0], outputs.mix)  # [V, B, K]
+    targets = positives(q, outputs.p.shape[0], outputs.mix, outputs.picks)  # [V, B, K]
     scores = outputs.p / temperature
     loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=-1), axis=-1))
     attraction = -jnp.mean(jnp.sum(targets * scores, axis=-1))

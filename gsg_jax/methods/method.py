@@ -10,7 +10,7 @@ TARGETS = ("online", "ema", "ema_positive")
 PREDICTORS = ("mlp", "none")
 SOURCES = ("all", "selected")
 # What a loss may support beside whole views against one target branch.
-EXTRAS = ("local_views", "cutmix", "ema_positive")
+EXTRAS = ("local_views", "cutmix", "ema_positive", "guided")
 
 
 class Key(NamedTuple):
@@ -63,6 +63,7 @@ class Outputs(NamedTuple):
       mix: the patches of CutMix, or None.
       sources: the global views that the online branch has seen, [S, B], if they were selected: h, z
         and p then have these S views instead of all G.
+      picks: how often each global view is a guided source, [G, B], or None.
     """
 
     h: jax.Array
@@ -72,6 +73,7 @@ class Outputs(NamedTuple):
     z_negative: jax.Array | None = None
     mix: CutMix | None = None
     sources: jax.Array | None = None
+    picks: jax.Array | None = None
 
     @property
     def negatives(self) -> jax.Array:

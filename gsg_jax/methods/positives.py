@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from gsg_jax.methods.method import CutMix
 
 
-def positives(t: jax.Array, num_views: int, mix: CutMix | None) -> jax.Array:
+def positives(
+    t: jax.Array, num_views: int, mix: CutMix | None, picks: jax.Array | None = None
+) -> jax.Array:
     """The target rows that each view follows, as one weighted mean per view.
 
     A global view follows the mean of the other global views' targets (its sibling's, if there are
@@ -18,6 +20,10 @@ def positives(t: jax.Array, num_views: int, mix: CutMix | None) -> jax.Array:
       t: rows of the target branch, unit vectors or distributions, [G, B, D], G at least 2.
       num_views: V, G global views first, local views after.
       mix: the patches of CutMix, or None.
+      picks: how often each view is a guided source, [G, B], 2 B in all, or None. The rows then are
+        the siblings' (views 0 and 1, views 2 and 3), times their picks, and a local view follows
+        the targets of all its image's sources. They are scaled so that in the mean over all rows
+        each source and its image's L local views have 1 / (1 + L) each.
 
     Returns:
       Rows [V, B, D].
@@ -26,6 +32,12 @@ def positives(t: jax.Array, num_views: int, mix: CutMix | None) -> jax.Array:
     (arXiv 1905.04899); both with one shared gradient: Tao et al., CVPR 2022 (arXiv 2112.05141).
     """
     num_global = t.shape[0]
+    if picks is not None:
+        siblings = t.reshape(-1, 2, *t.shape[1:])[:, ::-1].reshape(t.shape)
+        rows = mixed(siblings, mix) * picks[..., None]
+        num_local = num_views - num_global
+        local = jnp.broadcast_to(jnp.sum(rows, axis=0), (num_local, *t.shape[1:]))
+        return jnp.concatenate([rows, local]) * num_views / (2 * (1 + num_local))
     total = jnp.sum(t, axis=0, keepdims=True)
     rows = t[::-1] if num_global == 2 else (total - t) / (num_global - 1)
     if num_views > num_global:

@@ -40,7 +40,7 @@ def simdino_loss(
     chex.assert_equal_shape([p[0], z[0]])
     chex.assert_axis_dimension_gteq(z, 0, 2)
     u, t = normalize(p), normalize(z)
-    targets = positives(t, p.shape[0], outputs.mix)  # [V, B, D]
+    targets = positives(t, p.shape[0], outputs.mix, outputs.picks)  # [V, B, D]
     num_targets = jnp.full(p.shape[0], num_global).at[:num_global].add(-1)  # of each view
 
     f = (u[:num_global] + t) / 2

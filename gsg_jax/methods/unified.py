@@ -54,7 +54,7 @@ def surrogate_loss(
     u = rows_of(outputs.p)
     pair = Pair(
         u=jax.lax.stop_gradient(u),
-        positive=positives(rows_of(z_target), u.shape[0], outputs.mix),
+        positive=positives(rows_of(z_target), u.shape[0], outputs.mix, outputs.picks),
         bank=rows_of(negatives),
         correlation=memory["correlation"],
         balance=balance,
@@ -85,6 +85,7 @@ def check_form(
     stop_gradient: bool,
     has_local_views: bool,
     has_cutmix: bool,
+    is_guided: bool,
     **choices,
 ) -> None:
     """Raises ValueError if there is no such form, or if it does not fit the other choices."""
@@ -111,9 +112,9 @@ def check_form(
             f"method.target is {target}, method.form=simclr is the gradient of branches that share "
             "their weights: set --config.method.target=online, or --config.method.form=moco"
         )
-    if (has_local_views or has_cutmix) and form not in WITH_ANY_POSITIVE:
+    if (has_local_views or has_cutmix or is_guided) and form not in WITH_ANY_POSITIVE:
         raise ValueError(
-            f"method.form={form} is not defined for local views or CutMix: set "
-            "--config.views.num_local=0 and --config.views.cutmix_probability=0, or take one of "
-            f"{', '.join(WITH_ANY_POSITIVE)}"
+            f"method.form={form} is not defined for local views, CutMix or guided sources: set "
+            "--config.views.num_local=0, --config.views.cutmix_probability=0 and "
+            f"--config.method.sources_by=method, or take one of {', '.join(WITH_ANY_POSITIVE)}"
         )

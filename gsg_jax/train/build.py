@@ -15,6 +15,7 @@ from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices.mesh import by_image, is_cpu, replicated, sharded
 from gsg_jax.methods import METHODS
+from gsg_jax.methods.sources import guided_sources
 from gsg_jax.models.jit import jit_network
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.train.optim import build_optimizer, ema_decay_schedule
@@ -79,6 +80,9 @@ def build_experiment(
     options = {option: method[option] for option in row.options}
     build = partial(build_siamese, config.model, predictor=method.predictor)
     online, target = build(num_views=method.num_views)
+    loss = partial(row.loss, stop_gradient=method.stop_gradient, **options)
+    if method.sources_by == "guided":
+        loss = partial(guided_sources, loss)
     select, num_sources = None, method.num_views
     if method.sources == "selected":
         select = partial(row.select, **options)
@@ -94,7 +98,7 @@ def build_experiment(
         target=target,
         target_branch=method.target,
         ema_decay=ema_decay_schedule(method, num_steps=num_steps),
-        loss=partial(row.loss, stop_gradient=method.stop_gradient, **options),
+        loss=loss,
         init_memory=partial(row.init_memory, width=output_width(config.model), **options),
         optimizer=build_optimizer(
             config.optim,

@@ -290,12 +290,14 @@ def test_barlow_twins_with_the_identity_lacks_only_the_diagonals_pull():
         ({"form": "directpred", "balance": 7.0}, "balance is 7.0.*has none to set: leave it 0"),
         ({"form": "vicreg_l2", "has_local_views": True}, "views.num_local=0.*unigrad"),
         ({"form": "barlow_twins", "has_cutmix": True}, "cutmix_probability=0.*unigrad"),
+        ({"form": "vicreg", "is_guided": True}, "sources_by=method.*unigrad"),
         ({"num_views": 4}, "num_views is 4.*num_views=2"),
     ],
 )
 def test_what_has_no_definition_is_answered_with_what_has_one(choices, words):
     fits = {"form": "unigrad", "num_views": 2, "batch_size": 8, "target": "ema"}
     fits |= {"stop_gradient": True, "has_local_views": False, "has_cutmix": False}
+    fits["is_guided"] = False
     fits |= SETTINGS | {"balance": 0.0}
     check_form(**fits)
     check_form(**fits | {"form": "simclr", "target": "online"})
