@@ -10,7 +10,7 @@ from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import FIXED_KEYS, flat, is_number, nearest_key
 from gsg_jax.console import UsageError
 from gsg_jax.methods import METHODS, Key, Method
-from gsg_jax.methods.sources import PAIRING_OF_VIEWS
+from gsg_jax.methods.guided_sources import PAIRING_OF_VIEWS
 from gsg_jax.models.vit import VITS, num_heads
 
 

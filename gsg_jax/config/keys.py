@@ -5,7 +5,7 @@ The defaults are those of the papers: ResNet-50 on ImageNet, 100 epochs, batch 5
 """
 
 from gsg_jax.methods import METHODS, PREDICTORS, SOURCES, TARGETS, Key
-from gsg_jax.methods.sources import SOURCES_BY
+from gsg_jax.methods.guided_sources import SOURCES_BY
 from gsg_jax.models.heads import PROJECTOR_ENDS
 from gsg_jax.models.norm import BACKBONE_NORMS, HEAD_NORMS
 from gsg_jax.models.resnet import STEMS

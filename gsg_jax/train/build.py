@@ -15,7 +15,7 @@ from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.open import Source
 from gsg_jax.devices.mesh import by_image, is_cpu, replicated, sharded
 from gsg_jax.methods import METHODS
-from gsg_jax.methods.sources import guided_sources
+from gsg_jax.methods.guided_sources import guided_sources
 from gsg_jax.models.jit import jit_network
 from gsg_jax.models.siamese import build_siamese, frozen_params, output_width
 from gsg_jax.train.optim import build_optimizer, ema_decay_schedule

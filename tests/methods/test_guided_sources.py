@@ -11,9 +11,9 @@ from gsg_jax.methods import METHODS
 from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
 from gsg_jax.methods.guided import guided_loss
+from gsg_jax.methods.guided_sources import guided_sources
 from gsg_jax.methods.method import CutMix
 from gsg_jax.methods.simdino import simdino_loss
-from gsg_jax.methods.sources import guided_sources
 from gsg_jax.methods.unified import surrogate_loss
 from tests.methods.loops import loss_and_gradient, unit
 from tests.train.steps import abstract_step, experiment_of, extended, run
