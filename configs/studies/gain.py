@@ -8,7 +8,7 @@ as many epochs, and against `simsiam_long`, which trains for twice as many, on a
 same for BYOL. `simsiam_long` against `simsiam` says whether more training helps the plain method.
 
 6 cells, 5 seeds. A seed of `cifar10_small` takes as long as 10 trainings of `simsiam`.
-`gain:cifar10` is the paper's size. Not yet run.
+`gain:cifar10` is the paper's size, with a linear probe after each run. Not yet run.
 
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
@@ -41,4 +41,5 @@ def get_study(recipe: str = "cifar10_small") -> Study:
             Cell(guided, f"{guided}:{recipe}", tuned[guided], against=(plain, longer)),
             Cell(longer, f"{plain}:{recipe}", tuned[plain] | twice, against=(plain,)),
         ]
-    return Study(cells, seeds=(0, 1, 2, 3, 4), baseline="simsiam")
+    evaluations = () if recipe == "cifar10_small" else ("linear",)
+    return Study(cells, (0, 1, 2, 3, 4), baseline="simsiam", evaluations=evaluations)

@@ -98,7 +98,8 @@ def _study(
             failed = run_all(loaded.asked, folder, **asked, stop=stop, when_run=report)
         last = report()
     for result in results_of(loaded.study, [read_record(folder, run) for run in loaded.runs]):
-        say(f"{result.cell.name}: {percent(result.score)} % ({result.score.num} seeds)")
+        if result.scores:
+            say(f"{result.cell.name}: {percent(result.score)} %, seeds: {result.score.num}")
     say(*(f"{name}: {verdict}" for name, verdict in last["verdicts"].items()))
     say(*(f"the best of {group or 'all'} is {name}" for group, name in last["best"].items()))
     say(f"the report is {folder / 'study.md'}")

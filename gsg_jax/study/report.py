@@ -62,7 +62,7 @@ def write_report(
         write_atomically(folder / f"{name}.svg", picture(chart))
     text = _page(loaded, results, comparisons, best, charts, whole)
     write_atomically(folder / "study.md", text)
-    said = {f"{c.cell} against {c.other}": c.verdict for c in comparisons}
+    said = {f"{c.cell} against {c.other}": c.verdict for c in comparisons if c.difference.num}
     return about | {"verdicts": said, "best": best, "failed": failed}
 
 

@@ -100,7 +100,7 @@ def run_all(
                     if not is_finished(read_record(folder, run)):
                         say(f"{run.name}: begins; its log is {folder / run.name}.log")
                         record = attempt(run, folder, metric, evaluations, held, stop)
-                        if "error" in record and not stop.is_requested:
+                        if "error" in record:
                             failed[run.name] = record["error"]
                         say(_line(run, record, runs, folder, time.monotonic() - start))
                         when_run()
@@ -185,7 +185,7 @@ def attempt(
                 raise UserError(f"it ends without the figure {metric}")
             record |= _results(read_run_record(workdir)) | {"figures": figures}
         except UserError as error:
-            record["error"] = str(error)
+            record |= {} if stop.is_requested else {"error": str(error)}
     record["seconds"] += time.monotonic() - start
     record["processor_seconds"] += _processor_seconds() - processor_start
     record["attempts"] += 1
@@ -257,8 +257,8 @@ def _line(
     run: Run, record: dict[str, Any], runs: Sequence[Run], folder: pathlib.Path, elapsed: float
 ) -> str:
     """A line about an attempt: its end, and how much of the study is done."""
-    if "error" in record:
-        end = f"not finished: {record['error']}"
+    if not is_finished(record):
+        end = f"not finished: {record.get('error', 'stopped and saved')}"
     else:
         knn = record["figures"].get("knn_top1")
         score = "" if knn is None else f"k-NN {100 * knn:.2f} %, "

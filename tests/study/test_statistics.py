@@ -16,7 +16,7 @@ from gsg_jax.study.statistics import (
     verdict,
 )
 
-NUM_SEEDS, NOISE, NUM_STUDIES = 5, 0.5, 3000
+NUM_SEEDS, NOISE, NUM_STUDIES = 5, 0.5, 2000
 
 
 def planted(gain: float, rng: np.random.Generator) -> list[str]:

@@ -103,7 +103,8 @@ def test_a_stop_is_passed_on_and_ends_the_study_without_a_failure(tmp_path, fake
     running._call = kept
     assert signal.getsignal(signal.SIGTERM) is before
     assert status == 0 and runs.called == ["a-0"] and last["num_left"] == 2
-    assert "stopped at step 3 of 8" in err and "the same command resumes the study" in err
+    assert "b-0: not finished: stopped and saved" in err and last["failed"] == {}
+    assert "the same command resumes the study" in err
     assert study(capsys, path, tmp_path / "w")[0] == 0 and runs.called == ["a-0", "b-0", "c-0"]
 
 
