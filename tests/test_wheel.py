@@ -103,7 +103,7 @@ def test_an_installed_wheel_trains_evaluates_and_searches(place):
     shutil.copy(other, work / "b.png")
     embed = "import gsg_jax; print(gsg_jax.load('w').embed(['a.jpg', 'b.png']).shape)"
     shape, _ = run(python, "-c", embed, cwd=work)
-    assert shape == "(2, 192)\n"
+    assert shape == "(2, 160)\n"
     again = ("simsiam_gsg", "--config.run.num_steps=20", "--workdir=w")
     _, err = run(command, *again, cwd=work)
     assert "nothing is left to train" in err
