@@ -134,6 +134,7 @@ _EVAL = {
     "knn_k": Key(200, "neighbours", (1, 1e9)),
     "knn_temperature": Key(0.2, "of the neighbours' weights", (0.02, 1e3)),
     "knn_pixels": Key(False, "score raw pixels before training; for small images"),
+    "lidar_views": Key(0, "views of up to 1,000 images that LiDAR embeds; 0: no LiDAR", (0, 1000)),
     "few_label": Key(True, "accuracy with 1, 5, 10 labels a class, at the run's start and end"),
     "batch_size": Key(512, "images embedded together", (1, 1e7)),
     "max_bank": Key(100_000, "training images that the monitor's k-NN looks at", (2, 1e12)),
@@ -150,6 +151,12 @@ _RUN = {
     "seed": Key(0, "of all that is drawn", (0, 2**31 - 1)),
     "num_epochs": Key(100, "length of the run", (1, 1e9)),
     "num_steps": Key(0, "length of the run in steps; 0: from the epochs", (0, 1e9)),
+    "patience_epochs": Key(
+        0,
+        "end after so many epochs without a better k-NN, or in collapse; 0: off",
+        (0, 1e9),
+        may_change=ALWAYS,
+    ),
     "log_every_steps": Key(50, "steps between two logged ones", (1, 1e9)),
     "checkpoint_every_steps": Key(1000, "steps between two checkpoints", (1, 1e9)),
     "keep_checkpoints": Key(

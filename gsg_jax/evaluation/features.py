@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from gsg_jax.config.load import view_recipe
+from gsg_jax.data.augment import make_views
 from gsg_jax.data.colours import normalize_channels
 from gsg_jax.data.loader import eval_batches
 from gsg_jax.data.open import Source
@@ -66,6 +68,7 @@ def backbone_embed(
     batch_stats: dict,
     views: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh,
+    num_views: int = 0,
 ) -> Embed:
     """Returns a function for embed_source that runs a backbone with frozen statistics.
 
@@ -75,6 +78,8 @@ def backbone_embed(
       batch_stats: running statistics of the backbone alone; {} without BatchNorm.
       views: the config group; its mean and std normalise the images.
       mesh: the devices that share each batch; it is padded to a multiple of them.
+      num_views: q, to embed q random views of each image, the same in each call, side by side:
+        float32 [n, q x F]; 0 embeds the images.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     num_devices = mesh.devices.size // jax.process_count()
@@ -83,7 +88,10 @@ def backbone_embed(
         missing = -len(images) % num_devices
         padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
         placed = global_batch(mesh, padded)
-        h = _jit_embed(mesh)(backbone, views.mean, views.std, variables, placed)
+        if num_views:
+            h = _jit_embed_views(mesh)(backbone, view_recipe(views), num_views, variables, placed)
+        else:
+            h = _jit_embed(mesh)(backbone, views.mean, views.std, variables, placed)
         return local_rows(h)[: len(images)]
 
     return embed
@@ -98,6 +106,16 @@ def _embed(backbone, mean, std, variables, images):
     images = images.astype(jnp.float32) / 255
     normalised = jax.vmap(partial(normalize_channels, mean=mean, std=std))(images)
     return backbone.apply(variables, normalised, train=False)
+
+
+@cache
+def _jit_embed_views(mesh):
+    return jit_network(_embed_views, mesh, static_argnums=(0, 1, 2))
+
+
+def _embed_views(backbone, recipe, num_views, variables, images):
+    views = make_views(images, jax.random.key(0), recipe, num_views)
+    return backbone.apply(variables, views, train=False).reshape(len(images), -1)
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

@@ -11,10 +11,13 @@ from gsg_jax.evaluation.features import Embed, embed_source
 from gsg_jax.evaluation.few_label import few_label_figures, warn_of_small_classes
 from gsg_jax.evaluation.knn import cut_to_bank, knn_top1
 from gsg_jax.evaluation.logistic import linear_scores
+from gsg_jax.evaluation.ranks import lidar, rankme
 from gsg_jax.evaluation.scores import top_k_accuracy
+from gsg_jax.run.record import baseline_name
 
 # Rows of a few-label classifier times its classes: above this its fits take minutes on a CPU.
 MAX_FEW_LABEL_SCORES = 2**20
+MAX_LIDAR_IMAGES = 1000  # the paper's
 
 
 class KnnMonitor:
@@ -31,28 +34,33 @@ class KnnMonitor:
         self._eval = config.eval
         size = config.views.size if config.data.crop == "host" else None
         self._how = {"batch_size": config.eval.batch_size, "size": size}
-        self._bank = train
-        if len(train) > config.eval.max_bank:
-            chosen = np.linspace(0, len(train) - 1, config.eval.max_bank).round().astype(np.int64)
-            self._bank = Subset(train, chosen)
+        self._bank = _spaced(train, config.eval.max_bank)
         self._query = test if test is not None and test.class_names else None
         voters = len(self._bank) - (self._query is None)  # no image votes for itself
         (self.k,) = cut_to_bank((config.eval.knn_k,), voters)
         self._few_labels = self._scored_few_labels() if config.eval.few_label else ()
 
     def figures(
-        self, embed: Embed, probe: dict | None = None, *, is_whole: bool = False
+        self,
+        embed: Embed,
+        probe: dict | None = None,
+        *,
+        is_whole: bool = False,
+        view_embed: Embed | None = None,
     ) -> dict[str, float]:
-        """Top-1 accuracies in [0, 1].
+        """Top-1 accuracies in [0, 1], and ranks of the embeddings.
 
         Args:
           embed: makes the embeddings.
           probe: kernel [F, C] and bias [C] of an online probe.
           is_whole: whether few labels are measured too.
+          view_embed: makes the embeddings of eval.lidar_views views side by side; None leaves the
+            ranks out.
 
         Returns:
-          knn_top1; online_linear_test_top1 if there are a probe and test images; few_label_<k>
-          and its _error if is_whole and there are test images.
+          knn_top1; rankme with view_embed, and lidar with eval.lidar_views;
+          online_linear_test_top1 if there are a probe and test images; few_label_<k> and its
+          _error if is_whole and there are test images.
         """
         bank = embed_source(embed, self._bank, **self._how)
         query, query_labels = bank, self._bank.labels
@@ -69,6 +77,13 @@ class KnnMonitor:
             leave_one_out=self._query is None,
         )
         figures = {"knn_top1": top1}
+        if view_embed is not None:
+            figures["rankme"] = rankme(bank)
+        if view_embed is not None and (num_views := self._eval.lidar_views):
+            batch_size = max(self._eval.batch_size // num_views, 1)
+            how = self._how | {"batch_size": batch_size}
+            views = embed_source(view_embed, _spaced(self._bank, MAX_LIDAR_IMAGES), **how)
+            figures["lidar"] = lidar(views.reshape(len(views), num_views, -1))
         if probe is not None and self._query is not None:
             scores = linear_scores(query, **probe)
             figures["online_linear_test_top1"] = top_k_accuracy(scores, query_labels, 1)
@@ -77,6 +92,15 @@ class KnnMonitor:
                 bank, self._bank.labels, query, query_labels, num_images=self._few_labels
             )
         return figures
+
+    def baselines(self, encoders: dict[str, Embed]) -> dict[str, float]:
+        """The figures of some encoders by their BASELINES' names, and knn_k."""
+        figures = {
+            baseline_name(name, who): value
+            for who, embed in encoders.items()
+            for name, value in self.figures(embed, is_whole=True).items()
+        }
+        return figures | {"knn_k": self.k}
 
     def _scored_few_labels(self) -> tuple[int, ...]:
         """Which of FEW_LABELS are scored; a line says why others are not."""
@@ -93,3 +117,10 @@ class KnnMonitor:
         if quick:
             warn_of_small_classes(known, quick)
         return quick
+
+
+def _spaced(source: Source, most: int) -> Source:
+    """At most so many images of a source, evenly spaced."""
+    if len(source) <= most:
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))

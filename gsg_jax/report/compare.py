@@ -42,7 +42,7 @@ PROGRAM = "python -m gsg_jax.report.compare"
 # Figures that come first if a run has them.
 FIRST = (
     *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "knn_k", "loss"),
-    *("projection_std", "embedding_rank", "views_per_second", "train_seconds"),
+    *("projection_std", "embedding_rank", "rankme", "lidar", "views_per_second", "train_seconds"),
 )
 NONE = "none"  # a key that a run does not have
 BEST = "★"

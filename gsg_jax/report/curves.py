@@ -82,6 +82,14 @@ KINDS = (
         "dimensional collapse, which the spread does not show.",
         low=0,
     ),
+    Kind(
+        "Ranks of all embeddings",
+        "directions",
+        (("rankme", "RankMe"), ("lidar", "LiDAR")),
+        "The number of directions that the embeddings of the training images use (RankMe), and of "
+        "those in which images differ more than the views of one image do (LiDAR).",
+        low=0,
+    ),
     PAIRS,
     Kind("Learning rate", "per step", (("learning_rate", "rate"),), "Of the optimizer.", low=0),
     Kind("Norm of the gradient", "no unit", (("grad_norm", "norm"),), "Of all weights.", low=0),
@@ -105,7 +113,7 @@ KINDS = (
 KNOWN = {name for kind in KINDS for name, _ in kind.lines} | {"step", "epoch"}
 LEVELS = (("knn_top1_untrained", "untrained encoder"), ("knn_top1_pixels", "raw pixels"))
 # Figures of the whole set, or that are computed: not smoothed.
-EXACT = ("knn_top1", "online_linear_test_top1", "learning_rate")
+EXACT = ("knn_top1", "online_linear_test_top1", "rankme", "lidar", "learning_rate")
 
 
 def curves(record: RunRecord) -> list[Chart]:

@@ -9,7 +9,7 @@ from gsg_jax.config.keys import FEW_LABELS
 from gsg_jax.report.charts import figure
 from gsg_jax.report.embeddings import Confusion
 from gsg_jax.run.record import RunRecord, baseline_name
-from gsg_jax.train.guards import CollapseWatch
+from gsg_jax.train.guards import CollapseWatch, Patience
 
 Z = 1.959964  # of a 95 % interval
 ENCODERS = {"": "this run", "untrained": "untrained encoder", "pixels": "raw pixels"}
@@ -122,7 +122,10 @@ def _verdict(
     parts += _collapse(record, config, last)
     epoch, epochs = last.get("epoch"), config.run.num_epochs if config else 0
     if config and not config.run.num_steps and epoch and epoch < epochs - 1e-6:
-        parts.append(f"not finished, epoch {epoch:.3g} of {epochs}")
+        collapse = CollapseWatch(config, record.lines)
+        reason = Patience(config.run.patience_epochs, collapse, record.lines).reason
+        ended = f"ended early, as {reason}" if reason else "not finished"
+        parts.append(f"{ended}, epoch {epoch:.3g} of {epochs}")
     return "; ".join(parts)
 
 

@@ -39,6 +39,9 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     figures = read_object(workdir / FIGURES)
     if damage(workdir / "checkpoints" / str(figures.get("step"))):
         return None
+    patience = config.run.patience_epochs
+    if figures.get("patience_epochs", patience) != patience:  # it ended early, and may go on
+        return None
     report = workdir / "report.html"
     if config.run.report and not report.is_file():
         return None

@@ -156,13 +156,20 @@ def _evaluation(path: pathlib.Path, missing: list[Missing]) -> tuple[dict, dict]
         return {}, {}
 
 
-def newest_scores(lines: list[dict[str, Any]], step: int, num_steps: int) -> dict[str, float]:
-    """Returns the newest scores, SCORES and their errors, of the lines of metrics.jsonl.
+def last_figures(lines: list[dict[str, Any]], step: int, num_steps: int) -> dict[str, Any]:
+    """Returns step, num_steps, the last loss and the newest scores, SCORES and their errors.
 
-    Those of a complete run, step = num_steps, are of its last step, or missing.
+    Args:
+      lines: of metrics.jsonl.
+      step: that the run has reached.
+      num_steps: of the whole run, above `step` if it was stopped. The scores of a complete run are
+        of its last step, or missing.
     """
+    losses = [None, *(line["loss"] for line in lines if "loss" in line)]
+    step = int(step)
+    figures = {"step": step, "num_steps": num_steps, "loss": losses[-1]}
     scored = [
         line for line in lines if "knn_top1" in line and (step < num_steps or line["step"] == step)
     ]
     names = [name + suffix for name in SCORES for suffix in ("", "_error")]
-    return {name: scored[-1][name] for name in names if scored and name in scored[-1]}
+    return figures | {name: scored[-1][name] for name in names if scored and name in scored[-1]}

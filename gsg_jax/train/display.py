@@ -18,6 +18,13 @@ FIGURES = (
     ("embedding_rank", "rank", "5.1f"),
     ("online_linear_top1", "probe", ".3f"),
 )
+# The monitor's figures.
+MONITORED = (
+    ("knn_top1", "k-NN top-1", ".4f"),
+    ("online_linear_test_top1", "probe on test", ".4f"),
+    ("rankme", "RankMe", ".1f"),
+    ("lidar", "LiDAR", ".1f"),
+)
 # The length of a run is estimated after so many steps and seconds, without the compilation.
 ESTIMATED_STEPS, ESTIMATED_SECONDS = 3, 5.0
 
@@ -69,14 +76,13 @@ class RunDisplay:
         if self._bar:
             self._bar.show(f"{speed:>14}  {wait}", "  ".join(_figures(values)))
             if "knn_top1" in values:
-                top1, epoch = values["knn_top1"], values["epoch"]
-                self.note(f"step {step}, epoch {epoch:.2f}: k-NN top-1 {top1:.4f}")
+                scores = "  ".join(_scores(values))
+                self.note(f"step {step}, epoch {values['epoch']:.2f}: {scores}")
             return
         width = len(str(self._num_steps))
         parts = [f"step {step:{width}}/{self._num_steps}", *_figures(values)]
         parts += [f"{speed:>14}", wait, f"{self._time_left(step)} left"]
-        scores = {"knn_top1": "k-NN top-1", "online_linear_test_top1": "probe on test"}
-        parts += [f"{what} {values[name]:.4f}" for name, what in scores.items() if name in values]
+        parts += _scores(values)
         self.note("  ".join(parts))
 
     def note(self, text: str) -> None:
@@ -141,6 +147,10 @@ def _figures(values: dict[str, float]) -> list[str]:
     if shares:
         texts.append("closest " + "/".join(f"{100 * share:2.0f}" for share in shares) + " %")
     return texts
+
+
+def _scores(values: dict[str, float]) -> list[str]:
+    return [f"{what} {values[name]:{fmt}}" for name, what, fmt in MONITORED if name in values]
 
 
 def accuracy_table(figures: dict[str, float], knn_k: int) -> str:

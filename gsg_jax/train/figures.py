@@ -1,9 +1,11 @@
 """Figures of a step beside its loss: collapse, and the parts of the gradient."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gsg_jax.methods.diagnostics import (
     GRADIENT_FIGURES,
@@ -55,6 +57,31 @@ def step_figures(
 
     is_logged = (state.step + 1) % experiment.figures_every_steps == 0
     return jax.lax.cond(is_logged, compute, leave_out)
+
+
+def logged_figures(
+    metrics: Metrics, step: int, epoch: float, schedule: optax.Schedule, *, is_due: bool
+) -> dict[str, float]:
+    """Returns a logged step's line of metrics.jsonl, free of time; the monitor's figures follow.
+
+    Args:
+      metrics: of the step.
+      step: its number.
+      epoch: at its end.
+      schedule: of the learning rate.
+      is_due: whether the step was due to compute FIGURES; else they are NaN, and left out.
+    """
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    skipped = values.get("skipped_steps", 0)
+    if "skipped_steps" in values:  # a skipped step's figures may be NaN
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+    values = {name: value for name, value in values.items() if is_due or name not in FIGURES}
+    return {
+        "epoch": epoch,
+        **({"loss": values.pop("loss")} if "loss" in values else {}),
+        "learning_rate": float(schedule(max(step - 1 - skipped, 0))),
+        **values,
+    }
 
 
 def outputs_of_projections(

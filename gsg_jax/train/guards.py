@@ -168,6 +168,36 @@ class CollapseWatch:
         return "Try " + ", or ".join(text for text, applies in advice.items() if applies)
 
 
+class Patience:
+    """Tells when a run has had enough: no better k-NN, or a collapse, for so many epochs.
+
+    Attributes:
+      reason: why it is over, in words; "" if it is not.
+    """
+
+    def __init__(self, epochs: int, collapse: CollapseWatch, past: list[dict[str, float]]):
+        """Reads the lines that the run has logged so far; 0 epochs have no end."""
+        self._epochs, self._collapse, self.reason = epochs, collapse, ""
+        self._best, self._best_epoch, self._sound_epoch = -1.0, 0.0, 0.0
+        for line in past:
+            self.is_over(line)
+
+    def is_over(self, values: dict[str, float]) -> bool:
+        """Takes a logged step's figures; returns whether the run should end there."""
+        epoch, top1 = values.get("epoch", 0.0), values.get("knn_top1", -1.0)
+        if top1 > self._best:
+            self._best, self._best_epoch = top1, epoch
+        has_figures = {"embedding_rank", "projection_std"} <= values.keys()
+        if has_figures and not self._collapse.signs(values):
+            self._sound_epoch = epoch
+        self.reason = ""
+        if self._epochs and "knn_top1" in values and epoch - self._best_epoch >= self._epochs:
+            self.reason = f"k-NN is not above the {self._best:.4f} of epoch {self._best_epoch:g}"
+        elif self._epochs and has_figures and epoch - self._sound_epoch >= self._epochs:
+            self.reason = f"the representations have collapsed since epoch {self._sound_epoch:g}"
+        return bool(self.reason)
+
+
 _late: list[int] = []  # signals that no call of stop_requested has answered
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import pathlib
 from collections.abc import Callable
 from functools import partial
@@ -30,18 +29,19 @@ from gsg_jax.run.integrity import saved_steps
 from gsg_jax.run.left_out import LeftOut
 from gsg_jax.run.lock import writing
 from gsg_jax.run.metrics import TIMED, MetricsLog
-from gsg_jax.run.record import BASELINES, baseline_name, newest_scores
+from gsg_jax.run.record import BASELINES, last_figures
 from gsg_jax.run.starts import write_start
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
 from gsg_jax.run.workdir import check_workdir, resume, went_on_from
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay, accuracy_table
-from gsg_jax.train.figures import FIGURES
+from gsg_jax.train.figures import logged_figures
 from gsg_jax.train.guards import (
     CollapseWatch,
     LossGuard,
     NotFinite,
+    Patience,
     check_finite,
     stop_signals,
     what_to_do,
@@ -119,7 +119,7 @@ class Pretraining:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.loader, self.monitor = loader, monitor
         self.channels = num_channels(train)
-        self.num_steps = num_steps
+        self.num_steps, self.is_early = num_steps, False
         length = {"num_steps": num_steps, "steps_per_epoch": loader.steps_per_epoch}
         self.experiment = build_experiment(config, **length, num_classes=len(train.class_names))
         self._init = partial(init_state, self.experiment, self.channels)
@@ -154,11 +154,14 @@ class Pretraining:
             train_seconds = timer.train_seconds()
         intervals = read_lines(self.workdir / "throughput.jsonl", TIMED)
         figures = {
-            **self._final_figures(state),
+            **{"job": "pretrain", "method": self.config.method.name},
+            **last_figures(read_lines(self.workdir / "metrics.jsonl"), state.step, self.num_steps),
             **baselines,
             "views_per_second": round(mean_views_per_second(intervals), 1),
             "train_seconds": round(train_seconds, 1),
             "state_digest": state_digest(state),
+            # With another patience a run that has ended early goes on.
+            **({"patience_epochs": self.config.run.patience_epochs} if self.is_early else {}),
         }
         if "knn_top1" in figures and figures["step"] == self.num_steps:
             say(*accuracy_table(figures, self.monitor.k).splitlines())
@@ -193,12 +196,7 @@ class Pretraining:
         encoders = {"untrained": self._embed(state)}
         if self.config.eval.knn_pixels:
             encoders["pixels"] = pixels
-        baselines = {
-            baseline_name(name, who): value
-            for who, embed in encoders.items()
-            for name, value in self.monitor.figures(embed, is_whole=True).items()
-        }
-        baselines["knn_k"] = self.monitor.k
+        baselines = self.monitor.baselines(encoders)
         write_atomically(path, json.dumps(baselines) + "\n")
         scores = ", ".join(f"{who} {baselines[f'knn_top1_{who}']:.4f}" for who in encoders)
         say(f"k-NN top-1 to beat: {scores}")
@@ -213,16 +211,14 @@ class Pretraining:
         display: RunDisplay,
         stop_requested: Callable[[], bool],
     ) -> TrainState:
-        losses = LossGuard(
-            self._what_to_do,
-            display.warn,
-            max_skipped_steps=self.config.optim.max_skipped_steps,
-            grad_norm_limit=self.config.optim.grad_norm_limit,
-            skipped_before=int(skipped_steps(state)),
-        )
+        losses = self._loss_guard(state, display)
         collapse = CollapseWatch(self.config, writer.past)
+        patience = Patience(self.config.run.patience_epochs, collapse, writer.past)
+        if patience.reason:  # the run was killed as it ended early
+            self.num_steps, self.is_early = first_step, first_step < self.num_steps
         batches = self.loader.iterate(first_step)
-        for step in range(first_step + 1, self.num_steps + 1):
+        step = first_step
+        while (step := step + 1) <= self.num_steps:
             if stop_requested():
                 self._save_in_hand(state, step - 1, losses, writer)
                 display.note(
@@ -243,7 +239,7 @@ class Pretraining:
             losses.push(step, metrics)
             timer.stepped()
             display.advance(step)
-            if step % self.config.run.log_every_steps and not self._saves_at(step):
+            if not (self._logs_at(step) or self._saves_at(step)):
                 continue
 
             losses.check_all()
@@ -251,7 +247,9 @@ class Pretraining:
             with timer.paused():
                 values = self._values(step, metrics)
                 try:
-                    values |= self._monitor_figures(step, state) if self._monitors_at(step) else {}
+                    values |= self._monitor_figures(step, state)
+                    if patience.is_over(values) and step < self.num_steps:
+                        values |= self._end_at(step, state, patience)
                 except NotFinite:
                     raise
                 except Exception:
@@ -264,6 +262,21 @@ class Pretraining:
                 if self._saves_at(step):
                     self._save(state, values.get("knn_top1"), writer, step == self.num_steps)
         return state
+
+    def _loss_guard(self, state: TrainState, display: RunDisplay) -> LossGuard:
+        optim = self.config.optim
+        return LossGuard(
+            *(self._what_to_do, display.warn),
+            max_skipped_steps=optim.max_skipped_steps,
+            grad_norm_limit=optim.grad_norm_limit,
+            skipped_before=int(skipped_steps(state)),
+        )
+
+    def _end_at(self, step: int, state: TrainState, patience: Patience) -> dict[str, float]:
+        """Makes a step the run's last one; returns its figures as such."""
+        say(f"the run ends at step {step} of {self.num_steps}: {patience.reason}")
+        self.num_steps, self.is_early = step, True
+        return self._monitor_figures(step, state)
 
     def _save(self, state: TrainState, knn_top1: float | None, writer: MetricsLog, is_last: bool):
         self.watchdog.moved()
@@ -297,35 +310,31 @@ class Pretraining:
         return step % interval == 0 or step == self.num_steps
 
     def _values(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """A logged step's line of metrics.jsonl, free of time; the monitor's figures follow."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        skipped = values.get("skipped_steps", 0)
-        if "skipped_steps" in values:  # a skipped step's figures may be NaN
-            values = {name: value for name, value in values.items() if math.isfinite(value)}
-        if step % self.config.run.log_every_steps:  # NaN, as the step was not due to compute them
-            values = {name: value for name, value in values.items() if name not in FIGURES}
-        return {
-            "epoch": step / self.loader.steps_per_epoch,
-            **({"loss": values.pop("loss")} if "loss" in values else {}),
-            "learning_rate": float(self.schedule(max(step - 1 - skipped, 0))),
-            **values,
-        }
+        epoch, is_due = step / self.loader.steps_per_epoch, self._logs_at(step)
+        return logged_figures(metrics, step, epoch, self.schedule, is_due=is_due)
+
+    def _logs_at(self, step: int) -> bool:
+        return step % self.config.run.log_every_steps == 0
 
     def _monitor_figures(self, step: int, state: TrainState) -> dict[str, float]:
+        """The monitor's figures if they are due at a step, else {}."""
+        if not self._monitors_at(step):
+            return {}
         try:
             probe = whole(self.mesh, state.params.get("probe"))
-            is_last = step == self.num_steps
-            return self.monitor.figures(self._embed(state), probe, is_whole=is_last)
+            how = {"is_whole": step == self.num_steps, "view_embed": self._embed(state, True)}
+            return self.monitor.figures(self._embed(state), probe, **how)
         except ValueError as error:  # embeddings that are not finite
             raise NotFinite(f"the monitor at step {step}: {error} {self._what_to_do()}") from error
 
-    def _embed(self, state: TrainState) -> Embed:
+    def _embed(self, state: TrainState, of_views: bool = False) -> Embed:
         embed = backbone_embed(
             self.experiment.online.backbone,
             whole(self.mesh, state.params["backbone"]),
             whole(self.mesh, state.batch_stats["backbone"]),
             self.config.views,
             self.mesh,
+            num_views=of_views * self.config.eval.lidar_views,
         )
 
         def watched(images):
@@ -336,15 +345,3 @@ class Pretraining:
 
     def _what_to_do(self) -> str:
         return what_to_do(self.workdir, self.checkpoints.newest_step(), self.config.optim)
-
-    def _final_figures(self, state: TrainState) -> dict[str, Any]:
-        lines = read_lines(self.workdir / "metrics.jsonl")
-        losses = [None, *(line["loss"] for line in lines if "loss" in line)]
-        figures = {
-            "job": "pretrain",
-            "method": self.config.method.name,
-            "step": int(state.step),
-            "num_steps": self.num_steps,  # above "step" if the run was stopped
-            "loss": losses[-1],
-        }
-        return figures | newest_scores(lines, figures["step"], self.num_steps)

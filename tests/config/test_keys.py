@@ -140,6 +140,7 @@ def test_what_makes_the_state_or_the_batches_never_changes_and_how_fast_they_are
     assert always == {
         *("data.num_threads", "data.num_processes", "data.prefetch", "run.fsdp"),
         *("run.keep_checkpoints", "run.keep_every", "run.watchdog_seconds", "run.report"),
+        "run.patience_epochs",
         *("run.wandb_project", "optim.max_skipped_steps", "run.accept_changes"),
     }
     assert always < at_first and {"recipe", "data.name", "views.size", "run.seed"} < at_first

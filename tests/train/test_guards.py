@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from gsg_jax.console import UserError
-from gsg_jax.train.guards import STEPS_IN_FLIGHT, CollapseWatch, LossGuard, stop_signals
+from gsg_jax.train.guards import (
+    STEPS_IN_FLIGHT,
+    CollapseWatch,
+    LossGuard,
+    Patience,
+    stop_signals,
+)
 from tests.small import small_config
 
 GOOD = {"loss": jnp.float32(0.5), "grad_norm": jnp.float32(1)}
@@ -52,6 +58,23 @@ def test_a_fall_of_the_rank_is_warned_of_once_and_a_second_fall_again():
     assert [n for n, text in enumerate(told) if text] == [2, 8]
     assert "effective rank of the embeddings is 4.9 (was 10.0)" in told[2]
     assert "5.4 (was 11.0)" in told[8]
+
+
+def test_patience_ends_with_a_knn_that_does_not_rise_or_with_a_lasting_collapse():
+    def ends(epochs, lines, past=()):
+        patience = Patience(epochs, watch(past), list(past))
+        found = [n for n, line in enumerate(lines, len(past) + 1) if patience.is_over(line)]
+        return found[:1], patience.reason
+
+    scores = [{"epoch": n, "knn_top1": x} for n, x in enumerate((0.3, 0.5, 0.4, 0.5, 0.45), 1)]
+    assert ends(0, scores) == ([], "") and ends(4, scores)[0] == []
+    for split in range(4):  # resumed anywhere
+        assert ends(2, scores[split:], scores[:split])[0] == [4]
+    assert "0.5000 of epoch 2" in ends(2, scores)[1]
+    sound, collapsed = figures(10), figures(10, 0.1)
+    states = [sound, collapsed, sound, collapsed, collapsed, collapsed]
+    lines = [{"epoch": n, **state} for n, state in enumerate(states, 1)]
+    assert ends(3, lines)[0] == [6] and "collapsed since epoch 3" in ends(3, lines)[1]
 
 
 def test_a_fall_of_the_deviation_is_warned_of():

@@ -233,3 +233,31 @@ def test_images_that_cannot_be_cut_into_patches_are_refused_before_anything_is_w
 @pytest.mark.parametrize("flag", ["--config.data.crop=host", "--config.eval.knn_every_epochs=0"])
 def test_the_advice_for_images_that_cannot_be_cut_into_patches_works(images, tmp_path, flag):
     done(*tiny("simsiam", images, tmp_path, *VIT, "--config.model.patch_size=4", *SHORT, flag))
+
+
+def test_a_run_ends_early_without_a_better_knn_and_goes_on_with_more_patience(
+    images, tmp_path, monkeypatch
+):
+    """k-NN at steps 4, 8 and 12, there again as the last one, then 16 and 17; 2 steps an epoch."""
+    scores = iter([0.1, 0.1, 0.5, 0.4, 0.5, 0.5, 0.6, 0.6])  # two baselines first
+    monkeypatch.setattr(train.KnnMonitor, "figures", lambda *_, **__: {"knn_top1": next(scores)})
+    flags = tiny("simsiam", images, tmp_path, "--config.run.num_steps=17")
+    patient = "--config.run.patience_epochs="
+    last, err = done(*flags, patient + "4")
+    assert (last["step"], last["num_steps"], last["patience_epochs"]) == (12, 12, 4)
+    assert "the run ends at step 12 of 17: k-NN is not above the 0.5000 of epoch 2" in err
+    again, err = done(*flags, patient + "4")
+    assert again == last and "nothing is left to train" in err
+    (tmp_path / "figures.json").unlink()  # killed just before its end
+    assert done(*flags, patient + "4")[0]["step"] == 12
+    whole, _ = done(*flags, patient + "0")
+    assert (whole["step"], "patience_epochs" in whole) == (17, False)
+
+
+@pytest.mark.extended
+def test_ranks_are_logged_beside_the_knn(images, tmp_path):
+    short = ("--config.run.num_steps=2", "--config.eval.lidar_views=2")
+    _, err = done(*tiny("simsiam", images, tmp_path, *short))
+    line = logged(tmp_path)[-1]
+    assert 1 <= line["rankme"] <= 4 and 1 <= line["lidar"] <= 4  # 4 channels
+    assert f"RankMe {line['rankme']:.1f}  LiDAR {line['lidar']:.1f}" in err
