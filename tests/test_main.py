@@ -105,6 +105,17 @@ def test_a_finished_run_that_lacks_a_file_is_completed(finished, tmp_path):
     assert done == [copy, copy]  # for the report, and for the lost checkpoint
 
 
+def test_figures_that_no_run_has_written_are_not_believed(finished, tmp_path, monkeypatch):
+    flags, workdir, (_, out, _) = finished
+    copy, done = shutil.copytree(workdir, tmp_path / "run"), []
+    monkeypatch.setattr(jobs, "JOBS", {"pretrain": lambda *_: done.append(0) or {}})
+    wrong = ("10", "a\0b", "../checkpoints/10", "x" * 300, True, None, [10], 11)
+    for step in wrong:
+        (copy / "figures.json").write_text(json.dumps(figures(out) | {"step": step}))
+        assert call(*flags, f"--workdir={copy}")[0] == 0
+    assert len(done) == len(wrong)
+
+
 def test_the_k_nn_job_gives_the_last_figure_of_the_monitor(finished):
     _, workdir, (_, out, _) = finished
     before = hashes(workdir)

@@ -37,7 +37,10 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if not (workdir / FIGURES).exists():
         return None
     figures = read_object(workdir / FIGURES)
-    if damage(workdir / "checkpoints" / str(figures.get("step"))):
+    step = figures.get("step")
+    if type(step) is not int or step != figures.get("num_steps"):
+        return None  # not a line of this program's
+    if damage(workdir / "checkpoints" / str(step)):
         return None
     patience = config.run.patience_epochs
     if figures.get("patience_epochs", patience) != patience:  # it ended early, and may go on
@@ -58,7 +61,7 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
         read_lines(workdir / name, names)
     if baselines.exists():
         read_object(baselines)
-    say(f"{workdir} holds this run, finished at step {figures['step']}: nothing is left to train")
+    say(f"{workdir} holds this run, finished at step {step}: nothing is left to train")
     if report.is_file():
         say(f"its report is {report}")
     length = "num_steps" if config.run.num_steps else "num_epochs"

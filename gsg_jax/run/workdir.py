@@ -1,15 +1,18 @@
 """The folder of a run: recorded, recognised, and never mixed with another run's."""
 
+import contextlib
 import functools
 import json
+import os
 import pathlib
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config.keys import ADDED, GROUPS, RETIRED, free_keys
-from gsg_jax.config.load import as_json, differences
+from gsg_jax.config.keys import ADDED, GROUPS, KEYS, RETIRED, free_keys
+from gsg_jax.config.load import as_json, differences, is_number
 from gsg_jax.config.own import own_parts
 from gsg_jax.config.recipes import RECIPES, pretraining
 from gsg_jax.console import UsageError, UserError, say
@@ -221,7 +224,24 @@ def read_config(workdir: pathlib.Path) -> dict:
         raise UserError(f"{path} is damaged (no group {missing[0]}): give another --workdir")
     if wrong := [group for group in GROUPS if not isinstance(record[group], dict)]:
         raise UserError(f"{path} is damaged ({wrong[0]} is not a group): give another --workdir")
+    for key, row in KEYS.items():
+        group, _, name = key.rpartition(".")
+        value = (record[group] if group else record).get(name, row.default)
+        if not _is_of_kind(value, row.default):
+            found = textwrap.shorten(repr(value), 60, placeholder=" ...")
+            raise UserError(f"{path} is damaged ({key} is {found}): give another --workdir")
     return _with_newer_keys(record)
+
+
+def _is_of_kind(value: Any, default: Any) -> bool:
+    """Whether a value of a record has the type of its key; a text must be fit to name a file."""
+    if isinstance(default, str):
+        with contextlib.suppress(TypeError, ValueError):
+            return b"\0" not in os.fsencode(value)
+        return False
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    return isinstance(value, list | tuple) if isinstance(default, tuple) else is_number(value)
 
 
 def given_path(flag: str, value: str) -> pathlib.Path:

@@ -61,7 +61,12 @@ def test_half_a_last_line_is_dropped(tmp_path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("damage", [b"{oops}", b"\x00\x00", b"3", b"{}", b"\xff", b""])
+NO_FLOAT = b'{"step": 2, "loss": 1' + b"0" * 400 + b"}"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{oops}", b"\x00\x00", b"3", b"{}", b"\xff", b"", NO_FLOAT], ids=range(7)
+)
 def test_a_damaged_line_is_named_and_the_file_left_as_it_is(tmp_path, damage):
     write(tmp_path, 0, [1])
     path = tmp_path / "metrics.jsonl"

@@ -120,6 +120,27 @@ def test_a_damaged_record_is_refused_and_left_as_it_is(tmp_path, text):
     assert "config.json is damaged" in message and "another --workdir" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("method.name", x) for x in ({}, None, 3)],
+        *[("data.dir", x) for x in ("a\0b", "\ud800", [], False)],
+        *[("eval.min_rank_share", x) for x in ("x", {}, None, True, 10**400)],
+        *[("eval.few_label", x) for x in ("true", 1)],
+        ("views.std", 0.5),
+        ("init_from", 1),
+    ],
+)
+def test_a_record_with_a_value_of_another_type_is_damaged(tmp_path, key, value):
+    claim(tmp_path, small_config("byol"))
+    record = json.loads((tmp_path / "config.json").read_text())
+    group, _, name = key.rpartition(".")
+    (record[group] if group else record)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"config.json is damaged .{key} is "):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize("name", workdirs.WRITTEN)
 def test_a_folder_with_a_runs_files_but_no_record_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
