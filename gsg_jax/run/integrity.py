@@ -139,7 +139,7 @@ def damage(checkpoint: pathlib.Path) -> str | None:
         return score_damage(checkpoint) or _reading_damage(checkpoint)
     try:
         digests = json.loads((checkpoint / DIGESTS).read_bytes())["sha256"].items()
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return f"{DIGESTS} is not JSON of digests"
     for name, digest in digests:
         try:
@@ -164,7 +164,7 @@ def score_damage(checkpoint: pathlib.Path) -> str | None:
         return None
     try:
         float(json.loads(path.read_bytes())["knn_top1"])
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return f"{SCORE}/{SCORE} is not a score"
     return None
 

@@ -88,11 +88,13 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> int | None:
 
 def finished_step(workdir: pathlib.Path) -> int | None:
     """The step at which the run in DIR is finished; None if it is not, or lacks that checkpoint."""
-    newest = max(saved_steps(workdir), default=0)
+    # A copy under a later step is damaged, and hides nothing.
+    steps = reversed(saved_steps(workdir))
+    newest = next((x for x in steps if not damage(workdir / "checkpoints" / str(x))), None)
     # A run that is killed as it goes on has renamed its figures, and no later checkpoint yet.
     for path in (workdir / FIGURES, workdir / f"figures-{newest}.json"):
         if path.exists() and read_object(path).get("step") == newest:
-            return None if damage(workdir / "checkpoints" / str(newest)) else newest
+            return newest
     return None
 
 

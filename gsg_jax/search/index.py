@@ -213,7 +213,7 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
             broken = json.loads(str(arrays["broken"])) if "broken" in arrays else []
         is_whole = stamp.shape == (len(features.h), 2) and isinstance(there, dict)
         broken = tuple((str(name), int(size), int(time)) for name, size, time in broken)
-    except (UserError, TypeError, *READ_ERRORS):
+    except (UserError, ArithmeticError, RecursionError, *READ_ERRORS):
         is_whole = False
     if not is_whole:
         say(f"{path} is damaged: it is rebuilt")

@@ -364,3 +364,13 @@ def test_only_a_checkpoints_own_files_are_read(tmp_path, name):
     else:
         (checkpoint / name).stat()  # it is there
     assert integrity.damage(checkpoint) in (f"{name} is not in it", "device is not a file")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"knn_top1": 1' + "0" * 400 + "}"], ids=range(2))
+def test_json_that_python_cannot_hold_is_damage(tmp_path, text):
+    save(tmp_path, 4)
+    checkpoint = tmp_path / "checkpoints" / "4"
+    (checkpoint / "metrics" / "metrics").write_text(text)
+    assert integrity.score_damage(checkpoint) == "metrics/metrics is not a score"
+    (checkpoint / integrity.DIGESTS).write_text(text)
+    assert integrity.damage(checkpoint) == f"{integrity.DIGESTS} is not JSON of digests"

@@ -94,7 +94,9 @@ def test_a_finished_run_alone_may_differ_in_length(tmp_path, monkeypatch):
     (tmp_path / "figures.json").write_text('{"step": 8}')
     with pytest.raises(UserError, match="2 there, 3 here"):  # its checkpoint is damaged
         workdirs.check_workdir(tmp_path, longer)
-    monkeypatch.setattr(workdirs, "damage", lambda path: None)
+    monkeypatch.setattr(workdirs, "damage", lambda path: path.name == "18" and "it is of step 8")
+    assert workdirs.check_workdir(tmp_path, longer) == 8
+    (tmp_path / "checkpoints" / "18").mkdir()  # a copy of 8
     assert workdirs.check_workdir(tmp_path, longer) == 8
     assert workdirs.check_workdir(tmp_path, config) is None
     for num_steps in (7, 8):

@@ -155,6 +155,8 @@ def flipped(content, mark, behind=0):
         lambda path: np.savez(
             path, h=np.ones((3, 2)), label=np.ones(3, int), stamp=np.ones(3), about="{}"
         ),
+        lambda path: np.savez(path, **{**np.load(path), "about": "[" * 100_000}),
+        lambda path: np.savez(path, **{**np.load(path), "broken": '[["a.png", 1e999, 1]]'}),
     ],
 )
 def test_a_damaged_file_is_rebuilt(photos, tmp_path, capsys, damage):
