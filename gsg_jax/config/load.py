@@ -97,7 +97,7 @@ def _add_options(config: ConfigDict) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a config or a JSON file is a number that a float can hold; true is none."""
+    """Whether a value of a config or a JSON file is a number, within a float; true is none."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and (isinstance(value, float) or value.bit_length() < 1024)
 

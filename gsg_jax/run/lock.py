@@ -88,5 +88,11 @@ def _holder(path: pathlib.Path) -> str:
     try:
         holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # it has just taken or dropped the lock
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RecursionError,
+    ):  # it has just taken or dropped the lock
         return "another process"
