@@ -21,6 +21,8 @@ from gsg_jax.methods import METHODS
 ROOT = pathlib.Path(__file__).parents[1]
 METHOD_CONFIGS = tuple(METHODS)
 
+XLA_FLAGS = "--xla_backend_optimization_level=1"  # one device
+
 # A run that lives for some seconds and saves often; one checkpoint is kept besides the best.
 LONG = (
     "--config.run.num_steps=400",
@@ -125,7 +127,7 @@ def logged(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def start(*flags: str, xla: str = "--xla_backend_optimization_level=1") -> subprocess.Popen:
+def start(*flags: str, xla: str = XLA_FLAGS) -> subprocess.Popen:
     """Starts the command line in a process of its own, on one device."""
     return subprocess.Popen(
         [sys.executable, "-m", "gsg_jax.main", *flags],
