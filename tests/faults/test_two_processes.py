@@ -2,23 +2,18 @@
 
 import collections
 import json
-import multiprocessing
-import os
 import random
 import signal
-import sys
 import time
 
 import pytest
 
 from gsg_jax.evaluation.image_encoder import open_run
-from gsg_jax.jobs import JOBS  # so that a process that is forked need not import it
-from gsg_jax.main import main, run_process
 from gsg_jax.run.integrity import damage, saved_steps
 from gsg_jax.run.lock import LOCK
 from tests.faults.conftest import FULL
+from tests.faults.forks import fork
 from tests.runs import (
-    XLA_FLAGS,
     assert_same,
     done,
     figures,
@@ -31,7 +26,6 @@ from tests.runs import (
     warnings,
 )
 
-assert JOBS
 NUM_STARTS = 100 if FULL else 20
 FLAGS = (
     "--config.run.num_steps=300",
@@ -55,27 +49,14 @@ def whole(images, tmp_path_factory):
     return flags, workdir, finish(*flags(workdir))[0]
 
 
-def command_line(flags, out, err):
-    """The command line in this process, which nobody else uses; its output goes to two files."""
-    os.environ["XLA_FLAGS"] = XLA_FLAGS
-    for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.argv = ["gsg_jax", *flags]
-    run_process(main)
-
-
 def test_starts_at_random_distances_in_one_workdir_end_as_one_run(whole, tmp_path, tally):
-    """Of every three that begin, one is killed; a process is forked, since imports take seconds."""
+    """After every third, one of them is killed."""
     flags, reference, wanted = whole
     workdir, rng, newest = tmp_path / "run", random.Random(0), 0
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     starts = []
     for number in range(NUM_STARTS):
         files = [tmp_path / f"{number}.{name}" for name in ("out", "err")]
-        process = context.Process(target=command_line, args=(flags(workdir), *files))
-        process.start()
-        starts.append((process, *files))
+        starts.append((fork(flags(workdir), *files), *files))
         time.sleep(rng.choice([0, 0.05, 0.5, 2]) * rng.random())
         if number % 3 == 2:
             rng.choice([process for process, *_ in starts]).kill()

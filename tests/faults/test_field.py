@@ -1,0 +1,281 @@
+"""Faults that people have met: links, names, changed images, planted files, signals, lost output.
+
+Each try is judged alone, and the table counts them.
+"""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import pytest
+from PIL import Image
+
+from gsg_jax.config.command_line import parse_flags
+from gsg_jax.data.open import open_source
+from gsg_jax.run.workdir import WRITTEN
+from gsg_jax.train import loop
+from tests.faults.conftest import FULL
+from tests.faults.forks import fork
+from tests.faults.test_malformed import STOPPED, fault_of, judge
+from tests.runs import call, done, figures, hashes, stop_after, tiny, write_images
+
+pytestmark = pytest.mark.extended
+FORGED = ("\x1b[2J", "\n\rerror: forged", "\x9b1A", "\u2028", "\u202e", os.fsdecode(b"\xff"))
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """A run is recorded as it begins, and does not train."""
+
+    def pretraining(*args):
+        record = args[7]
+        return SimpleNamespace(run=lambda: record() or STOPPED)
+
+    monkeypatch.setattr(loop, "Pretraining", pretraining)
+
+
+def link_tries():
+    image, folder = pathlib.Path("train", "even", "000.png"), pathlib.Path("train", "even")
+    for name, (link, target) in {
+        "another name of an image": (folder / "a.png", "000.png"),
+        "an image of another class": (pathlib.Path("train", "uneven", "a.png"), "../even/000.png"),
+        "the folder itself": (folder / "again", "."),
+        "the folder above": (folder / "above", ".."),
+        "a class by another name": (pathlib.Path("train", "odd"), "even"),
+        "an image elsewhere": (folder / "b.png", "../../../elsewhere/even/000.png"),
+        "a folder elsewhere": (pathlib.Path("train", "other"), "../../elsewhere"),
+        "nothing": (folder / "c.png", "nothing"),
+        "itself": (folder / "d.png", "d.png"),
+        "another link": (folder / "e.png", "d.png"),
+        "a device": (folder / "f.png", "/dev/zero"),
+    }.items():
+        yield name, lambda top, link=link, target=target: (top / link).symlink_to(target)
+    yield "a hard link", lambda top: (top / folder / "h.png").hardlink_to(top / image)
+
+
+def test_links_in_a_folder_are_no_more_images(tmp_path, tally):
+    def attempt(name, make):
+        place = tmp_path / name
+        top = write_images(place / "images", 8, 4)
+        write_images(place / "elsewhere", 8, 4)
+        make(top)
+        data = parse_flags(["main", *tiny("simsiam", top, place)]).config.data
+        source = open_source(data, "train")
+        if (len(source), source.class_names) != (8, ("even", "uneven")):
+            return f"{len(source)} images of {source.class_names}"
+        listed = [path for path in source.paths if path.is_symlink()]
+        return f"links are listed: {listed}" if listed else None
+
+    judge("link in a folder", link_tries(), tally, attempt)
+
+
+def name_tries():
+    for forged in FORGED:
+        for place in ("class", "image", "workdir", "value", "folder"):
+            yield f"{place} {forged!r}", (place, forged)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_names_that_a_terminal_would_obey_reach_it_escaped(tmp_path, tally):
+    def attempt(name, what):
+        place, forged = what
+        top = tmp_path / str(len(list(tmp_path.iterdir())))
+        images = write_images(top / (f"a{forged}" if place == "folder" else "images"), 8, 4)
+        if place == "class":
+            (images / "train" / "even").rename(images / "train" / f"a{forged}")
+        if place == "image":
+            (images / "train" / "even" / f"a{forged}.png").write_bytes(b"damaged")
+        workdir = top / (f"b{forged}" if place == "workdir" else "run")
+        value = [f"--config.data.train_split=c{forged}"] if place == "value" else []
+        status, out, err = call(*tiny("simsiam", images, workdir, *value))
+        text = out.replace("\n", "") + err.replace("\n", "")
+        lines = err.splitlines()
+        if not text.isprintable() or any(line.startswith("error: forged") for line in lines):
+            return f"raw: {err!r}"
+        return None if status == 0 or lines[-1].startswith("error: ") else err
+
+    judge("name that a terminal would obey", name_tries(), tally, attempt)
+
+
+def changes():
+    even = pathlib.Path("train", "even")
+    yield "one is gone", lambda top: (top / even / "000.png").unlink()
+    yield "one more", lambda top: shutil.copy(top / even / "000.png", top / even / "new.png")
+    yield "one renamed", lambda top: (top / even / "000.png").rename(top / even / "zzz.png")
+    yield (
+        "one of another class",
+        lambda top: (top / even / "000.png").rename(top / "train" / "uneven" / "000.png"),
+    )
+    yield "another size", lambda top: Image.new("RGB", (14, 14)).save(top / even / "000.png")
+    yield "a test image gone", lambda top: (top / "test" / "even" / "000.png").unlink()
+    yield (
+        "a class renamed",
+        lambda top: [
+            (top / split / "even").rename(top / split / "eve") for split in ("train", "test")
+        ],
+    )
+
+
+@pytest.mark.usefixtures("untrained")
+def test_images_and_settings_that_changed_are_told_when_a_run_resumes(tmp_path, tally):
+    def attempt(name, change):
+        top = tmp_path / name
+        images = write_images(top / "images", 20, 4)
+        flags = tiny("simsiam", images, top / "run")
+        done(*flags)
+        change(images)
+        before = hashes(top)
+        status, out, err = call(*flags)
+        if (status, out) != (1, "") or "the images or JAX's settings are not those" not in err:
+            return f"status {status}: {err}"
+        if hashes(top) != before:
+            return "something was written"
+        _, err = done(*flags, "--config.run.accept_changes=true")
+        return None if "it resumes with other numbers" in err else err
+
+    judge("images that change before a resume", changes(), tally, attempt, 4)
+
+    tries = [("matmul precision", "bfloat16"), ("matmul precision", "highest")]
+
+    def setting(name, value):
+        top = tmp_path / value
+        flags = tiny("simsiam", write_images(top / "images", 20, 4), top / "run")
+        done(*flags)
+        with jax.default_matmul_precision(value):
+            status, _, err = call(*flags)
+        return None if status == 1 and "jax_default_matmul_precision" in err else err
+
+    judge("JAX settings that change before a resume", tries, tally, setting)
+
+
+def test_links_planted_in_a_workdir_are_not_written_through(tmp_path, tally, monkeypatch):
+    images = write_images(tmp_path / "images")
+    (images / "train" / "even" / "damaged.png").write_text("no image")
+    flags = tiny("simsiam", images, tmp_path / "made", "--config.run.num_steps=6")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_signals", stop_after)
+        done(*flags)
+    names = ("config.json", "identity.json", "run.lock", "report.html", *WRITTEN)
+    files = [name for name in names if "." in name]
+    partials = [f"{name}.{os.getpid()}.partial" for name in files]
+
+    def attempt(name, _):
+        workdir, mine = tmp_path / f"run {name}", tmp_path / f"mine {name}"
+        shutil.copytree(tmp_path / "made", workdir)
+        is_there = (workdir / name).exists() and name != "left_out.txt"
+        content = (workdir / name).read_bytes() if is_there else b"mine"
+        mine.write_bytes(content)
+        (workdir / name).unlink(missing_ok=True)
+        (workdir / name).symlink_to(mine)
+        fault = fault_of([*flags, f"--workdir={workdir}"])
+        return fault or (None if mine.read_bytes() == content else "the file was changed")
+
+    judge("link planted in a workdir", [(n, None) for n in [*files, *partials]], tally, attempt, 4)
+
+
+def damages():
+    rng = random.Random(3)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        for part in (0.3, 0.6, 0.9):
+            yield f"{kind} cut at {part}", (kind, lambda x, p=part: x[: int(len(x) * p)])
+        yield f"{kind} zeros", (kind, lambda x: x[: len(x) // 2] + bytes(len(x) - len(x) // 2))
+        yield f"{kind} noise", (kind, lambda x: x[: len(x) // 2] + rng.randbytes(len(x) // 2))
+
+
+def test_images_that_training_finds_damaged_are_replaced(tmp_path, tally, monkeypatch):
+    monkeypatch.setattr("gsg_jax.data.folder.FULL_CHECK_LIMIT", 0)
+
+    def attempt(name, what):
+        kind, damage = what
+        place = tmp_path / name
+        top = write_images(place / "images", 24, 4)
+        path = top / "train" / "even" / "000.png"
+        Image.effect_noise((60, 60), 90).convert("RGB").save(path, kind)
+        path.write_bytes(damage(path.read_bytes()))
+        flags = tiny("simsiam", top, place / "run", "--config.data.crop=host")
+        status, out, err = call(*flags, "--config.eval.knn_every_epochs=0")
+        if status:
+            return err
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except OSError:
+            named = (place / "run" / "left_out.txt").read_text()
+            is_named = str(path) in named and figures(out)["num_left_out"] == 1
+            return None if is_named else f"not named: {err}"
+        return None  # Pillow reads it
+
+    judge("image that is damaged", damages(), tally, attempt, 5)
+
+
+# tests/train/test_resume.py sends the others once.
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT) if FULL else (signal.SIGHUP,)
+LONG = ("--config.run.num_steps=100", "--config.run.report=true", "--config.run.log_every_steps=1")
+
+
+def test_signals_and_lost_output_cost_nothing(images, tmp_path, tally):
+    def run(workdir, act=None, err=None):
+        out, err = workdir.with_suffix(".out"), err or workdir.with_suffix(".err")
+        for path in (out, err):
+            if path.is_file():
+                path.unlink()
+        process = fork(tiny("simsiam", images, workdir, *LONG), out, err)
+        if act:
+            act(process, err)
+        process.join(200)
+        assert process.exitcode is not None, "it hangs"
+        return process.exitcode, out.read_text() if out.exists() else "", err
+
+    begin = time.monotonic()
+    status, out, err = run(tmp_path / "whole")
+    assert status == 0, err.read_text()
+    seconds, wanted = time.monotonic() - begin, figures(out)["state_digest"]
+    rng = random.Random(0)
+
+    def signalled(name, number):
+        def act(process, _):
+            time.sleep(rng.random() * 1.2 * seconds)
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+        workdir = tmp_path / name
+        status, out, err = run(workdir, act)
+        if status not in (0, -number) or "Traceback" in err.read_text():
+            return f"status {status}: {err.read_text()}"
+        if status == 0 and figures(out)["step"] > 0:
+            step = figures(out)["step"]
+            if not (workdir / "checkpoints" / str(step)).is_dir():
+                return f"step {step} is not saved"
+        status, out, err = run(workdir)
+        if status or figures(out)["state_digest"] != wanted:
+            return f"status {status}: {err.read_text()}"
+        return None if (workdir / "report.html").is_file() else "no report"
+
+    tries = [(f"{n} {s.name}", s) for n in range(4 if FULL else 1) for s in SIGNALS]
+    judge("signal at a random moment", tries, tally, signalled)
+
+    def lost(name, kind):
+        workdir, err = tmp_path / name, pathlib.Path("/dev/full")
+        if kind == "a pipe":
+            err = tmp_path / f"{name}.pipe"
+            os.mkfifo(err)
+
+            def reader():
+                with err.open() as lines:
+                    lines.readline()
+
+            threading.Thread(target=reader, daemon=True).start()
+        status, out, _ = run(workdir, err=err)
+        kept = json.loads((workdir / "figures.json").read_text())
+        is_same = status == 0 and figures(out)["state_digest"] == wanted
+        return None if is_same and kept == figures(out) else f"status {status}"
+
+    tries = [("reader of the log that goes", "a pipe"), ("log on a full disk", "")]
+    judge("output that cannot be written", tries, tally, lost, 1)
