@@ -24,7 +24,7 @@ from gsg_jax.train import loop
 from tests.faults.conftest import FULL
 from tests.faults.forks import fork
 from tests.faults.test_malformed import STOPPED, fault_of, judge
-from tests.runs import call, done, figures, hashes, stop_after, tiny, write_images
+from tests.runs import call, done, figures, hashes, last_step, stop_after, tiny, write_images
 
 pytestmark = pytest.mark.extended
 FORGED = ("\x1b[2J", "\n\rerror: forged", "\x9b1A", "\u2028", "\u202e", os.fsdecode(b"\xff"))
@@ -217,7 +217,13 @@ def test_images_that_training_finds_damaged_are_replaced(tmp_path, tally, monkey
 
 # tests/train/test_resume.py sends the others once.
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT) if FULL else (signal.SIGHUP,)
-LONG = ("--config.run.num_steps=100", "--config.run.report=true", "--config.run.log_every_steps=1")
+FLAGS = (
+    "--config.run.num_steps=60",
+    "--config.run.checkpoint_every_steps=20",
+    "--config.run.log_every_steps=1",
+    "--config.eval.knn_every_epochs=20",
+    "--config.run.report=true",
+)
 
 
 def test_signals_and_lost_output_cost_nothing(images, tmp_path, tally):
@@ -226,22 +232,24 @@ def test_signals_and_lost_output_cost_nothing(images, tmp_path, tally):
         for path in (out, err):
             if path.is_file():
                 path.unlink()
-        process = fork(tiny("simsiam", images, workdir, *LONG), out, err)
+        process = fork(tiny("simsiam", images, workdir, *FLAGS), out, err)
         if act:
             act(process, err)
         process.join(200)
         assert process.exitcode is not None, "it hangs"
         return process.exitcode, out.read_text() if out.exists() else "", err
 
-    begin = time.monotonic()
     status, out, err = run(tmp_path / "whole")
     assert status == 0, err.read_text()
-    seconds, wanted = time.monotonic() - begin, figures(out)["state_digest"]
-    rng = random.Random(0)
+    wanted, rng = figures(out)["state_digest"], random.Random(0)
 
-    def signalled(name, number):
+    def signalled(name, what):
+        number, goal = what
+
         def act(process, _):
-            time.sleep(rng.random() * 1.2 * seconds)
+            while last_step(workdir) < goal and process.is_alive():
+                time.sleep(0.002)
+            time.sleep(rng.choice([0, 0.2, 1]) * rng.random())  # its report, perhaps
             if process.is_alive():
                 os.kill(process.pid, number)
 
@@ -258,7 +266,8 @@ def test_signals_and_lost_output_cost_nothing(images, tmp_path, tally):
             return f"status {status}: {err.read_text()}"
         return None if (workdir / "report.html").is_file() else "no report"
 
-    tries = [(f"{n} {s.name}", s) for n in range(4 if FULL else 1) for s in SIGNALS]
+    goals = (5, 0, 40, 60) if FULL else (5,)
+    tries = [(f"{g} {s.name}", (s, g)) for g in goals for s in SIGNALS]
     judge("signal at a random moment", tries, tally, signalled)
 
     def lost(name, kind):
