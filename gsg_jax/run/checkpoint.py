@@ -241,7 +241,9 @@ def _one_line(what: str, fix: str = "fix that, or give another --workdir") -> It
     """Turns what Orbax raises into a UserError with its reason."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # files that are damaged or gone make Orbax raise anything
         raise UserError(f"{what} ({integrity.reason(error)}): {fix}") from error
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from gsg_jax.console import UserError
 from gsg_jax.devices.mesh import by_image, make_mesh, replicated
 from gsg_jax.run import integrity
-from gsg_jax.run.checkpoint import Checkpoints, state_digest
+from gsg_jax.run.checkpoint import Checkpoints, read_newest, state_digest
 from gsg_jax.train.state import TrainState, init_state
 from tests.runs import hashes
 from tests.small import small_experiment
@@ -374,3 +374,29 @@ def test_json_that_python_cannot_hold_is_damage(tmp_path, text):
     assert integrity.score_damage(checkpoint) == "metrics/metrics is not a score"
     (checkpoint / integrity.DIGESTS).write_text(text)
     assert integrity.damage(checkpoint) == f"{integrity.DIGESTS} is not JSON of digests"
+
+
+def test_a_reader_takes_no_older_checkpoint_because_the_newest_went_away(tmp_path, monkeypatch):
+    for step in (40, 56):  # the best, and the newest
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+
+    def damage(path):
+        if path.name != "56":
+            return None
+        path.rmdir()
+        (path.parent / "63").mkdir()
+        return "a file is missing"
+
+    monkeypatch.setattr(integrity, "damage", damage)
+    assert read_newest(tmp_path, lambda checkpoints, step: None) == (63, None)
+
+
+def test_whatever_orbax_raises_is_one_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+
+    def metadata(arrays):
+        raise Exception("Encountered error while reading array index")
+
+    monkeypatch.setattr(integrity, "metadata", metadata)
+    with pytest.raises(UserError, match="7 cannot be read .Encountered error"):
+        checkpoints.shapes(7, ("params",))
