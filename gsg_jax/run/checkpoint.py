@@ -88,13 +88,21 @@ class Checkpoints:
             raise UserError(f"{self._workdir} holds no checkpoint yet: let the run reach its first")
         return newest
 
-    def save(self, state: Any, knn_top1: float | None, *, wait: bool = False) -> None:
+    def save(
+        self,
+        state: Any,
+        knn_top1: float | None,
+        *,
+        wait: bool = False,
+        record: Callable[[], None] = lambda: None,
+    ) -> None:
         """Waits for the save before this one, then starts saving the state of its step.
 
         Args:
           state: on the devices; copied before this returns, so that it may be donated.
           knn_top1: its score, if there is one.
           wait: until it is saved.
+          record: called once there is room for this save.
 
         Raises:
           UserError: if this save, or the one before it, fails; on a full disk, for example.
@@ -102,6 +110,7 @@ class Checkpoints:
         with self._saving():
             self._manager.wait_until_finished()
             self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            record()
             self._manager.save(
                 int(state.step),
                 args=ocp.args.StandardSave(state),

@@ -1,10 +1,11 @@
 """What a run logs: metrics.jsonl, throughput.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -67,14 +68,15 @@ class MetricsLog:
         """Writes one logged step: what the config and the data decide, and what the clock does."""
         if not self._files:
             return
-        for file, figures in zip(self._files, (values, clock), strict=True):
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-            file.flush()  # for those who watch the file
         figures = values | clock
         summary = [Summary.Value(tag=name, simple_value=x) for name, x in figures.items()]
-        self._events.write_event(
-            Event(wall_time=time.time(), step=step, summary=Summary(value=summary))
-        )
+        with self._named():
+            for file, part in zip(self._files, (values, clock), strict=True):
+                file.write(json.dumps({"step": step, **part}) + "\n")
+                file.flush()  # for those who watch the file
+            self._events.write_event(
+                Event(wall_time=time.time(), step=step, summary=Summary(value=summary))
+            )
         if self._copy:
             self._copy(step, figures)
 
@@ -92,13 +94,25 @@ class MetricsLog:
                     f"{path} has vanished during the run: bring the workdir back, and the same "
                     "command resumes"
                 )
-            os.fsync(file.fileno())
-        self._events.flush()
+            with self._named():
+                os.fsync(file.fileno())
+        with self._named():
+            self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""
         for file in (*self._files, *([self._events] if self._events else [])):
-            file.close()
+            with self._named():
+                file.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Adds the folder to an error of writing, as on a full disk, which names no file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._paths[0].parent)
+            raise
 
 
 def _open_events(folder: pathlib.Path, first_step: int) -> EventsWriter:

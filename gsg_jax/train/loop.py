@@ -173,8 +173,8 @@ class Pretraining:
         if (newest := self.checkpoints.newest_step()) is None:
             if self.start:
                 state = jax.jit(started, out_shardings=self.shardings)(state, self.start)
-                self.record()
-                self.checkpoints.save(state, None, wait=True)  # a resumed run reads no other's
+                # A resumed run reads no other's.
+                self.checkpoints.save(state, None, wait=True, record=self.record)
             return state, 0
         say(f"resuming from the checkpoint of step {newest} in {self.workdir}")
         return self.checkpoints.restore(newest, state), newest
@@ -282,8 +282,7 @@ class Pretraining:
         self.watchdog.moved()
         check_finite(state, self._what_to_do)
         writer.flush()  # a checkpoint implies the lines up to its step
-        self.record()
-        self.checkpoints.save(state, knn_top1, wait=is_last)
+        self.checkpoints.save(state, knn_top1, wait=is_last, record=self.record)
 
     def _save_in_hand(
         self, state: TrainState, step: int, losses: LossGuard, writer: MetricsLog

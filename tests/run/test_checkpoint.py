@@ -259,6 +259,17 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
     assert hashes(tmp_path) == before
 
 
+def test_a_run_is_recorded_only_once_there_is_room_for_its_checkpoint(tmp_path, monkeypatch):
+    recorded, room = [], shutil.disk_usage(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: room._replace(free=1000))
+        with pytest.raises(UserError, match="make room"):
+            checkpoints.save(state_of(4), None, record=lambda: recorded.append(4))
+        monkeypatch.undo()
+        checkpoints.save(state_of(5), None, record=lambda: recorded.append(5))
+    assert recorded == [5] and steps_of(tmp_path) == [5]
+
+
 def test_a_folder_that_vanished_is_told(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         shutil.rmtree(tmp_path / "checkpoints")

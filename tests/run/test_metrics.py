@@ -6,7 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, explain
 from gsg_jax.run.files import read_lines, read_object, write_atomically
 from gsg_jax.run.metrics import MetricsLog
 from gsg_jax.run.starts import read_starts
@@ -108,6 +108,17 @@ def test_a_file_that_vanishes_is_told(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl has vanished"):
         writer.flush()
     writer.close()
+
+
+def test_a_full_disk_is_named_by_its_folder(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, 0)
+    log._files[0].close()
+    log._files = (open("/dev/full", "a"), *log._files[1:])
+    for use in (lambda: log.write(1, {"loss": 1.0}, {}), log.close):
+        with pytest.raises(OSError) as error:
+            use()
+        status, line = explain(error.value)
+        assert (status, line.partition(";")[0]) == (1, f"{tmp_path}: No space left on device")
 
 
 def test_a_failed_atomic_write_leaves_the_old_text(tmp_path):
