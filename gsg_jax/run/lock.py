@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from filelock import FileLock, Timeout
@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
+def writing(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Makes a folder and holds it against other processes that write; readers need no lock.
 
     Only the host that writes holds it. A process that is killed holds it no more. Where the file
@@ -29,6 +29,10 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
     Args:
       folder: of a run or an evaluation.
+
+    Yields:
+      A function to be called before what must not be mixed with another process's: if somebody has
+      removed the lock's file, it takes the lock anew.
 
     Raises:
       UserError: if another process holds the folder, it cannot be written, or it is not the one
@@ -42,25 +46,35 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
                 f"--workdir={folder} is not the folder that host 0 has made: give one on a file "
                 "system that all hosts share"
             )
-        yield
+        yield lambda: None
         return
     # A soft lock, a file that is there or not, would outlive a process that is killed.
     lock = FileLock(path, timeout=0, fallback_to_soft=False, on_acquired=held.append)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+
+    def take() -> None:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"{folder} is written by {_holder(path)}: wait for its end, stop it, or give "
+                "another --workdir"
+            ) from error
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now().astimezone().isoformat(" ", "seconds"),
         }
-        os.ftruncate(held[0], 0)
-        os.pwrite(held[0], json.dumps(holder).encode(), 0)
-    except Timeout as error:
-        raise UserError(
-            f"{folder} is written by {_holder(path)}: wait for its end, stop it, or give another "
-            "--workdir"
-        ) from error
+        os.ftruncate(held[-1], 0)
+        os.pwrite(held[-1], json.dumps(holder).encode(), 0)
+
+    def keep() -> None:
+        if lock.is_locked and not _is_at(path, held[-1]):
+            lock.release()
+            take()
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        take()
     except OSError as error:
         lock.release()
         if error.errno not in _NO_LOCKS:
@@ -68,10 +82,10 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         say(f"warning: {folder} cannot be locked ({error.strerror}): start no second process there")
     try:
         wait_for_hosts("the folder is held")
-        yield
+        yield keep
     finally:
         if lock.is_locked:
-            os.ftruncate(held[0], 0)
+            os.ftruncate(held[-1], 0)
             lock.release()
 
 
@@ -81,6 +95,14 @@ def not_writable(folder: pathlib.Path, error: OSError) -> UserError:
         f"--workdir={folder} cannot be written ({error.strerror}): "
         "give a folder that you may write to"
     )
+
+
+def _is_at(path: pathlib.Path, file: int) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(path: pathlib.Path) -> str:

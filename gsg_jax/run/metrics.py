@@ -100,10 +100,10 @@ class MetricsLog:
             self._events.flush()
 
     def close(self) -> None:
-        """Closes the files."""
-        for file in (*self._files, *([self._events] if self._events else [])):
-            with self._named():
-                file.close()
+        """Closes the files, all of them even if one cannot be written."""
+        with self._named(), contextlib.ExitStack() as files:
+            for file in (*self._files, *([self._events] if self._events else [])):
+                files.callback(file.close)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

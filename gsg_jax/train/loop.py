@@ -82,7 +82,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     about = (
         f"pretraining {config.method.name}, recipe {config.recipe}, on {about}; workdir {workdir}"
     )
-    with writing(workdir):
+    with writing(workdir) as keep_lock:
         record = resume(workdir, config, {"train": train, "test": test}, num_steps)
         say(about, *notes)
         left_out = LeftOut(workdir / "left_out.txt")
@@ -90,7 +90,10 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
             left_out.add(*getattr(train, "left_out", ()))
         loader.when_skipped = left_out.add
         monitor = KnnMonitor(config, train, test) if is_monitored else None
-        run = Pretraining(config, workdir, mesh, loader, monitor, train, num_steps, record, start)
+        before_save = lambda: (keep_lock(), record())  # noqa: E731
+        run = Pretraining(
+            config, workdir, mesh, loader, monitor, train, num_steps, before_save, start
+        )
         figures = run.run() | lowered
         figures |= {"num_left_out": len(left_out)} if len(left_out) else {}
         if before := went_on_from(workdir):

@@ -97,3 +97,18 @@ def test_only_the_host_that_writes_holds_the_folder_and_the_others_must_see_it(
     said = refusal(tmp_path / "elsewhere")
     assert "is not the folder that host 0 has made" in said and "all hosts share" in said
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew_unless_another_process_has_it(tmp_path):
+    path = tmp_path / lock.LOCK
+    with lock.writing(tmp_path) as keep:
+        path.unlink()
+        keep()
+        with path.open("a") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert f'"pid": {os.getpid()}' in path.read_text()
+        path.unlink()
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match=f"{tmp_path} is written by another process"):
+                keep()
