@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gsg_jax.console import UserError
 
@@ -66,7 +66,8 @@ def is_cpu(mesh: Mesh) -> bool:
 def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
     # The devices of a host are neighbours, because its share of the batch is one block.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(by_host).reshape(-1, fsdp), ("data", "fsdp"))
+    devices = np.array(by_host).reshape(-1, fsdp)
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
