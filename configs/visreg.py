@@ -18,9 +18,8 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "visreg"
-    config.method.update({"regularizer_weight": 0.6, "num_directions": 256})
+    config.method.update({"regularizer_weight": 0.6, "num_directions": 256, "stop_gradient": False})
     if recipe.startswith("imagenet"):
         config.method.update({"regularizer_weight": 0.9, "num_directions": 4096})
-    config.method.stop_gradient = False
     config.model.update({"projector_end": "none", "projector_width": 128})
     return config
