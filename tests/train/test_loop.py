@@ -235,6 +235,7 @@ def test_the_advice_for_images_that_cannot_be_cut_into_patches_works(images, tmp
     done(*tiny("simsiam", images, tmp_path, *VIT, "--config.model.patch_size=4", *SHORT, flag))
 
 
+@pytest.mark.extended
 def test_a_run_ends_early_without_a_better_knn_and_goes_on_with_more_patience(
     images, tmp_path, monkeypatch
 ):
