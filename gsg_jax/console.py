@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import sys
 import time
 import unicodedata
@@ -32,6 +33,14 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """The command line or the config is wrong (exit status 2)."""
+
+
+def given_path(flag: str, value: str) -> pathlib.Path:
+    """The path that a flag gives, with ~ expanded; UsageError if ~ is nobody's."""
+    try:
+        return pathlib.Path(value).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{flag}={value}: {error} Give its whole path") from error
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
@@ -194,6 +203,14 @@ def protect_output() -> None:
 
 def _lasting(file: TextIO | None) -> Lasting:
     return file if isinstance(file, Lasting) else Lasting(file)
+
+
+def argument_path(text: str) -> pathlib.Path:
+    """The given_path of an argparse.ArgumentParser, which names the flag."""
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error} Give its whole path") from error
 
 
 class Parser(argparse.ArgumentParser):

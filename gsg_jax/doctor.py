@@ -28,7 +28,7 @@ from rich.table import Table
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
-from gsg_jax.console import Parser, last_line, protect_output, shown, standard_error
+from gsg_jax.console import Parser, argument_path, last_line, protect_output, shown, standard_error
 from gsg_jax.data.tfds import prepared_names
 from gsg_jax.devices.compile_cache import cache_folder
 from gsg_jax.devices.hosts import PORT
@@ -102,7 +102,7 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--workdir", metavar="DIR", default="runs", help="where runs will lie (runs)"
+        "--workdir", type=argument_path, metavar="DIR", default="runs", help="of runs (runs)"
     )
     parser.add_argument("--data_dir", metavar="DIR", default="", help="TFDS folder (TFDS's own)")
     parser.add_argument(
@@ -166,9 +166,9 @@ def host_memory() -> int | None:
     return None
 
 
-def check_disk(workdir: str) -> Finding:
+def check_disk(workdir: pathlib.Path) -> Finding:
     """Checks that runs can be written where they will lie, and that there is room."""
-    folder = pathlib.Path(workdir).expanduser().resolve()
+    folder = workdir.resolve()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     figures = {"folder": str(there), "free": shutil.disk_usage(there).free}
     try:

@@ -95,7 +95,9 @@ def test_the_users_cache_is_reported_with_its_size(capsys, quick, tmp_path):
     assert told["compilation cache"] == {"state": "ok", "folder": str(tmp_path), "bytes": 100}
 
 
-@pytest.mark.parametrize("flag", ["--port=0", "--port=70000", "--prot=1"])
+@pytest.mark.parametrize(
+    "flag", ["--port=0", "--port=70000", "--prot=1", "--workdir=~nosuchuser/x"]
+)
 def test_wrong_usage_is_reported(capsys, flag):
     with pytest.raises(SystemExit) as ended:
         doctor.main([flag])

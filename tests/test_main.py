@@ -168,7 +168,7 @@ WRONG_INPUT = [
     (["--config.data.batch_size=15"], 1, ["is 15", "8 devices", "batch_size=8 or 16"]),
     (["--config.data.batch_size=16000"], 1, ["16000", EMBEDDED, "at most 10000"]),
     (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg_jax.data.prepare"]),
-    (["--config.data.name=folder", "--config.data.dir=~nobody_of_this_name/x"], 1, ["~nobody_of"]),
+    (["--config.data.name=folder", "--config.data.dir=~nobody_of_this_name/x"], 2, ["~nobody_of"]),
     (["--workdir=~nobody_of_this_name/x"], 2, ["--workdir=~nobody_of_this_name/x"]),
     (["--flagfile=MISSING"], 2, ["MISSING"]),
     (["--config.data.name=folder"], 1, ["--config.data.dir=PATH"]),
@@ -246,6 +246,25 @@ def test_wrong_usage_before_a_run_gets_one_line(argv, said):
     status, out, err = call(*argv)
     assert (status, out) == (2, "") and said in err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+EVALUATIONS = "evaluate_all features few_label finetune knn linear report transfer".split()
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((name, "pretrained") for name in EVALUATIONS),
+        *((name, "features") for name in ("knn", "few_label", "linear")),
+        ("import_torch", "checkpoint"),
+    ],
+)
+def test_a_home_that_is_nobodys_is_named_in_one_line(tmp_path, name, key):
+    flag = f"--config.{key}=~nosuchuser/x"
+    for workdir in ([], [f"--workdir={tmp_path}/made"]):
+        status, out, err = call(config(name), flag, *workdir)
+        assert (status, out) == (2, "") and err.startswith(f"error: {flag}") and "whole path" in err
+        assert err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from gsg_jax.config.find import config_names, find_config
 from gsg_jax.config.keys import KEYS, option_keys
 from gsg_jax.config.load import check_overrides, flat, load_config, resolve
 from gsg_jax.config.own import take_plugins
-from gsg_jax.console import UsageError
+from gsg_jax.console import UsageError, given_path
 from gsg_jax.devices.hosts import START_SECONDS, HostFlags, check_host_flags
 
 
@@ -63,11 +63,8 @@ def parse_flags(argv: list[str]) -> Command:
         raise UsageError(str(error).splitlines()[0]) from error
     if rest:
         raise UsageError(f"{rest[0]!r} is not a flag: {_meaning(rest[0])}")
-    try:
-        folder = workdir.value or default_workdir(path, config.value)
-        folder = pathlib.Path(folder).expanduser() if folder else None
-    except RuntimeError as error:
-        raise UsageError(f"--workdir={workdir.value}: {error} Give the whole path") from error
+    folder = workdir.value or default_workdir(path, config.value)
+    folder = given_path("--workdir", folder) if folder else None
     hosts = HostFlags(
         coordinator.value, num_hosts.value, host_index.value, port.value, timeout.value
     )
@@ -136,8 +133,8 @@ def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> 
     name = pathlib.Path(path).stem
     if not config.get("pretrained"):
         return f"runs/{name}-{recipe or 'default'}"
-    is_whole = config.get("job") in ("evaluate_all", "report")
-    return config.pretrained if is_whole else f"{config.pretrained}/{name}"
+    folder = str(given_path("--config.pretrained", config.pretrained))
+    return folder if config.get("job") in ("evaluate_all", "report") else f"{folder}/{name}"
 
 
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.decode import DECODE_ERRORS, decode, extensions, header_shape, reason
 from gsg_jax.data.files import Listed, list_images
 from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads, unreadable
@@ -115,10 +115,7 @@ def open_folder(
     """
     if not directory:
         raise UserError("data.name 'folder' needs a folder: pass --config.data.dir=PATH")
-    try:
-        top = Path(directory).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"--config.data.dir={directory}: {error} Give its whole path") from error
+    top = given_path("--config.data.dir", directory)
     list_below = functools.partial(list_images, within=top, follow_links=follow_links)
     splits = find_splits(top, follow_links)
     if split == "test" and splits.test is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
 from gsg_jax.data.source import BrokenImage, Source, fits, in_memory, num_decode_threads, unreadable
 
@@ -141,7 +141,7 @@ def _load(name: str) -> dict[str, Any]:
         raise UserError(
             f"--config.data.name={PREFIX}{name}: needs datasets: pip install 'gsg_jax[hf]'"
         ) from error
-    path = Path(name).expanduser()
+    path = given_path(f"--config.data.name={PREFIX}DIR, DIR", name)
     is_here = bool(name) and path.exists()
     if not is_here and (not name or name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UserError, given_path
 from gsg_jax.data.decode import DECODE_ERRORS, decode
 from gsg_jax.data.source import BrokenImage, Source, fits, in_memory
 
@@ -310,7 +310,5 @@ def _only_known_features(connector: Any) -> Iterator[None]:
 
 def _expanded(data_dir: str) -> str | None:
     """Expands ~; returns None for TFDS's default folder."""
-    try:
-        return str(Path(data_dir).expanduser()) if data_dir.startswith("~") else data_dir or None
-    except RuntimeError as error:
-        raise UserError(f"--config.data.dir={data_dir}: {error} Give its whole path") from error
+    is_home = data_dir.startswith("~")
+    return str(given_path("--config.data.dir", data_dir)) if is_home else data_dir or None

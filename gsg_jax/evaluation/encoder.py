@@ -12,7 +12,7 @@ import ml_collections
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.check_images import check_channels, check_patches
 from gsg_jax.config.load import from_record
-from gsg_jax.console import UsageError, UserError
+from gsg_jax.console import UsageError, UserError, given_path
 from gsg_jax.data.open import SOURCES, Source, open_source
 from gsg_jax.data.source import num_channels
 from gsg_jax.devices.mesh import all_devices, replicated
@@ -86,7 +86,7 @@ def read_run(
       UserError: if there is no run, an own part of it that is needed is not registered, or the
         backbone takes no images of this size.
     """
-    workdir = pathlib.Path(config.pretrained).expanduser()
+    workdir = given_path("--config.pretrained", config.pretrained)
     run = read_record(workdir)
     for key in ("name", "dir", "train_split", "test_split", "follow_links", "crop"):
         run.data[key] = config.data[key] or run.data[key]
@@ -163,7 +163,7 @@ def encoder_of(
     config: ml_collections.ConfigDict, run: ml_collections.ConfigDict, channels: int
 ) -> Encoder:
     """Opens the encoder that an evaluation names, as open_encoder, for images of some channels."""
-    mesh, workdir = all_devices(), pathlib.Path(config.pretrained).expanduser()
+    mesh, workdir = all_devices(), given_path("--config.pretrained", config.pretrained)
     # Learned positions have the size of pretraining.
     drawn = read_record(workdir) if config.views.size else run
     init = partial(untrained_backbone, drawn, channels)
@@ -202,7 +202,7 @@ def _backbone(model: ml_collections.ConfigDict) -> nn.Module:
 def check_checkpoint(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if an evaluation would find no checkpoint of its run."""
     if config.encoder == "pretrained":
-        workdir = pathlib.Path(config.pretrained).expanduser()
+        workdir = given_path("--config.pretrained", config.pretrained)
         if not saved_steps(workdir):
             raise UserError(f"{workdir} holds no checkpoint yet: let the run reach its first")
 

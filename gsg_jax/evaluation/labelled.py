@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.data.source import Subset
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
@@ -42,7 +42,7 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
       UserError: if there are none, no labels, no test split, or no image of a class.
     """
     if config.features:
-        return _from_files(pathlib.Path(config.features).expanduser(), needs_test)
+        return _from_files(given_path("--config.features", config.features), needs_test)
     run = read_run(config)
     train = open_train(run)
     is_unused = config.eval.get("leave_one_out", False)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.console import UsageError, UserError, given_path, say
 from gsg_jax.evaluation.encoder import read_record
 from gsg_jax.interop.backbones import fixed_positions
 from gsg_jax.interop.card import model_card, write_folder
@@ -20,7 +20,6 @@ from gsg_jax.models.resnet import RESNETS
 from gsg_jax.models.vit import VITS
 from gsg_jax.run.checkpoint import read_variables
 from gsg_jax.run.files import write_atomically
-from gsg_jax.run.workdir import given_path
 
 EXPORTS = ("torchvision", "timm", "reference", "detectron2", "onnx")
 SUFFIXES = {"detectron2": (".pkl",), "onnx": (".onnx",)}
@@ -37,7 +36,7 @@ def export_weights(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     """
     del workdir
     output = _checked_output(config)
-    folder = given_path("pretrained", config.pretrained)
+    folder = given_path("--config.pretrained", config.pretrained)
     run = read_record(folder)
     layout = _checked_layout(config.layout, run, folder)
     step, variables = read_variables(folder)
@@ -106,7 +105,7 @@ def _checked_output(config: ml_collections.ConfigDict) -> pathlib.Path:
         raise UsageError("--config.output is missing: give a file to write, or a folder")
     if not config.pretrained:
         raise UsageError("--config.pretrained is missing: give the --workdir of a run")
-    output = given_path("output", config.output)
+    output = given_path("--config.output", config.output)
     suffixes = SUFFIXES.get(config.layout, (".safetensors", ".pth"))
     is_folder = not output.suffix and config.layout == "timm"
     if output.suffix not in suffixes and not is_folder:

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.config.load import flat, resolve
-from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.console import UsageError, UserError, given_path, say
 from gsg_jax.devices.mesh import all_devices, replicated
 from gsg_jax.interop.imported import write_imported
 from gsg_jax.interop.layouts import Found
@@ -20,7 +20,7 @@ from gsg_jax.interop.weights import check_tensors, put, read_network
 from gsg_jax.methods import METHODS
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.lock import writing
-from gsg_jax.run.workdir import IMPORTED, WRITTEN, given_path, write_record
+from gsg_jax.run.workdir import IMPORTED, WRITTEN, write_record
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import TrainState, init_state
 
@@ -43,7 +43,7 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     for name in ("config.json", IMPORTED, *WRITTEN):
         if (workdir / name).exists():
             raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
-    path = given_path("checkpoint", config.checkpoint)
+    path = given_path("--config.checkpoint", config.checkpoint)
     file, found, run_config, plain, run, about = read_network(path, config)
     state, placed, fresh = _filled(run, found, file.tensors, path)
     with writing(workdir):

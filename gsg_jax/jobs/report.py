@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.config.check import check_evaluation
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.data.source import Subset
 from gsg_jax.devices import hosts
@@ -63,7 +63,7 @@ def write_report(
     if config.report.umap:
         check_umap()
     start = time.monotonic()
-    record = read_run_record(pathlib.Path(config.pretrained).expanduser())
+    record = read_run_record(given_path("--config.pretrained", config.pretrained))
     missing = []
     embedded = None
     if record.config:

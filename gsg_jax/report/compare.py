@@ -23,6 +23,7 @@ from gsg_jax.config.load import flat, is_number
 from gsg_jax.console import (
     Parser,
     UserError,
+    argument_path,
     explain,
     last_line,
     protect_output,
@@ -98,10 +99,10 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
         epilog=f"example: {program} runs/simsiam_gsg-default runs/simsiam-default",
     )
-    parser.add_argument("workdirs", nargs="+", type=_path, metavar="DIR", help="of runs")
+    parser.add_argument("workdirs", nargs="+", type=argument_path, metavar="DIR", help="of runs")
     parser.add_argument(
         "--output",
-        type=_path,
+        type=argument_path,
         metavar="FILE",
         help="the page (compare.html in the first DIR)",
     )
@@ -113,13 +114,6 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     if arguments.output and arguments.output.is_dir():
         parser.error(f"--output={arguments.output}: is a folder; give the name of a file")
     return arguments
-
-
-def _path(text: str) -> pathlib.Path:
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error} Give its whole path") from error
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:

@@ -15,7 +15,7 @@ from gsg_jax.config.keys import ADDED, GROUPS, KEYS, RETIRED, free_keys
 from gsg_jax.config.load import as_json, differences, is_number
 from gsg_jax.config.own import own_parts
 from gsg_jax.config.recipes import RECIPES, pretraining
-from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.console import UserError, say
 from gsg_jax.data.source import Source
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
@@ -244,14 +244,6 @@ def _is_of_kind(value: Any, default: Any) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
     return isinstance(value, list | tuple) if isinstance(default, tuple) else is_number(value)
-
-
-def given_path(flag: str, value: str) -> pathlib.Path:
-    """The path that a flag gives, with ~ expanded; UsageError if ~ is nobody's."""
-    try:
-        return pathlib.Path(value).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"--config.{flag}={value}: {error} Give its whole path") from error
 
 
 def write_record(path: pathlib.Path, config: ConfigDict) -> None:

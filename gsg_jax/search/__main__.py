@@ -22,6 +22,7 @@ from gsg_jax.console import (
     UsageError,
     UserError,
     explain,
+    given_path,
     last_line,
     protect_output,
     say,
@@ -166,10 +167,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 def _path(flag: str, value: str) -> Path:
     if not value:
         raise UsageError(f"{flag} is empty: give a path")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"{flag}={value}: {error} Give its whole path") from error
+    return given_path(flag, value)
 
 
 def search(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -251,7 +249,7 @@ def _checked_sheet(
     """Path of the contact sheet; never in a folder of images, where it would become one of them."""
     sheet = arguments.sheet or index_path.with_name(_sheet_name(arguments, index_path.stem))
     has_folder = run.data.name == "folder" and run.data.dir  # an import may not have one yet
-    trained_on = Path(run.data.dir).expanduser() if has_folder else None
+    trained_on = given_path("--config.data.dir", run.data.dir) if has_folder else None
     for folder in filter(None, (images.root, trained_on)):
         if sheet.resolve().is_relative_to(folder.resolve()):
             raise UserError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.decode import extensions, read_photo
 from gsg_jax.data.files import Listed, list_images
 from gsg_jax.data.folder import find_splits, ignored
@@ -118,7 +118,10 @@ def list_training_images(data: ml_collections.ConfigDict, *, follow_links: bool 
       UserError: if they are no longer there.
     """
     if data.name == "folder":
-        top, follow_links = Path(data.dir).expanduser(), follow_links or data.follow_links
+        top, follow_links = (
+            given_path("--config.data.dir", data.dir),
+            follow_links or data.follow_links,
+        )
         train = find_splits(top, follow_links).train
         return list_folder(train, within=top, follow_links=follow_links)
     source = open_source(data, "train")

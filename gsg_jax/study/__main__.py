@@ -10,7 +10,15 @@ import shlex
 import sys
 from typing import Any
 
-from gsg_jax.console import Parser, UserError, explain, last_line, protect_output, say
+from gsg_jax.console import (
+    Parser,
+    UserError,
+    argument_path,
+    explain,
+    last_line,
+    protect_output,
+    say,
+)
 from gsg_jax.run.lock import not_writable
 from gsg_jax.study.cells import Loaded, load_study
 from gsg_jax.study.report import percent, write_report
@@ -55,7 +63,7 @@ def parse(argv: list[str], program: str) -> argparse.Namespace:
     add("--study", required=True, metavar="NAME[:RECIPE]", help="a study's name or file")
     add(
         "--workdir",
-        type=_path,
+        type=argument_path,
         metavar="DIR",
         help="of its runs and results (runs/study-NAME); "
         "several processes and machines may share it",
@@ -122,15 +130,8 @@ def _list(records: list[tuple[Any, dict[str, Any]]]) -> None:
     say(f"{len(records)} runs, {total:g} views an image in total{rest}")
 
 
-def _path(text: str) -> pathlib.Path:
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error} Give its whole path") from error
-
-
 def _folder(text: str) -> str:
-    if not (path := _path(text)).is_dir():
+    if not (path := argument_path(text)).is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no such folder")
     return str(path)
 

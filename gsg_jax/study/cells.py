@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.find import CONFIG_FOLDER
 from gsg_jax.config.load import load_config, override, run_file
-from gsg_jax.console import UsageError
+from gsg_jax.console import UsageError, given_path
 
 STUDY_FOLDER = CONFIG_FOLDER / "studies"
 # What --toy changes in every cell: the embedded images and a network that trains in seconds.
@@ -161,7 +161,7 @@ def load_study(
 
 def _find(name: str) -> pathlib.Path:
     """The file that --study= names."""
-    if (path := pathlib.Path(name).expanduser()).is_file():
+    if (path := given_path("--study", name)).is_file():
         return path
     known = {path.stem: path for path in sorted(STUDY_FOLDER.glob("*.py"))}
     if name in known:

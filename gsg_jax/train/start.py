@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from gsg_jax.config.load import differences
-from gsg_jax.console import UserError, say
+from gsg_jax.console import UserError, given_path, say
 from gsg_jax.run.checkpoint import named_shapes, read_variables
-from gsg_jax.run.workdir import given_path, read_config
+from gsg_jax.run.workdir import read_config
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import TrainState, init_state, target_groups
 
@@ -37,7 +37,7 @@ def read_start(config: ml_collections.ConfigDict, channels: int) -> dict[str, An
     """
     if not config.init_from:
         return None
-    path = given_path("init_from", config.init_from)
+    path = given_path("--config.init_from", config.init_from)
     what = f"--config.init_from={config.init_from}"
     if path.is_file():
         raise UserError(

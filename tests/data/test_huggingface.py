@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsg_jax.console import UserError
+from gsg_jax.console import UsageError, UserError
 from gsg_jax.data import huggingface
 from gsg_jax.data.decode import decode
 from gsg_jax.data.open import open_source
@@ -164,6 +164,8 @@ def test_what_cannot_be_opened_is_one_line(datasets, tmp_path, lines_said, monke
         opened(tmp_path / "bad.parquet")
     with pytest.raises(UserError, match="there is no such path"):
         opened(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="name=hf:DIR, DIR=~nosuchuser/x: .*whole path"):
+        opened("~nosuchuser/x")
     with pytest.raises(UserError, match="leave dir empty"):
         open_source(data_config("hf:x", tmp_path), "train")
     script = tmp_path / "script"

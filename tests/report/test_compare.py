@@ -157,6 +157,7 @@ def test_the_speed_is_the_mean_of_the_run(tmp_path):
         (["a"], "give two or more"),
         (["a", "~/b/../a"], "given twice"),
         (["a", "b", "--output", "b"], "is a folder"),
+        (["a", "~nosuchuser/b"], "whole path"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, names, said):

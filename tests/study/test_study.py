@@ -208,6 +208,7 @@ def test_a_wrong_study_is_refused_in_one_line_before_anything_runs(tmp_path, cap
     ("flags", "said"),
     [
         (["--study=gian"], "did you mean gain?"),
+        (["--study=~nosuchuser/x"], "--study=~nosuchuser/x: "),
         (["--study=gain:cifra10"], "did you mean 'cifar10'?"),
         (["--study=gain", "--cells=vicreg"], "--cells=vicreg: no such cell; cells are simsiam,"),
         (["--study=gain", "--seeds=1,1"], "takes whole numbers, each once"),
