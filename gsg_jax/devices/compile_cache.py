@@ -1,7 +1,9 @@
 """JAX's compilation cache of this user: a second start loads what the first has compiled."""
 
+import hashlib
 import os
 import pathlib
+import platform
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -15,13 +17,22 @@ def cache_folder() -> pathlib.Path:
     """Returns the folder of what is compiled, unless the user has set another one.
 
     It holds machine code that JAX trusts, so it lies in the user's own cache folder and never in a
-    workdir, which people share; a relative path would, and is ignored. JAX's keys tell machines and
-    versions apart.
+    workdir, which people share; a relative path would, and is ignored. Each version of JAX and each
+    kind of processor has a folder of its own.
     """
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not caches.is_absolute():
         caches = pathlib.Path.home() / ".cache"
-    return caches / "gsg_jax" / "compiled"
+    return caches / "gsg_jax" / f"compiled-{jax.__version__}-{_processor()}"
+
+
+def _processor() -> str:
+    """What tells apart processors that do not run the same machine code."""
+    about = pathlib.Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+    first = dict.fromkeys(x for x in lines if x.startswith(("model name", "flags", "Features")))
+    digest = hashlib.sha256("\n".join(first or lines).encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{digest}"
 
 
 def use_compile_cache() -> None:

@@ -224,9 +224,9 @@ class Pretraining:
         while (step := step + 1) <= self.num_steps:
             if stop_requested():
                 self._save_in_hand(state, step - 1, losses, writer)
-                display.note(
-                    f"stopped at step {step - 1} and saved: the same command resumes the run"
-                )
+                is_saved = self.checkpoints.newest_step() is not None
+                how = "and saved" if is_saved else "with nothing to save"
+                display.note(f"stopped at step {step - 1} {how}: the same command resumes the run")
                 break
             self.watchdog.moved(is_compiling=step == first_step + 1)
             with timer.waiting():
@@ -297,7 +297,7 @@ class Pretraining:
 
     def _keep(self, state: TrainState, step: int, losses: LossGuard, writer: MetricsLog) -> None:
         """Saves the state in hand, since the data fail; several hosts only save together."""
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 and step:
             self._save_in_hand(state, step, losses, writer)
             say(f"step {step} is saved, and the data fail after it: the same command resumes there")
 

@@ -257,10 +257,18 @@ class ClassifierRun:
         mesh, first_step = self.encoder.mesh, int(state.step)
         step_fn = jit_classifier_step(self.task, mesh)
         batches = self.loader.iterate(first_step)
-        saved = time.monotonic()
+        saved, loss = time.monotonic(), 0.0
         with counting(f"{what}: step", self.num_steps, first_step) as show:
             for step in range(first_step + 1, self.num_steps + 1):
-                batch = global_batch(mesh, next(batches))
+                try:
+                    images = next(batches)
+                except Exception:
+                    # Several hosts only save together.
+                    if jax.process_count() == 1 and step - 1 > (checkpoints.newest_step() or 0):
+                        _check_finite(float(loss), step - 1, what)
+                        checkpoints.save(state, None)
+                    raise
+                batch = global_batch(mesh, images)
                 state, loss = step_fn(state, batch["image"], batch["label"])
                 show(step)
                 is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS

@@ -122,7 +122,23 @@ def test_another_users_folder_is_not_trusted(monkeypatch, capfd):
 def test_a_relative_folder_which_may_be_somebody_elses_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "gsg_jax" / "compiled"
+    assert cache_folder().parent == tmp_path / ".cache" / "gsg_jax"
+
+
+def test_each_version_of_jax_and_each_kind_of_processor_has_its_own_folder(tmp_path, monkeypatch):
+    found = [cache_folder(), cache_folder()]
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "__version__", "0.0.1")
+        found.append(cache_folder())
+    read = pathlib.Path.read_text
+
+    def other_processor(path, *args, **options):
+        return read(path, *args, **options).replace(": ", ": other ")
+
+    monkeypatch.setattr(pathlib.Path, "read_text", other_processor)
+    found.append(cache_folder())
+    assert found[0] == found[1] and len(set(found)) == 3
+    assert {folder.parent for folder in found} == {tmp_path / "home" / "gsg_jax"}
 
 
 def test_a_user_without_a_home_costs_one_line(monkeypatch, capfd):

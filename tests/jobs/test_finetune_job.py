@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import as_json, resolve
+from gsg_jax.console import UserError
 from gsg_jax.data.open import open_source
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as finetune_job
@@ -122,8 +123,13 @@ def test_eight_devices_train_as_one(pretrained, tmp_path):
     chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-5)
 
 
-def test_a_training_that_was_killed_resumes_bit_for_bit(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr("gsg_jax.train.supervised.SAVE_EVERY_SECONDS", 0.0)
+@pytest.mark.parametrize(
+    ("error", "seconds"), [(KeyboardInterrupt, 0.0), (UserError("cannot decode cut.jpg"), 1e9)]
+)
+def test_a_training_that_is_killed_or_whose_data_fail_resumes_bit_for_bit(
+    pretrained, tmp_path, monkeypatch, error, seconds
+):
+    monkeypatch.setattr("gsg_jax.train.supervised.SAVE_EVERY_SECONDS", seconds)
     rates = {"backbone_rate": 0.1, "head_rate": 0.5}
     whole = run_of(pretrained, **rates).train(tmp_path / "whole", "test")
     training = run_of(pretrained, **rates)
@@ -132,11 +138,11 @@ def test_a_training_that_was_killed_resumes_bit_for_bit(pretrained, tmp_path, mo
     def killed(first_step):
         for n, batch in enumerate(batches(first_step)):
             if n == 7:
-                raise KeyboardInterrupt
+                raise error
             yield batch
 
     training.loader.iterate = killed
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, UserError)):
         training.train(tmp_path / "killed", "test")
     again = run_of(pretrained, **rates)
     steps = []

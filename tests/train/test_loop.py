@@ -161,7 +161,8 @@ def test_a_stop_before_the_first_step_leaves_no_record_so_another_config_may_sta
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(lambda: True))
         last, err = done(*flags)
-    assert (last["step"], last["loss"]) == (0, None) and "stopped at step 0" in err
+    assert (last["step"], last["loss"]) == (0, None)
+    assert "stopped at step 0 with nothing to save: the same command" in err
     assert not (tmp_path / "config.json").exists() and (tmp_path / "metrics.jsonl").exists()
     assert done(*flags, "--config.run.seed=3")[0]["step"] == 2
     assert json.loads((tmp_path / "config.json").read_text())["run"]["seed"] == 3
