@@ -44,6 +44,8 @@ _FORMATS = {
 _ORIENTATION_TAG, _BITS_TAG, _MAX_SAMPLE_TAG = 0x0112, 258, 281
 # The last bytes of files, where a format has some.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
+# How Pillow names colours of 16 bits of PNG, and how to read the low bytes of the same.
+_LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 # Not ImageOps.exif_transpose: it also writes the EXIF back, and fails if that is malformed.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,8 +86,8 @@ def decode(
       encoded: the file's content, or its path.
       channels: 3 for RGB, 1 for grayscale; any kind of image is converted. Transparent pixels
         become white. 16 bits become 8: the highest of those that the file says it uses (sBIT of
-        PNG, BitsPerSample or MaxSampleValue of TIFF); of 12 if it says nothing and all values are
-        below 4096.
+        PNG, BitsPerSample or MaxSampleValue of TIFF), if its values need no more; of 12 if it says
+        nothing and all values are below 4096.
       exif: whether to apply the orientation in the EXIF data.
 
     Returns:
@@ -97,20 +99,45 @@ def decode(
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with _open(file) as image:
-        if image.format == "PNG" and image.tile and image.tile[0].args == "RGB;16B":
+        if image.format == "PNG" and image.tile and image.tile[0].args in _LOW_BYTES:
             _keep_low_bits(image, file)
         return image_pixels(image, channels=channels, exif=exif)
 
 
 def _keep_low_bits(image: Image.Image, file: str | os.PathLike[str] | IO[bytes]) -> None:
-    """Brings 12-bit colours in 16 bits to 8; Pillow keeps the high byte of 16 alone."""
+    """Brings colours of 16 bits that use fewer to 8; Pillow keeps the high byte of 16 alone."""
+    kind, bits = image.tile[0].args, _png_bits(image)
     high = np.asarray(image)
-    if high.max() >= 2**4:
-        return
+    # Opacity has bits of its own.
+    parts = (high[..., :3], bits[0] or 12), (high[..., 3:], bits[-1] or 12)
+    if all(part.max() >= 2 ** (num_bits - 8) for part, num_bits in parts if part.size):
+        return  # they need all 16
     with _open(file) as again:
-        again.tile = [again.tile[0]._replace(args="RGB;16L")]  # as if the low byte were the high
-        values = high.astype(np.uint16) << 8 | np.asarray(again)
-    image.paste(Image.fromarray((values >> 4).astype(np.uint8)))
+        again.tile = [again.tile[0]._replace(args=_LOW_BYTES[kind])]
+        low = np.asarray(again)[..., [1, 1, 1, 3] if kind == "LA;16B" else slice(None)]
+    values = high.astype(np.uint16) << 8 | low
+    colours = _eight_bits(values[..., :3], bits[0] or 12)
+    opacity = _eight_bits(values[..., 3:], bits[-1] or 12)
+    image.paste(Image.fromarray(np.concatenate([colours, opacity], -1)))
+
+
+def _png_bits(image: Image.Image) -> tuple[int | None, ...]:
+    """The bits of 16 that a PNG file says it uses, of colours and of opacity; None if nothing."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    # The chunk has a byte for each channel; it precedes the pixels.
+    found = re.search(rb"\x00\x00\x00([\x01-\x04])sBIT(.{4})", image.fp.read(place), re.DOTALL)
+    image.fp.seek(place)
+    if not found:
+        return (None,)
+    bits = [min(max(x, 8), 16) for x in found[2][: found[1][0]]]
+    return max(bits[: 1 if len(bits) < 3 else 3]), bits[-1]
+
+
+def _eight_bits(values: np.ndarray, num_bits: int) -> np.ndarray:
+    """The highest 8 of some bits; of 16 if the values need more, since PNG's sBIT allows both."""
+    num_bits = num_bits if values.max(initial=0) < 2**num_bits else 16
+    return (values >> (num_bits - 8)).clip(0, 255).astype(np.uint8)
 
 
 def image_pixels(image: Image.Image, *, channels: int = 3, exif: bool = False) -> np.ndarray:
@@ -145,12 +172,7 @@ def _open(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 def _said_bits(image: Image.Image) -> int | None:
     """How many bits of 16 a file that was opened and not loaded says it uses; None if nothing."""
     if image.format == "PNG" and getattr(image, "fp", None):
-        place = image.fp.tell()
-        image.fp.seek(0)
-        # The chunk of a gray image is one byte long; it precedes the pixels.
-        found = re.search(rb"\x00\x00\x00\x01sBIT(.)", image.fp.read(place), re.DOTALL)
-        image.fp.seek(place)
-        return found and min(max(found[1][0], 8), 16)
+        return _png_bits(image)[0]
     if image.format == "TIFF":
         (num_bits, *_) = image.tag_v2.get(_BITS_TAG) or (16,)
         largest = np.ravel(image.tag_v2.get(_MAX_SAMPLE_TAG) or 0)[0]
@@ -225,8 +247,8 @@ def _convert(image: Image.Image, mode: str, num_bits: int | None) -> Image.Image
         # convert() clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.int64)
         if num_bits is None:
-            num_bits = 12 if image.mode.startswith("I;16") and values.max() < 2**12 else 16
-        image = Image.fromarray((values >> (num_bits - 8)).clip(0, 255).astype(np.uint8))
+            num_bits = 12 if image.mode.startswith("I;16") else 16
+        image = Image.fromarray(_eight_bits(values, num_bits))
     elif image.has_transparency_data:
         # Without this, the arbitrary colours under transparent pixels would show.
         image = image.convert("RGBA")

@@ -61,15 +61,18 @@ def test_every_kind_of_image_becomes_rgb():
 
 
 def png16(values, sbit=None):
-    """A PNG file of 16 bits of gray [H, W] or colour [H, W, 3]; Pillow writes no sBIT."""
+    """A PNG file of 16 bits: gray [H, W], with opacity [H, W, 2], colour [H, W, 3] or 4.
+
+    Pillow writes no sBIT.
+    """
 
     def chunk(kind, body):
         check = struct.pack(">I", zlib.crc32(kind + body))
         return struct.pack(">I", len(body)) + kind + body + check
 
-    height, width, kind = *values.shape[:2], 0 if values.ndim == 2 else 2
+    height, width, kind = *values.shape[:2], {(): 0, (2,): 4, (3,): 2, (4,): 6}[values.shape[2:]]
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
-    head += chunk(b"sBIT", bytes([sbit])) if sbit else b""
+    head += chunk(b"sBIT", bytes(sbit)) if sbit else b""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + body
@@ -79,10 +82,31 @@ def png16(values, sbit=None):
 def test_the_bits_that_a_file_says_it_uses_are_scaled_to_eight(num_bits):
     values = np.random.default_rng(0).integers(0, 2**num_bits, (5, 7), dtype=np.uint16)
     np.testing.assert_array_equal(
-        decode(png16(values, num_bits), channels=1)[..., 0], values >> (num_bits - 8)
+        decode(png16(values, [num_bits]), channels=1)[..., 0], values >> (num_bits - 8)
     )
     largest = encode(Image.fromarray(values), "TIFF", tiffinfo={281: 2**num_bits - 1})
     np.testing.assert_array_equal(decode(largest, channels=1)[..., 0], values >> (num_bits - 8))
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_bits", [9, 10, 12, 14])
+def test_colours_and_opacity_of_fewer_than_16_bits_are_those_of_the_file(num_bits, num_channels):
+    values = np.random.default_rng(0).integers(0, 2**num_bits, (5, 7, num_channels), np.uint16)
+    values[0, 0] = 2**num_bits - 1
+    said = [num_bits] * num_channels
+    if num_channels > 2:
+        said[1] = 8  # green has fewer: the largest counts
+        values[..., 1] >>= num_bits - 8
+    eight = (values >> (num_bits - 8)).astype(np.float64)
+    colours = eight[..., :3] if num_channels > 2 else eight[..., :1]
+    if num_channels in (2, 4):  # on white
+        opacity = eight[..., -1:] / 255
+        colours = colours * opacity + 255 * (1 - opacity)
+    # The file may hold the values as they are, or in the highest bits as the format prescribes.
+    for stored in (values, values << (16 - num_bits)):
+        image = stored[..., 0] if num_channels == 1 else stored
+        pixels = decode(png16(image, said)).astype(np.float64)
+        assert np.abs(pixels - colours).max() <= (1 if num_channels in (2, 4) else 0)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
