@@ -9,14 +9,16 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gsg_jax.console import UserError, counting, say
+from gsg_jax.data.decode import extensions, reason
 from gsg_jax.evaluation.feature_files import (
     READ_ERRORS,
     LabelledFeatures,
@@ -25,6 +27,7 @@ from gsg_jax.evaluation.feature_files import (
 )
 from gsg_jax.evaluation.features import Embed, embed_batches
 from gsg_jax.evaluation.image_encoder import BATCH_SIZE, Preparation
+from gsg_jax.run.files import write_atomically
 from gsg_jax.search.images import Listing
 
 SAVE_EVERY_SECONDS = 30.0
@@ -37,7 +40,7 @@ class Prepared:
     """Some images of a listing, prepared for a network; satisfies Source.
 
     Attributes:
-      unreadable: indices into `rows` of files that could not be decoded; they become black.
+      unreadable: {index into `rows` of a file that could not be decoded: why}; they become black.
       broken: those of them that were read, so that only another file would help.
     """
 
@@ -47,7 +50,7 @@ class Prepared:
         """Takes the images of the given rows, in their order."""
         self.name = images.title
         self.image_shape = (prepare.size, prepare.size, prepare.channels)
-        self.unreadable: set[int] = set()
+        self.unreadable: dict[int, str] = {}
         self.broken: set[int] = set()
         self._images, self._rows, self._prepare = images, rows, prepare
 
@@ -61,7 +64,7 @@ class Prepared:
         except UserError as error:
             if self._images.root is None:
                 raise
-            self.unreadable.add(i)
+            self.unreadable[i] = reason(error.__cause__ or error)
             if getattr(error.__cause__, "errno", None) is None:
                 self.broken.add(i)
             return np.zeros(self.image_shape, np.uint8)
@@ -76,14 +79,14 @@ class Index(NamedTuple):
       id: [N], as in the listing and in its order; files that cannot be decoded are left out.
       stamp: int64 [N, 2], likewise.
       num_embedded: how many of them were embedded by this call.
-      broken: (name, size, time) of files that could not be decoded; they are not tried again.
+      broken: {(name, size, time) of a file that could not be decoded: why}; none is tried again.
     """
 
     h: np.ndarray
     id: np.ndarray
     stamp: np.ndarray
     num_embedded: int = 0
-    broken: tuple[tuple[str, int, int], ...] = ()
+    broken: Mapping[tuple[str, int, int], str] = MappingProxyType({})
 
 
 def update_index(
@@ -107,30 +110,31 @@ def update_index(
     about = {"version": VERSION, **about, "images": images.key} | dataclasses.asdict(prepare)
     kept = _read(path, about)
     row_of = {} if kept is None else {key: row for row, key in enumerate(_keys(kept))}
-    keys, known_broken = list(_keys(images)), set(kept.broken if kept else ())
+    keys, known_broken = list(_keys(images)), kept.broken if kept else {}
     kept_row = np.array([row_of.get(key, -1) for key in keys])
     is_broken = np.array([key in known_broken for key in keys])
+    why = {row: known_broken[keys[row]] for row in np.flatnonzero(is_broken)}
     missing = np.flatnonzero((kept_row < 0) & ~is_broken)
     num_gone = 0 if kept is None else len(np.setdiff1d(kept.id, images.id))
     _report(path, images, int(np.sum(kept_row >= 0)), len(missing), num_gone)
     if not len(missing) and not num_gone:
-        _report_unreadable(images, images.id[is_broken])
+        _report_left_out(path, images, why)
         return kept
 
     check_writable(path.parent)
     rows, source = _Rows(images, kept, kept_row), Prepared(images, missing, prepare)
     if len(missing):
         _embed_missing(rows, missing, source, embed, partial(_save, path, about))
-    is_unreadable = is_broken.copy()
-    is_unreadable[missing[sorted(source.unreadable)]] = True
+    why |= {missing[i]: text for i, text in source.unreadable.items()}
     is_broken[missing[sorted(source.broken)]] = True
-    _report_unreadable(images, images.id[is_unreadable])
-    index = rows.index()._replace(broken=tuple(keys[row] for row in np.flatnonzero(is_broken)))
+    broken = {keys[row]: why[row] for row in np.flatnonzero(is_broken)}
+    index = rows.index()._replace(broken=broken)
     if not len(index.h):
         raise UserError(
-            f"{images.title}: none of the {len(images.id)} images can be decoded: give JPEG, PNG "
-            "or WebP files"
+            f"{images.title}: none of the {len(images.id)} images can be decoded: give files of "
+            f"{' '.join(extensions())}"
         )
+    _report_left_out(path, images, why)
     num_embedded = len(missing) - len(source.unreadable)
     if num_embedded or num_gone or source.broken:
         _save(path, about, index)
@@ -212,7 +216,10 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
             stamp, there = arrays["stamp"], json.loads(str(arrays["about"]))
             broken = json.loads(str(arrays["broken"])) if "broken" in arrays else []
         is_whole = stamp.shape == (len(features.h), 2) and isinstance(there, dict)
-        broken = tuple((str(name), int(size), int(time)) for name, size, time in broken)
+        broken = {
+            (str(name), int(size), int(time)): str(*why or ["damaged"])
+            for name, size, time, *why in broken
+        }
     except (UserError, ArithmeticError, RecursionError, *READ_ERRORS):
         is_whole = False
     if not is_whole:
@@ -231,9 +238,8 @@ def _read(path: Path, about: dict[str, Any]) -> Index | None:
 
 def _save(path: Path, about: dict[str, Any], index: Index) -> None:
     features = LabelledFeatures(index.h, np.full(len(index.h), -1, np.int32), index.id)
-    save_features(
-        path, features, about=json.dumps(about), stamp=index.stamp, broken=json.dumps(index.broken)
-    )
+    broken = json.dumps([(*key, why) for key, why in index.broken.items()])
+    save_features(path, features, about=json.dumps(about), stamp=index.stamp, broken=broken)
 
 
 def _report(path: Path, images: Listing, num_kept: int, num_missing: int, num_gone: int) -> None:
@@ -248,13 +254,20 @@ def _report(path: Path, images: Listing, num_kept: int, num_missing: int, num_go
         )
 
 
-def _report_unreadable(images: Listing, unreadable: Sequence[str]) -> None:
-    """Names the images that are left out, in one warning."""
-    paths = [*images.not_files, *(images.root / name for name in unreadable)]
-    if paths:
-        names = ", ".join(map(str, paths[:_NAMED_FILES]))
-        more = ", ..." if len(paths) > _NAMED_FILES else ""
-        say(
-            f"warning: {len(paths)} of the {len(images.id) + len(images.not_files)} images of "
-            f"{images.title} cannot be decoded and are left out: {names}{more}"
-        )
+def _report_left_out(index_path: Path, images: Listing, why: Mapping[int, str]) -> None:
+    """Names the first images that are left out in one warning, and all in a file by the index."""
+    path = index_path.with_suffix(".left_out.txt")
+    texts = [f"{name} (not a file)" for name in images.not_files]
+    texts += [f"{images.root / images.id[row]} ({why[row]})" for row in sorted(why)]
+    if not texts:
+        if path.exists():
+            path.unlink()
+        return
+    listed = "".join(f"{' '.join(text.splitlines())}\n" for text in texts)
+    if not path.is_file() or path.read_text("utf-8", "surrogateescape") != listed:
+        write_atomically(path, listed)
+    some = "; ".join(texts[:_NAMED_FILES]) + ("; ..." if len(texts) > _NAMED_FILES else "")
+    say(
+        f"warning: {len(texts)} of the {len(images.id) + len(images.not_files)} images of "
+        f"{images.title} cannot be decoded and are left out (all are in {path}): {some}"
+    )
