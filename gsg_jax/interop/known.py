@@ -30,7 +30,8 @@ class Layout:
       is_numbered: whether the backbone is an nn.Sequential of a ResNet's children.
       others: pattern of tensors that have no use here; they are kept for an export.
       heads: attention heads of the ViTs that are published in this layout.
-      mean_and_std: of each channel of the images of its ViTs; None if they are ImageNet's.
+      mean_and_std: of each channel of the images of its ViTs that have a classifier; all others
+        take ImageNet's: DINO, MoCo v3 and MAE publish ViTs by timm's names without one.
     """
 
     method: str

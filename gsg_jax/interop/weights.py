@@ -1,5 +1,6 @@
 """The network of a checkpoint file: the run that it would be, and its tensors as our trees."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from functools import partial
@@ -58,6 +59,7 @@ def read_network(path: pathlib.Path, config: ml_collections.ConfigDict) -> Netwo
         ones, or if nobody knows the number of heads.
     """
     file = read_checkpoint(path / "model.safetensors" if path.is_dir() else path)
+    has_classifier = "head.weight" in file.tensors
     try:
         source = nearest_layout(_shapes(file), default="torchvision" if config.prefix else "")
         if config.prefix or config.only_backbone:
@@ -69,7 +71,10 @@ def read_network(path: pathlib.Path, config: ml_collections.ConfigDict) -> Netwo
         plain = run.copy_and_resolve_references()
         for group, values in found.overrides.items():
             run[group].update(values)
-        about = _set_images_and_heads(run, LAYOUTS[source], found, path, config)
+        source = LAYOUTS[source]
+        if not has_classifier:
+            source = dataclasses.replace(source, mean_and_std=None)
+        about = _set_images_and_heads(run, source, found, path, config)
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
     check_pretraining(run)
@@ -93,7 +98,7 @@ def _set_images_and_heads(
     if card:
         origin = "the card"
     elif is_vit and source.mean_and_std:
-        origin = "what ViTs in this layout have"
+        origin = "what ViTs with a classifier have in this layout"
         images = (source.mean_and_std,) * found.channels
         run.views.update({"mean": images, "std": images})
     given = {key: value for key, value in config.views.items() if value}

@@ -154,9 +154,13 @@ def test_mean_and_std_are_of_the_flags_the_card_the_layout_or_the_recipe(tmp_pat
     path = saved(tmp_path, tensors("torchvision"))
     assert images_of(path) == imagenet
     assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, by the recipe" in capfd.readouterr().err
-    path = saved(tmp_path, tensors("timm"))
-    assert images_of(path) == ((0.5,) * 3, (0.5,) * 3)
-    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, by what ViTs" in capfd.readouterr().err
+    path = saved(tmp_path, tensors("timm"))  # as DINO and MAE publish theirs
+    assert images_of(path) == imagenet
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, by the recipe" in capfd.readouterr().err
+    path = saved(tmp_path, tensors("timm classifier"))
+    for flags in ({}, {"only_backbone": True}):
+        assert images_of(path, **flags) == ((0.5,) * 3, (0.5,) * 3)
+        assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, by what ViTs" in capfd.readouterr().err
     flags = {"views.mean": mean, "views.std": std}
     assert images_of(path, **flags) == (mean, std)
     assert "mean 0.1 0.2 0.3, std 0.4 0.5 0.6, by --config.views" in capfd.readouterr().err
