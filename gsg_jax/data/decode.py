@@ -192,7 +192,7 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
       uint8 [H, W, channels].
 
     Raises:
-      UserError: if it cannot be decoded.
+      UserError: if it cannot be decoded, or takes too much memory.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
         raise UserError(f"cannot decode {path} (not a file): give an image file")
@@ -200,6 +200,8 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
         return decode(path, channels=channels, exif=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: check the path") from error
+    except MemoryError as error:
+        raise UserError(f"not enough memory for {path}: make it smaller or remove it") from error
     except DECODE_ERRORS as error:
         raise UserError(
             f"cannot decode {path} ({reason(error)}): give a file of {' '.join(extensions())}"
@@ -207,7 +209,9 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a file, in a few words without its name, of one of DECODE_ERRORS."""
+    """What is wrong with a file, in a few words, of DECODE_ERRORS or a MemoryError."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or of another format"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -277,10 +277,8 @@ def _attempt(read: Callable[[Path], Any], path: Path) -> Any:
     """Returns what `read` returns; what is wrong, as text, if the file is broken."""
     try:
         return read(path)
-    except DECODE_ERRORS as error:
+    except (*DECODE_ERRORS, MemoryError) as error:
         return reason(error)
-    except MemoryError:
-        return "not enough memory"
 
 
 def _decode_check(

@@ -65,7 +65,8 @@ class Prepared:
             if self._images.root is None:
                 raise
             self.unreadable[i] = reason(error.__cause__ or error)
-            if getattr(error.__cause__, "errno", None) is None:
+            is_too_large = isinstance(error.__cause__, MemoryError)
+            if getattr(error.__cause__, "errno", None) is None and not is_too_large:
                 self.broken.add(i)
             return np.zeros(self.image_shape, np.uint8)
         return self._prepare(pixels)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gsg_jax.console import UserError
+from gsg_jax.data import decode
 from gsg_jax.evaluation.feature_files import read_features
 from gsg_jax.evaluation.image_encoder import Preparation
 from gsg_jax.search import index as indexes
@@ -203,6 +204,24 @@ def test_broken_files_are_named_left_out_and_tried_again_when_they_change(
     (photos / "link.png").unlink()
     assert_holds(updated(photos, tmp_path)[0], photos)
     assert os.listdir(tmp_path / "search") == ["photos.npz"]
+
+
+def test_a_file_that_is_too_large_for_the_memory_is_named_and_tried_again(
+    photos, tmp_path, monkeypatch, capsys
+):
+    large, plain = photos / "album 1" / "3.png", decode.image_pixels
+
+    def pixels(image, **options):
+        if image.filename == str(large):
+            raise MemoryError
+        return plain(image, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "image_pixels", pixels)
+        index, _ = updated(photos, tmp_path)
+    assert len(index.h) == 9 and not index.broken
+    assert f"{large} (not enough memory)" in capsys.readouterr().err
+    assert_holds(updated(photos, tmp_path)[0], photos)
 
 
 def test_a_file_that_cannot_be_opened_is_tried_again(photos, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The search of a folder: a photograph finds itself first, and whatever is wrong is one line."""
 
 import json
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import gsg_jax
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
+from gsg_jax.console import UserError
 from gsg_jax.data.open import open_source
 from gsg_jax.search import __main__ as search
 from gsg_jax.search.contact_sheet import COLUMNS, TILE
@@ -218,6 +221,7 @@ PHOTO = "--image={photos}/trip 0/02.jpg"
         (["{run}", "--outliers", "--folder={tmp}", "--sheet={photos}/s.png"], 1, "holds no image"),
         (["{tmp}", PHOTO], 1, "holds no run (no config.json): give the --workdir of one"),
         (["{run}", "--image={tmp}/lost.jpg"], 1, "there is no file {tmp}/lost.jpg: check the path"),
+        (["{run}", "--image={pipe}"], 1, "cannot decode {pipe} (not a file)"),
         (["{run}", "--image={run}/config.json"], 1, "cannot decode {run}/config.json"),
         (["{run}", PHOTO, "--folder={tmp}/lost"], 1, "there is no folder {tmp}/lost"),
         (["{run}", PHOTO, "--folder={run}/config.json"], 1, "there is no folder {run}/config.json"),
@@ -225,14 +229,29 @@ PHOTO = "--image={photos}/trip 0/02.jpg"
     ],
 )
 def test_wrong_input_gets_one_line_and_nothing_is_written(
-    runs, photos, tmp_path, capsys, flags, status, said
+    runs, photos, tmp_path, tmp_path_factory, capsys, flags, status, said
 ):
-    given = {"run": runs["colour"], "photos": photos, "tmp": tmp_path}
+    pipe = tmp_path_factory.mktemp("pipes") / "pipe.jpg"
+    os.mkfifo(pipe)
+    given = {"run": runs["colour"], "photos": photos, "tmp": tmp_path, "pipe": pipe}
     before = hashes(runs["colour"]), hashes(photos)
     found_status, last, err = searched(capsys, *(flag.format(**given) for flag in flags))
     assert (found_status, last) == (status, None)
     assert said.format(**given) in err and err.count("\n") == 1 and err.startswith("error: ")
     assert (hashes(runs["colour"]), hashes(photos)) == before and not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_for_a_photograph_names_it(runs, photos, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("gsg_jax.data.decode.image_pixels", refuse)
+    query = photos / "trip 0" / "02.jpg"
+    status, _, err = searched(capsys, runs["colour"], f"--image={query}")
+    said = f"not enough memory for {query}: make it smaller"
+    assert status == 1 and err.startswith(f"error: {said}") and err.count("\n") == 1
+    with pytest.raises(UserError, match=re.escape(said)):
+        gsg_jax.load(runs["colour"]).embed([query])
 
 
 def test_a_run_without_checkpoint_and_one_without_its_images_are_told(run, tmp_path, capsys):
