@@ -38,6 +38,14 @@ class HuggingFaceSource:
         self._images, self._column = images, images.column_names[0]
         self.image_shape = self._common_shape()
 
+    @property
+    def files(self) -> list[str]:
+        """The files that hold the images, by which two versions of a set are told apart."""
+        first = self._images[0][self._column] or {}
+        if first.get("bytes") or not first.get("path"):
+            return [file["filename"] for file in self._images.cache_files]
+        return [encoded["path"] for encoded in self._images[self._column] if encoded]
+
     def __len__(self) -> int:
         return len(self._images)
 

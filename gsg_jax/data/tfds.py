@@ -29,6 +29,7 @@ class RecordSource:
       class_names: one per label; empty for a set without labels.
       channels: 3 for RGB, 1 for grayscale.
       image_key: under which an element holds its image.
+      files: that hold the records, by which two versions of a set are told apart.
       label_of: returns a record's label, or its row of labels (`multi_label_row`).
     """
 
@@ -43,6 +44,7 @@ class RecordSource:
         class_names: tuple[str, ...],
         channels: int,
         image_key: str = "image",
+        files: Sequence[str] = (),
         label_of: Callable[[dict[str, Any]], int | np.ndarray] = operator.itemgetter("label"),
     ) -> None:
         self.name = name
@@ -51,6 +53,7 @@ class RecordSource:
         self._records = records
         self._channels = channels
         self._image_key = image_key
+        self.files = files
         # Images of one oblong shape that is known beforehand keep it.
         self._is_turned = image_shape is None or image_shape[0] == image_shape[1]
         self._label_of = label_of
@@ -172,6 +175,7 @@ def open_tfds(
         class_names=class_names,
         channels=channels,
         image_key=image_key,
+        files=[str(path) for path in builder.info.splits[split].filepaths],
         **label_of,
     )
     if shape is None or not fits(len(source), shape, memory_limit_mb):

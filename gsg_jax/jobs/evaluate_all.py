@@ -24,8 +24,9 @@ from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import check_sets, transfer_figures
 from gsg_jax.run.files import read_object, write_atomically
-from gsg_jax.run.identity import settings as jax_settings
-from gsg_jax.run.workdir import claim_for_evaluation
+from gsg_jax.run.identity import identity
+from gsg_jax.run.lock import writing
+from gsg_jax.run.workdir import claimed_for_evaluation
 
 PARTS = ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer")
 
@@ -54,7 +55,9 @@ def run_every_evaluation(
             f"--config.encoder=pixels: does not go with --config.parts={parts}, since it has no "
             "weights; leave finetune and transfer out"
         )
-    return Evaluation(config, workdir).run()
+    evaluation = Evaluation(config, workdir)
+    with writing(workdir, "evaluation.lock"):  # the folder may be that of a run that trains
+        return evaluation.run()
 
 
 class Evaluation:
@@ -67,6 +70,8 @@ class Evaluation:
         self.train = open_train(self.run_config)
         self.test = open_test(self.run_config, needs_test=True)
         self.encoder = open_encoder(config, self.run_config, self.train)
+        images = {"train": self.train, "test": self.test}
+        self.identity = identity(images, self.run_config.data.dir)
         self.labelled_parts = {}
         for share in config.finetune_labels if "finetune" in config.parts else ():
             part = official_part(self.run_config, share)
@@ -77,12 +82,11 @@ class Evaluation:
     def run(self) -> dict[str, Any]:
         """Runs what the file does not have yet; returns all figures."""
         settings = json.loads(as_json(self.config))
-        settings |= {"digest": self.encoder.digest, "jax": jax_settings()}
+        settings |= {"digest": self.encoder.digest, **self.identity}
         for key in ("pretrained", "parts"):  # the digest identifies the encoder, the file its parts
             settings.pop(key)
         found, options = self._found(settings), self.config.eval
         wait_for_hosts("the figures are looked at")
-        self.workdir.mkdir(parents=True, exist_ok=True)
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
             "knn": lambda: score_by_knn(self.labelled, options.knn_k, options.knn_temperature),
             "few_label": lambda: score_by_few_labels(self.labelled, self.config),
@@ -122,8 +126,8 @@ class Evaluation:
         for share, train in self.labelled_parts.items():
             prefix = f"finetune_{100 * share:g}pct"
             folder = self.workdir / "finetune" / prefix
-            claim_for_evaluation(folder, self.config, self.encoder.digest)
-            figures |= tune(self.encoder, train, self.test, self.config, folder, prefix)
+            with claimed_for_evaluation(folder, self.config, self.encoder.digest, self.identity):
+                figures |= tune(self.encoder, train, self.test, self.config, folder, prefix)
         return figures
 
     def _found(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -134,11 +138,12 @@ class Evaluation:
         figures, others = record.get("figures"), record.get("settings")
         if not isinstance(figures, dict) or not isinstance(others, dict):
             raise UserError(f"{self.path} is damaged (no figures or settings): remove it")
-        for key in ("few_label", "jax"):  # not in files of earlier versions
+        for key in ("few_label", *self.identity):  # not in files of earlier versions
             others.setdefault(key, settings[key])
         if differing := differences(ml_collections.ConfigDict(settings), others):
             raise UserError(
-                f"{self.path} is of another checkpoint or of other settings, which differ in "
+                f"{self.path} is of another checkpoint, other images or of other settings, which "
+                f"differ in "
                 f"{'; '.join(differing[:5])}: give another --workdir, or move it away with "
                 f"{self.workdir / 'features'} and {self.workdir / 'finetune'}"
             )

@@ -22,7 +22,8 @@ from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.evaluation.splits import class_balanced, split_held_out
 from gsg_jax.jobs.linear import reported_figures, write_trained
 from gsg_jax.run.files import read_object, write_atomically
-from gsg_jax.run.workdir import claim_for_evaluation
+from gsg_jax.run.identity import identity
+from gsg_jax.run.workdir import claimed_for_evaluation
 from gsg_jax.train.supervised import ClassifierRun, Diverged
 
 # Official subsets of ImageNet by share of the labels: the lists that the papers use.
@@ -54,8 +55,9 @@ def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     test = open_test(run, needs_test=True)
     encoder = open_encoder(config, run, train)
     check_tunable(encoder, train, config)
-    claim_for_evaluation(workdir, config, encoder.digest)
-    figures = tune(encoder, train, test, config, workdir, "finetune")
+    now = identity({"train": train, "test": test}, run.data.dir)
+    with claimed_for_evaluation(workdir, config, encoder.digest, now):
+        figures = tune(encoder, train, test, config, workdir, "finetune")
     return {"job": "finetune", **encoder.about, "labels": config.labels, **figures}
 
 

@@ -10,6 +10,7 @@ from gsg_jax.console import UserError, say
 from gsg_jax.evaluation.knn import cut_to_bank, knn_scores, knn_top1
 from gsg_jax.evaluation.labelled import Labelled, labelled_features
 from gsg_jax.evaluation.predictions import write_predictions
+from gsg_jax.run.lock import writing
 
 
 def classify_by_knn(
@@ -48,7 +49,8 @@ def _write(labelled: Labelled, k: int, temperature: float, folder: pathlib.Path)
     )
     shares = votes / votes.sum(axis=1, keepdims=True)
     bank = {"h": train.h, "label": train.label, "k": k, "temperature": temperature}
-    write_predictions(folder, test.id, test.label, shares, names, bank)
+    with writing(folder):
+        write_predictions(folder, test.id, test.label, shares, names, bank)
 
 
 def score_by_knn(labelled: Labelled, ks: tuple[int, ...], temperature: float) -> dict[str, float]:

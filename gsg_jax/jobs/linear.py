@@ -21,7 +21,9 @@ from gsg_jax.evaluation.predictions import write_predictions
 from gsg_jax.evaluation.probe import ChosenProbe, fit_probe
 from gsg_jax.evaluation.scores import Metric, classification_figures, top_k_accuracy
 from gsg_jax.evaluation.splits import split_held_out
-from gsg_jax.run.workdir import claim_for_evaluation
+from gsg_jax.run.identity import identity
+from gsg_jax.run.lock import writing
+from gsg_jax.run.workdir import claimed_for_evaluation
 from gsg_jax.train.supervised import ClassifierRun, ClassifierState
 
 TOP1 = partial(top_k_accuracy, k=1)
@@ -195,7 +197,8 @@ def _write(
     test, (mean, scale) = labelled.test, standardization(labelled.train.h)
     arrays = {"kernel": classifier.kernel, "bias": classifier.bias, "mean": mean, "scale": scale}
     shares = np.asarray(jax.nn.softmax(scores))
-    write_predictions(folder, test.id, test.label, shares, labelled.class_names, arrays)
+    with writing(folder):
+        write_predictions(folder, test.id, test.label, shares, labelled.class_names, arrays)
 
 
 def reported_figures(prefix: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -226,10 +229,11 @@ def _on_images(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict
     training = ClassifierRun(
         encoder, train, config, backbone_rate=0.0, head_rate=config.optim.learning_rate
     )
-    claim_for_evaluation(workdir, config, encoder.digest)
-    state = training.train(workdir, "linear protocol")
-    scores = training.scores(state, test, config.eval.batch_size)
-    write_trained(workdir, state, test, scores)
+    now = identity({"train": train, "test": test}, run.data.dir)
+    with claimed_for_evaluation(workdir, config, encoder.digest, now):
+        state = training.train(workdir, "linear protocol")
+        scores = training.scores(state, test, config.eval.batch_size)
+        write_trained(workdir, state, test, scores)
     return {**encoder.about, **reported_figures("linear", scores, labels_of(test))}
 
 

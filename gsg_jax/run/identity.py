@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gsg_jax.config.load import differences
 from gsg_jax.console import UserError, say
-from gsg_jax.data.source import ArraySource, Source, num_decode_threads
+from gsg_jax.data.source import ArraySource, Source, Subset, num_decode_threads
 from gsg_jax.run.files import read_object
 
 IDENTITY = "identity.json"
@@ -61,7 +61,11 @@ def check_identity(workdir: pathlib.Path, now: dict[str, Any], may_differ: bool)
     path = workdir / IDENTITY
     if not path.exists():
         return
-    if not (differing := differences(ConfigDict(now), read_object(path))):
+    before = read_object(path)
+    for split, known in now.items():  # an earlier version did not record the files of many images
+        if "files" in known and isinstance(before.get(split), dict):
+            before[split].setdefault("files", known["files"])
+    if not (differing := differences(ConfigDict(now), before)):
         return
     what = f"the images or JAX's settings are not those of the run in {workdir}"
     if not may_differ:
@@ -74,6 +78,8 @@ def check_identity(workdir: pathlib.Path, now: dict[str, Any], may_differ: bool)
 
 def _of_images(source: Source, folder: str) -> dict[str, Any]:
     """The number of images, and digests of what is known of them without decoding any."""
+    while isinstance(source, Subset):  # drawn by the labels and the config
+        source = source.source
     known = {"count": len(source), "classes": _digest(map(os.fsencode, source.class_names))}
     if source.paths:
         root = str(pathlib.Path(folder).expanduser()) if folder else ""
@@ -82,6 +88,9 @@ def _of_images(source: Source, folder: str) -> dict[str, Any]:
         known["sizes"] = _digest([np.array(_sizes(source.paths), np.int64).tobytes()])
     elif isinstance(source, ArraySource):
         known["pixels"] = _digest([source.images.tobytes()])
+    elif files := getattr(source, "files", ()):
+        names = [os.fsencode(os.path.basename(path)) for path in files]
+        known["files"] = _digest([*names, np.array(_sizes(files), np.int64).tobytes()])
     # Other sources would have to read their records for the labels.
     if source.paths or isinstance(source, ArraySource):
         labels = source.labels
@@ -89,10 +98,10 @@ def _of_images(source: Source, folder: str) -> dict[str, Any]:
     return known
 
 
-def _sizes(paths: Sequence[pathlib.Path]) -> list[int]:
+def _sizes(paths: Sequence[pathlib.Path | str]) -> list[int]:
     parts = [paths[n : n + _FILES_PER_CALL] for n in range(0, len(paths), _FILES_PER_CALL)]
 
-    def sizes(part: Sequence[pathlib.Path]) -> list[int]:
+    def sizes(part: Sequence[pathlib.Path | str]) -> list[int]:
         return [os.stat(path).st_size if os.path.exists(path) else -1 for path in part]
 
     with ThreadPoolExecutor(num_decode_threads()) as pool:

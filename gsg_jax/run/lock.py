@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
+def writing(folder: pathlib.Path, name: str = LOCK) -> Iterator[Callable[[], None]]:
     """Makes a folder and holds it against other processes that write; readers need no lock.
 
     Only the host that writes holds it. A process that is killed holds it no more. Where the file
@@ -29,6 +29,7 @@ def writing(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
 
     Args:
       folder: of a run or an evaluation.
+      name: of the lock, where an evaluation writes beside a run that may train.
 
     Yields:
       A function to be called before what must not be mixed with another process's: if somebody has
@@ -38,7 +39,7 @@ def writing(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
       UserError: if another process holds the folder, it cannot be written, or it is not the one
         that host 0 holds.
     """
-    path, held = folder / LOCK, []
+    path, held = folder / name, []
     if not is_writer():
         wait_for_hosts("the folder is held")
         if not path.exists():

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,12 +18,11 @@ from gsg_jax.config.recipes import RECIPES, pretraining
 from gsg_jax.console import UserError, say
 from gsg_jax.data.source import Source
 from gsg_jax.devices.hosts import is_writer
-from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.methods import METHODS
 from gsg_jax.run.files import read_object, write_atomically
-from gsg_jax.run.identity import IDENTITY, check_identity, identity, settings
+from gsg_jax.run.identity import IDENTITY, check_identity, identity
 from gsg_jax.run.integrity import check_name, damage, saved_steps
-from gsg_jax.run.lock import LOCK, not_writable
+from gsg_jax.run.lock import LOCK, not_writable, writing
 
 # The folder that describes an imported checkpoint.
 IMPORTED = "imported"
@@ -188,28 +187,39 @@ def file_of_part(workdir: pathlib.Path, kind: str, name: str) -> str:
     return "".join(x.removeprefix(start) for x in lines.splitlines() if x.startswith(start))
 
 
-def claim_for_evaluation(workdir: pathlib.Path, config: ConfigDict, digest: str) -> None:
-    """Makes the folder of an evaluation that can be resumed, or checks that it holds the same one.
+@contextlib.contextmanager
+def claimed_for_evaluation(
+    workdir: pathlib.Path, config: ConfigDict, digest: str, now: dict[str, Any]
+) -> Iterator[None]:
+    """Makes and holds the folder of an evaluation that can be resumed.
 
     Args:
-      workdir: its folder.
+      workdir: its folder, empty or of the same evaluation.
       config: its config.
       digest: of what it evaluates.
+      now: `identity` of its images.
 
     Raises:
-      UserError: if the folder cannot be written or hold checkpoints, or holds another evaluation.
+      UserError: if another process writes there, or the folder cannot be written or hold
+        checkpoints, or holds another evaluation, or one of other images.
     """
-    now = {"jax": settings()}  # not in folders of earlier versions
     config = ConfigDict(config.to_dict() | {"digest": digest} | now)
     path = workdir / "config.json"
-    if path.exists() and (differing := differences(config, now | read_object(path))):
-        raise UserError(
-            f"{workdir} holds another run or evaluation, which differs in "
-            f"{'; '.join(differing[:5])}: give another --workdir"
-        )
+
+    def check() -> None:
+        # Folders of earlier versions do not have the identity.
+        if path.exists() and (differing := differences(config, now | read_object(path))):
+            raise UserError(
+                f"{workdir} holds another run or evaluation, which differs in "
+                f"{'; '.join(differing[:5])}: give another --workdir"
+            )
+
+    check()
     check_name(workdir)
-    wait_for_hosts("the folder is checked")
-    write_record(path, config)
+    with writing(workdir):
+        check()  # another process may have been the first
+        write_record(path, config)
+        yield
 
 
 def read_config(workdir: pathlib.Path) -> dict:

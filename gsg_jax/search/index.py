@@ -28,6 +28,7 @@ from gsg_jax.evaluation.feature_files import (
 from gsg_jax.evaluation.features import Embed, embed_batches
 from gsg_jax.evaluation.image_encoder import BATCH_SIZE, Preparation
 from gsg_jax.run.files import write_atomically
+from gsg_jax.run.lock import writing
 from gsg_jax.search.images import Listing
 
 SAVE_EVERY_SECONDS = 30.0
@@ -106,7 +107,8 @@ def update_index(
       The index.
 
     Raises:
-      UserError: if no image can be decoded, or the file's folder cannot be written.
+      UserError: if no image can be decoded, or the file's folder cannot be written or another
+        process writes there.
     """
     about = {"version": VERSION, **about, "images": images.key} | dataclasses.asdict(prepare)
     kept = _read(path, about)
@@ -123,23 +125,24 @@ def update_index(
         return kept
 
     check_writable(path.parent)
-    rows, source = _Rows(images, kept, kept_row), Prepared(images, missing, prepare)
-    if len(missing):
-        _embed_missing(rows, missing, source, embed, partial(_save, path, about))
-    why |= {missing[i]: text for i, text in source.unreadable.items()}
-    is_broken[missing[sorted(source.broken)]] = True
-    broken = {keys[row]: why[row] for row in np.flatnonzero(is_broken)}
-    index = rows.index()._replace(broken=broken)
-    if not len(index.h):
-        raise UserError(
-            f"{images.title}: none of the {len(images.id)} images can be decoded: give files of "
-            f"{' '.join(extensions())}"
-        )
-    _report_left_out(path, images, why)
-    num_embedded = len(missing) - len(source.unreadable)
-    if num_embedded or num_gone or source.broken:
-        _save(path, about, index)
-    return index._replace(num_embedded=num_embedded)
+    with writing(path.parent):
+        rows, source = _Rows(images, kept, kept_row), Prepared(images, missing, prepare)
+        if len(missing):
+            _embed_missing(rows, missing, source, embed, partial(_save, path, about))
+        why |= {missing[i]: text for i, text in source.unreadable.items()}
+        is_broken[missing[sorted(source.broken)]] = True
+        broken = {keys[row]: why[row] for row in np.flatnonzero(is_broken)}
+        index = rows.index()._replace(broken=broken)
+        if not len(index.h):
+            raise UserError(
+                f"{images.title}: none of the {len(images.id)} images can be decoded: give "
+                f"files of {' '.join(extensions())}"
+            )
+        _report_left_out(path, images, why)
+        num_embedded = len(missing) - len(source.unreadable)
+        if num_embedded or num_gone or source.broken:
+            _save(path, about, index)
+        return index._replace(num_embedded=num_embedded)
 
 
 def check_writable(folder: Path) -> None:

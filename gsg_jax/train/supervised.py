@@ -26,7 +26,6 @@ from gsg_jax.evaluation.encoder import Encoder
 from gsg_jax.evaluation.features import backbone_embed, embed_source
 from gsg_jax.models.jit import jit_network
 from gsg_jax.run.checkpoint import Checkpoints
-from gsg_jax.run.lock import writing
 from gsg_jax.train.build import open_loader
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.optim import build_by_branch, run_length
@@ -203,14 +202,14 @@ class ClassifierRun:
 
         Args:
           folder: gets checkpoints, every half minute and at the end; a stopped training resumes
-            there.
+            there. It lies in a folder that this process holds, or is that folder.
           what: name of the training, for people.
 
         Raises:
           UserError: if it was asked to stop: it has saved, and the same command resumes.
         """
         signals = stop_signals()
-        with writing(folder), signals as stop_requested, Checkpoints(folder, 1) as checkpoints:
+        with signals as stop_requested, Checkpoints(folder, 1) as checkpoints:
             state = self._first_state()
             if newest := checkpoints.newest_step():
                 state = checkpoints.restore(newest, state)

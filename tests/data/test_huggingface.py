@@ -1,6 +1,7 @@
 """Sets of Hugging Face `datasets`: the same images as other sources, and no request for a path."""
 
 import io
+import pathlib
 import pickle
 import shutil
 import socket
@@ -15,6 +16,7 @@ from gsg_jax.data import huggingface
 from gsg_jax.data.decode import decode
 from gsg_jax.data.open import open_source
 from gsg_jax.data.source import ArraySource, BrokenImage
+from gsg_jax.run.identity import identity
 from tests.runs import assert_same, done, tiny
 from tests.small import data_config
 
@@ -100,6 +102,12 @@ def test_every_local_form_gives_the_same_images_and_labels(datasets, tmp_path, f
         with pytest.raises(UserError, match="no split 'test'.* one of train .test_split=''"):
             opened(path, "test")
         assert opened(path, "test", test_split="") is None
+    known = identity({"train": source}, "")
+    assert known == identity({"train": opened(path)}, "") and "files" in known["train"]
+    changed = next(path.rglob("0.png")) if form == "images" else pathlib.Path(source.files[0])
+    with changed.open("ab") as file:
+        file.write(b"more")
+    assert identity({"train": source}, "") != known
 
 
 def test_images_of_one_shape_are_held_in_memory_and_converted_as_in_folders(datasets, tmp_path):

@@ -13,6 +13,7 @@ from gsg_jax.console import UserError
 from gsg_jax.data import open as sources
 from gsg_jax.data.source import BrokenImage
 from gsg_jax.data.tfds import is_prepared
+from gsg_jax.run.identity import IDENTITY, check_identity, identity
 from tests.data.test_decode import encode
 from tests.data.test_sources import opened
 
@@ -64,6 +65,26 @@ def test_tfds_photographs_of_differing_sizes_are_read_one_by_one(tfds_dir):
     copy = pickle.loads(pickle.dumps(source))  # though its files are open
     assert copy.class_names == source.class_names and copy.labels.tolist() == [0, 1] * 10
     assert [int(copy.image(i)[0, 0, 0]) for i in range(len(copy))] == list(range(20))
+
+
+def test_two_versions_of_a_set_are_told_apart_by_their_files(tfds_dir, tmp_path):
+    shutil.copytree(tfds_dir / "photos", tmp_path / "photos")
+    here, moved = opened(tfds_dir, name="photos"), opened(tmp_path, name="photos")
+    part = opened(tmp_path, name="photos", train_split="train[:50%]")
+    known = identity({"train": here, "part": part}, "")
+    assert set(known["train"]) == {"count", "classes", "files"} == set(known["part"])
+    assert identity({"train": moved, "part": part}, "") == known
+    with next(tmp_path.glob("photos/*/photos-train*")).open("ab") as file:
+        file.write(b"more")
+    (tmp_path / IDENTITY).write_text(json.dumps(known))
+    now = identity({"train": moved, "part": part}, "")
+    with pytest.raises(
+        UserError, match=r": part.files \(\w+ there, \w+ here\); train.files .*: bring"
+    ):
+        check_identity(tmp_path, now, may_differ=False)
+    del known["train"]["files"], known["part"]["files"]  # as earlier versions did
+    (tmp_path / IDENTITY).write_text(json.dumps(known))
+    check_identity(tmp_path, now, may_differ=False)
 
 
 def test_tfds_gray_images_keep_one_channel_and_are_held_if_they_fit(tfds_dir):

@@ -203,7 +203,8 @@ def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):
 def test_a_folder_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path):
     workdir = tmp_path / os.fsdecode(b"\xff") / "run"
     assert "checkpoints need a name in UTF-8" in refusal(workdir, small_config("byol"))
-    with pytest.raises(UserError, match="UTF-8"):
-        workdirs.claim_for_evaluation(workdir, small_config("byol"), "")
+    claimed = workdirs.claimed_for_evaluation(workdir, small_config("byol"), "", {})
+    with pytest.raises(UserError, match="UTF-8"), claimed:
+        pass
     with pytest.raises(UserError, match="UTF-8"):
         Checkpoints(workdir, read_only=True)

@@ -11,6 +11,7 @@ from gsg_jax.console import UserError
 from gsg_jax.data import decode
 from gsg_jax.evaluation.feature_files import read_features
 from gsg_jax.evaluation.image_encoder import Preparation
+from gsg_jax.run.lock import LOCK, writing
 from gsg_jax.search import index as indexes
 from gsg_jax.search.images import list_folder
 from gsg_jax.search.index import update_index
@@ -50,6 +51,15 @@ def updated(photos, tmp_path, about=ABOUT, prepare=PREPARE):
     return update_index(path, list_folder(photos), embed, prepare, about), sizes
 
 
+def test_one_process_at_a_time_writes_and_an_index_that_is_whole_needs_no_lock(photos, tmp_path):
+    with writing(tmp_path / "search"), pytest.raises(UserError, match="is written by process"):
+        updated(photos, tmp_path)
+    wanted, _ = updated(photos, tmp_path)
+    with writing(tmp_path / "search"):
+        found, sizes = updated(photos, tmp_path)
+    assert found.id.tolist() == wanted.id.tolist() and not sizes
+
+
 def assert_holds(index, photos, prepare=PREPARE):
     """Rows of the index are those of the images, one by one."""
     images = list_folder(photos)
@@ -66,7 +76,7 @@ def test_the_file_is_one_of_features_too(photos, tmp_path):
     features = read_features(tmp_path / "search" / "photos.npz")
     np.testing.assert_array_equal(features.h, index.h)
     assert features.id.tolist() == index.id.tolist() and set(features.label) == {-1}
-    assert os.listdir(tmp_path / "search") == ["photos.npz"]
+    assert set(os.listdir(tmp_path / "search")) == {"photos.npz", LOCK}
     with np.load(tmp_path / "search" / "photos.npz") as arrays:
         about = json.loads(str(arrays["about"]))
     whose = {"version": indexes.VERSION, "images": str(photos), **ABOUT}
@@ -203,7 +213,7 @@ def test_broken_files_are_named_left_out_and_tried_again_when_they_change(
     (photos / "last.jpg").unlink()
     (photos / "link.png").unlink()
     assert_holds(updated(photos, tmp_path)[0], photos)
-    assert os.listdir(tmp_path / "search") == ["photos.npz"]
+    assert set(os.listdir(tmp_path / "search")) == {"photos.npz", LOCK}
 
 
 def test_a_file_that_is_too_large_for_the_memory_is_named_and_tried_again(
@@ -243,7 +253,7 @@ def test_a_folder_of_nothing_but_broken_files_is_refused(tmp_path):
     (tmp_path / "photos" / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 1 images can be decoded: give .*webp .gif"):
         updated(tmp_path / "photos", tmp_path)
-    assert os.listdir(tmp_path / "search") == []
+    assert os.listdir(tmp_path / "search") == [LOCK]
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 16), (8, 40), (50, 10), (3, 2)])
