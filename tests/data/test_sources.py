@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -313,6 +314,19 @@ def test_folders_that_are_nested_deeper_than_python_calls_are_read(tmp_path):
         assert len(opened(tmp_path)) == 1
     finally:
         sys.setrecursionlimit(limit)
+
+
+def test_1200_nested_folders_are_read(tmp_path):
+    nested = [f"{tmp_path}{n * '/d'}" for n in range(1, 1201)]
+    for folder in nested:
+        os.mkdir(folder)
+    try:
+        save(pathlib.Path(nested[-1], "picture.png"))
+        assert opened(tmp_path).image(0).shape == (4, 6, 3)
+    finally:  # by hand, since neither Python nor pytest removes as many
+        os.unlink(f"{nested[-1]}/picture.png")
+        for folder in reversed(nested):
+            os.rmdir(folder)
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_split", "all"), ("test_split", "holdout")])

@@ -10,6 +10,10 @@ REFUSALS = {
         (["--config.transfer.sets=('dtdd',)"], "take from food101"),
         (["--config.finetune_labels=(0.5,0.01)", "--config.data.batch_size=8"], DEVICES),
         (["--config.parts=('knn','linear')"], "take from knn, few_label, probe"),
+        (["--config.parts=(1,2)"], "--config.parts=(1, 2): take from knn, few_label"),
+        (["--config.parts=(('knn',),None)"], "--config.parts=(('knn',), None): take from knn"),
+        (["--config.parts=()"], "--config.parts=(): take from knn"),
+        (["--config.transfer.sets=(1,)"], "--config.transfer.sets=(1,): take from food101"),
         (["--config.encoder=pixels"], "leave finetune and transfer out"),
     ],
     "features": [
