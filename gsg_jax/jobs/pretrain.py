@@ -38,10 +38,8 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     say("writing the report")
     report = evaluations.evaluation("report")
     report.pretrained = str(workdir)
-    if hosts.are_several():  # not all of them make the report, so they cannot agree to stop
-        write_report(report, workdir)
-        return figures
     try:
+        # All hosts ask equally often while they embed; then only the one that writes goes on.
         with stop_signals() as stop_requested:
             write_report(report, workdir, stop_requested)
         query = "--image=a.jpg" if config.data.name == "folder" else "--duplicates"
@@ -50,6 +48,8 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
     except (ReportStopped, KeyboardInterrupt):
         say("stopped before the report was written; the run is done, the same command writes it")
     except (UserError, OSError) as error:
+        if hosts.are_several():
+            raise
         say(
             f"warning: the run is done, but not its report ({error}): fix that, then make it by "
             f"--config=report --config.pretrained={workdir}"

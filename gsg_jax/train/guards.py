@@ -199,6 +199,9 @@ class Patience:
 
 
 _late: list[int] = []  # signals that no call of stop_requested has answered
+_calls = (
+    itertools.count()
+)  # on several hosts; JAX answers a signal at one number, the next or later
 
 
 @contextlib.contextmanager
@@ -241,12 +244,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 def _stop_of_any_host() -> Callable[[], bool]:
     """A function that returns True on all hosts from the same call on, once one got SIGTERM."""
-    calls = itertools.count()
     is_requested = False
 
     def stop_requested() -> bool:
         nonlocal is_requested
-        is_requested = is_requested or multihost_utils.reached_preemption_sync_point(next(calls))
+        is_requested = is_requested or multihost_utils.reached_preemption_sync_point(next(_calls))
         return is_requested
 
     return stop_requested

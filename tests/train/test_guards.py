@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from gsg_jax.console import UserError
+from gsg_jax.train import guards
 from gsg_jax.train.guards import (
     STEPS_IN_FLIGHT,
     CollapseWatch,
@@ -158,3 +159,21 @@ def test_a_signal_after_the_last_step_stops_the_report_and_an_answered_one_does_
         signal.raise_signal(signal.SIGTERM)
     with stop_signals() as stop_requested:
         assert not stop_requested()
+
+
+def test_several_hosts_never_ask_at_a_number_again_since_jax_answers_at_one(monkeypatch):
+    """What comes between two blocks is answered at the number after the last that was asked."""
+    asked = []
+
+    def reached(number):
+        asked.append(number)
+        return number == asked[0] + 3
+
+    monkeypatch.setattr(guards.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(guards.multihost_utils, "reached_preemption_sync_point", reached)
+    answers = []
+    for _ in range(2):
+        with stop_signals() as stop_requested:
+            answers += [stop_requested() for _ in range(3)]
+    assert answers == [False] * 3 + [True] * 3  # a stop stays asked for
+    assert asked == list(range(asked[0], asked[0] + 4))
