@@ -90,7 +90,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
             left_out.add(*getattr(train, "left_out", ()))
         loader.when_skipped = left_out.add
         monitor = KnnMonitor(config, train, test) if is_monitored else None
-        before_save = lambda: (keep_lock(), record())  # noqa: E731
+        before_save = lambda: keep_lock() or record()  # noqa: E731
         run = Pretraining(
             config, workdir, mesh, loader, monitor, train, num_steps, before_save, start
         )

@@ -190,7 +190,7 @@ def test_data_that_fail_in_the_middle_cost_no_step_and_the_run_resumes_to_the_bi
 def test_data_that_fail_in_the_monitor_cost_no_step(images, tmp_path, monkeypatch):
     flags = tiny("simsiam", images, tmp_path, "--config.eval.knn_every_epochs=3")
 
-    def figures(self, embed, *_, is_whole=False):
+    def figures(self, embed, *_, **__):
         raise UserError("cannot decode cut.jpg: repair it")
 
     def baselines(self, state, first_step):
