@@ -133,14 +133,3 @@ def test_an_error_of_one_host_is_its_own_line_and_ends_the_other(images, tmp_pat
     (here, out, _), (there, _, err) = finish_hosts(start_hosts(*flags))
     assert there == 1 and "is not the folder that host 0 has made" in err
     assert here not in (0, 1, 2) and "{" not in out
-
-
-def test_sigterm_during_the_report_on_one_host_stops_it_and_the_run_is_done(images, tmp_path):
-    flags = tiny("simsiam", images, tmp_path, *STEPS, "--config.run.report=true")
-    hosts = start_hosts(flags)
-    wait_until((tmp_path / "figures.json").exists, hosts[0])
-    hosts[1].send_signal(signal.SIGTERM)
-    (status, out, err), (other, *_) = finish_hosts(hosts)
-    assert (status, other, figures(out)["step"]) == (0, 0, 8), err
-    assert "stopped before the report was written; the run is done" in err
-    assert not (tmp_path / "report.html").exists()
