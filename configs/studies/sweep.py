@@ -13,11 +13,11 @@ tenths of a point between two values mean nothing.
 61 cells, one seed. Not yet run.
 """
 
+from gsg_jax import get_config
 from gsg_jax.config import recipes
 from gsg_jax.study import Cell, Study
 
-RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
-MIDDLE = {"optim.learning_rate": 0.4}
+FACTORS = (0.25, 0.5, 1, 2, 4)  # of the rate that a method's config has
 AT_MIDDLE = {
     "decay1e-4": {"optim.weight_decay": 1e-4},
     "decay2e-3": {"optim.weight_decay": 2e-3},
@@ -33,9 +33,12 @@ def get_study(recipe: str = "cifar10_small") -> Study:
     epochs = max(1, recipes.pretraining(recipe).run.num_epochs // 3)
     cells = []
     for method in (*SIAMESE, *CONTRASTIVE):
-        values = {f"rate{rate}": {"optim.learning_rate": rate} for rate in RATES}
+        middle = get_config(f"{method}:{recipe}").optim.learning_rate
+        rates = [float(f"{factor * middle:.3g}") for factor in FACTORS]
+        values = {f"rate{rate}": {"optim.learning_rate": rate} for rate in rates}
         if method in SIAMESE:
-            values |= {name: MIDDLE | value for name, value in AT_MIDDLE.items()}
+            at_middle = {"optim.learning_rate": middle}
+            values |= {name: at_middle | value for name, value in AT_MIDDLE.items()}
         cells += [
             Cell(
                 f"{method}_{name}",

@@ -68,26 +68,22 @@ def guided_loss(
         fixed points included (G = 4, the paper's); "roll": the next image; "halves": the first half
         with the second, each pair once (B even); "nearest": the nearest other image. With "roll"
         and "nearest" an image is in several pairs and both its views may be sources.
-      guide: which view pair is the sources. "closest" is the method; "farthest", by argmax, and
-        "random", each pair with the same chance, are ablations.
-      distances: of "raw" projections, as above, or of "normalised" ones, an ablation.
+      guide: which view pair is the sources, one of GUIDES; "random": all with the same chance.
+      distances: of "raw" projections, as above, or of "normalised" ones, one of DISTANCES.
       stop_gradient: False lets the gradient into an online target as well.
 
     Returns:
-      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better; metrics has
-      closest_11, closest_12, closest_21 and closest_22, the share of pairs in [0, 1] whose
-      sources those were.
+      (loss, memory, metrics): loss is a scalar in [-1, 1], lower is better; metrics has closest_11,
+      closest_12, closest_21 and closest_22, the share in [0, 1] of pairs with these sources.
 
     Raises:
       ValueError: at trace time, if `pairing` does not fit G or B.
 
-    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views and CutMix are
-    this project's.
+    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views, CutMix are ours.
     """
     z_stopped = jax.lax.stop_gradient(outputs.z_target)
     z = z_stopped if stop_gradient else outputs.z_target
-    p = outputs.p
-    num_global = z.shape[0]
+    p, num_global = outputs.p, z.shape[0]
     chex.assert_equal_shape([p[0], z[0]])
     check_pairing(pairing, num_views=num_global, batch_size=z.shape[1])
 

@@ -60,13 +60,7 @@ def writing(folder: pathlib.Path, name: str = LOCK) -> Iterator[Callable[[], Non
                 f"{folder} is written by {_holder(path)}: wait for its end, stop it, or give "
                 "another --workdir"
             ) from error
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now().astimezone().isoformat(" ", "seconds"),
-        }
-        os.ftruncate(held[-1], 0)
-        os.pwrite(held[-1], json.dumps(holder).encode(), 0)
+        _write_holder(held[-1])
 
     def keep() -> None:
         if lock.is_locked and not _is_at(path, held[-1]):
@@ -119,3 +113,14 @@ def _holder(path: pathlib.Path) -> str:
         RecursionError,
     ):  # it has just taken or dropped the lock
         return "another process"
+
+
+def _write_holder(descriptor: int) -> None:
+    """Writes who holds a lock into its file."""
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(holder).encode(), 0)

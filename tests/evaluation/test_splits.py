@@ -61,7 +61,7 @@ def test_every_image_is_as_likely_to_be_chosen():
     for seed in range(600):
         held_out[split_held_out(labels, 0.3, seed)[1]] += 1
         balanced[class_balanced(labels, 0.3, seed)] += 1
-    # Of 600 draws at 0.3 the standard deviation is 11.
+    # The standard deviation of 600 draws at 0.3 is 11.
     np.testing.assert_allclose(held_out, 180, atol=56)
     np.testing.assert_allclose(balanced, 180, atol=56)
 

@@ -140,7 +140,7 @@ def test_values_equal_loops_over_pixels(model, shape):
 
 
 def test_weights_are_standardised_over_the_inputs_of_every_output_channel():
-    # Of the size that weights have: the variance's 1e-5 counts.
+    # As large as weights are, so that the variance's 1e-5 counts.
     kernel = (0.03 * np.random.default_rng(0).normal(size=(3, 3, 4, 5)) + 0.02).astype(np.float32)
     exact = plain_standardize(kernel.astype(np.float64))
     np.testing.assert_allclose(standardize(kernel), exact, atol=1e-5)
