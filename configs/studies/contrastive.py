@@ -16,7 +16,7 @@ Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 from gsg_jax.config import recipes
 from gsg_jax.study import Cell, Study
 
-# For cifar10_small, not yet tuned: the rates of the first pilots; {} is the config's own rate, since
+# For cifar10_small, not yet tuned: the rates of the first pilots; {} is the config's own, since
 # the gradients of a sum are larger. The study `sweep` tunes them.
 TUNED = {
     "simsiam_gsg": {"optim.learning_rate": 0.4},
