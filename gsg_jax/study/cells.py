@@ -150,11 +150,13 @@ def load_study(
     study = study._replace(seeds=tuple(dict.fromkeys((*study.seeds, *seeds))))
     more = {"data.name": "folder", "data.dir": images} if images else {}
     more |= TOY if is_toy else {}
+    costly = {"run.report": False, "eval.few_label": study.metric.startswith("few_label")}
     runs = []
     for seed in study.seeds:
         for cell in study.cells:
             once = {"eval.knn_pixels": False} if runs else {}  # the same for all runs, and costly
-            runs.append(_run(cell, {**once, **cell.overrides, **more, "run.seed": seed}, where))
+            overrides = {**costly, **once, **cell.overrides, **more, "run.seed": seed}
+            runs.append(_run(cell, overrides, where))
     asked = [run for run in runs if run.cell.name in chosen and run.seed in seeds]
     return Loaded(f"{path.stem}-{recipe}" if recipe else path.stem, text, study, runs, asked)
 
@@ -226,7 +228,6 @@ def _chosen(study: Study, patterns: Iterable[str]) -> set[str]:
 
 def _run(cell: Cell, overrides: dict[str, Any], where: str) -> Run:
     """A cell with a seed; raises UsageError if its config is wrong."""
-    overrides = {"run.report": False, **overrides}
     try:
         config = load_config(cell.config)
         if config.get("job") != "pretrain":
