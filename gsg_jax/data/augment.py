@@ -85,13 +85,15 @@ def make_views(
     solarize = jnp.array(_per_view(recipe.solarize_probability, numbers), jnp.float32)
 
     def view(image, key, blur_probability, solarize_probability):
-        image = image.astype(jnp.float32) / 255
         crop_key, flip_key, colour_key, blur_key = jax.random.split(key, 4)
-        if not host_cropped:
+        is_flipped = jax.random.bernoulli(flip_key, recipe.flip_probability)
+        if host_cropped:  # flipped as bytes, a quarter of what floats are
+            image = jnp.where(is_flipped, image[:, ::-1], image).astype(jnp.float32) / 255
+        else:
+            image = image.astype(jnp.float32) / 255
             box = draw_crop_box(crop_key, *image.shape[:2], recipe.crop_area, recipe.crop_aspect)
             image = resized_crop(image, *box, recipe.size)  # [size, size, C]
-        is_flipped = jax.random.bernoulli(flip_key, recipe.flip_probability)
-        image = jnp.where(is_flipped, image[:, ::-1], image)
+            image = jnp.where(is_flipped, image[:, ::-1], image)
         image = random_colours(colour_key, image, recipe)
         blur_key, solarize_key = jax.random.split(blur_key)
         if any(recipe.blur_probability):
@@ -242,7 +244,7 @@ def random_colours(key: jax.Array, image: jax.Array, recipe: ViewRecipe) -> jax.
     jitter_key, apply_key, gray_key = jax.random.split(key, 3)
     if recipe.jitter_probability and any(recipe.jitter):
         apply = jax.random.bernoulli(apply_key, recipe.jitter_probability)
-        image = jnp.where(apply, random_jitter(jitter_key, image, recipe.jitter), image)
+        image = random_jitter(jitter_key, image, recipe.jitter, apply)
     if recipe.grayscale_probability and image.shape[-1] == 3:
         apply = jax.random.bernoulli(gray_key, recipe.grayscale_probability)
         image = jnp.where(apply, to_gray(image), image)

@@ -13,19 +13,19 @@ GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def random_jitter(
-    key: jax.Array, image: jax.Array, strengths: tuple[float, float, float, float]
+    key: jax.Array,
+    image: jax.Array,
+    strengths: tuple[float, float, float, float],
+    is_applied: jax.Array | bool = True,
 ) -> jax.Array:
     """Changes brightness, contrast, saturation and hue by random amounts in a random order.
-
-    Three of the four blend the image with something (black, its mean gray, its own gray), so one
-    blend serves each place of the order. The costly hue is computed once, between the blends that
-    come before it and those that come after.
 
     Args:
       key: PRNG key.
       image: [H, W, C] in [0, 1], C = 3, or 1, where saturation and hue change nothing.
       strengths: s of each. Brightness, contrast and saturation are scaled by U(1 - s, 1 + s), but
         at least 0; the hue turns by U(-s, s) of a full circle.
+      is_applied: whether at all; otherwise every factor is 1 and the hue has no place.
 
     Returns:
       The image, [H, W, C] in [0, 1].
@@ -36,18 +36,15 @@ def random_jitter(
     strength = jnp.array(strengths[:3])
     low = jnp.maximum(1 - strength, 0)
     factors = jax.random.uniform(factor_key, (3,), minval=low, maxval=1 + strength)
+    factors = jnp.where(is_applied, factors, 1.0)
     if image.shape[-1] == 1:
-        return blends_in_order(image, _random_order(order_key, 2), factors)
-
-    order = _random_order(order_key, 3)  # of brightness 0, contrast 1, saturation 2
+        return jitter_in_order(image, _random_order(order_key, 2), factors)
+    order = _random_order(order_key, 3)
     if not strengths[3]:
-        return blends_in_order(image, order, factors)
-    place = jax.random.randint(place_key, (), 0, 4)  # of the hue among the three
-    before = jnp.arange(3) < place
+        return jitter_in_order(image, order, factors)
+    place = jnp.where(is_applied, jax.random.randint(place_key, (), 0, 4), len(order) + 1)
     turn = jax.random.uniform(hue_key, minval=-strengths[3], maxval=strengths[3])
-    image = blends_in_order(image, order, factors, before)
-    image = adjust_hue(image, turn)
-    return blends_in_order(image, order, factors, ~before)
+    return jitter_in_order(image, order, factors, place, turn)
 
 
 def _random_order(key: jax.Array, length: int) -> jax.Array:
@@ -56,31 +53,79 @@ def _random_order(key: jax.Array, length: int) -> jax.Array:
     return orders[jax.random.randint(key, (), 0, len(orders))]
 
 
-def blends_in_order(image, order, factors, active=None):
-    """Applies the blends that `order` names; places where `active` is False are skipped."""
-    for place in range(order.shape[0]):
-        operation = order[place]
-        gray = to_gray(image)  # [H, W, C]
-        other = jnp.where(operation == 2, gray, jnp.where(operation == 1, jnp.mean(gray), 0.0))
-        factor = factors[operation]
-        blended = jnp.clip(factor * image + (1 - factor) * other, 0, 1)
-        image = blended if active is None else jnp.where(active[place], blended, image)
-    return image
+def jitter_in_order(
+    image: jax.Array,
+    order: jax.Array,
+    factors: jax.Array,
+    place: jax.Array | int = 0,
+    turn: jax.Array | None = None,
+) -> jax.Array:
+    """Blends in an order, and turns the hue among the blends.
+
+    Three of the four operations blend the image with something (black, its mean gray, its own
+    gray), so one blend serves each place of the order. All work on each pixel by itself, but the
+    contrast needs the mean gray of what the others before it have made. So the chain is computed
+    twice, up to the contrast and whole: an accelerator then stores nothing in between.
+
+    Args:
+      image: [H, W, C] in [0, 1].
+      order: of brightness 0, contrast 1 and saturation 2, each at most once.
+      factors: of these three.
+      place: how many blends come before the hue; more than there are: no hue.
+      turn: of the hue, in [-0.5, 0.5] of a full circle, or None to leave it.
+
+    Returns:
+      The image, [H, W, C] in [0, 1].
+    """
+    channels = [image[..., c] for c in range(image.shape[-1])]
+    numbers = jnp.arange(len(order))
+
+    def chain(length, mean_gray):
+        of_place = jnp.where(numbers < length, factors[order], 1.0)  # a factor of 1 leaves all
+        if turn is None:
+            return _blends(channels, order, of_place, mean_gray)
+        is_first = numbers < place
+        before = _blends(channels, order, jnp.where(is_first, of_place, 1.0), mean_gray)
+        turned = _turned(before, turn)
+        after = [jnp.where(place <= length, *pair) for pair in zip(turned, before, strict=True)]
+        return _blends(after, order, jnp.where(is_first, 1.0, of_place), mean_gray)
+
+    mean_gray = jnp.mean(_luma(chain(jnp.argmax(order == 1), 0.0)))
+    return jnp.stack(chain(len(order), mean_gray), axis=-1)
+
+
+def _blends(channels, order, factors, mean_gray):
+    """Applies the blends that `order` names, by the factor of each place, to channels [H, W]."""
+    for operation, factor in zip(order, factors, strict=True):
+        other = jnp.where(operation == 1, mean_gray, 0.0)
+        other = jnp.where(operation == 2, _luma(channels), other)
+        channels = [jnp.clip(factor * c + (1 - factor) * other, 0, 1) for c in channels]
+    return channels
+
+
+def _luma(channels):
+    """The gray [H, W] of channels [H, W]; one channel is its own."""
+    if len(channels) == 1:
+        return channels[0]
+    return sum(weight * c for weight, c in zip(GRAY_WEIGHTS, channels, strict=True))
 
 
 def to_gray(image: jax.Array) -> jax.Array:
     """Returns each pixel's luma (ITU-R 601) in every channel, [H, W, C]; C = 1 stays as it is."""
-    if image.shape[-1] == 1:
-        return image
-    gray = jnp.dot(image, jnp.array(GRAY_WEIGHTS), precision=jax.lax.Precision.HIGHEST)[..., None]
-    return jnp.broadcast_to(gray, image.shape)
+    gray = _luma([image[..., c] for c in range(image.shape[-1])])
+    return jnp.broadcast_to(gray[..., None], image.shape)
 
 
 def adjust_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     """Turns the hue of an RGB image [H, W, 3] by `turn` of a full circle, in [-0.5, 0.5]."""
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    value = jnp.max(image, axis=-1)
-    chroma = value - jnp.min(image, axis=-1)
+    return jnp.stack(_turned([image[..., c] for c in range(3)], turn), axis=-1)
+
+
+def _turned(channels, turn):
+    """`adjust_hue` of channels [H, W]."""
+    red, green, blue = channels
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     divisor = jnp.where(chroma == 0, 1, chroma)
     sixths = jnp.where(
         value == red,
@@ -94,7 +139,7 @@ def adjust_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
         k = 6 * (k - jnp.floor(k))  # modulo 6, without the slow remainder
         return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
-    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+    return [channel(5), channel(3), channel(1)]
 
 
 def random_blur(
@@ -140,17 +185,22 @@ def separable(rows: jax.Array, image: jax.Array, columns: jax.Array) -> jax.Arra
 
 
 def _blur_matrix(length: int, sigma: jax.Array, radius: int) -> jax.Array:
-    offsets = jnp.arange(-radius, radius + 1)
-    kernel = jnp.exp(-0.5 * jnp.square(offsets / sigma))
-    kernel = kernel / jnp.sum(kernel)  # [2 radius + 1]
-    pixels = jnp.arange(length)
+    """Weights [length, length] of the Gaussian around each pixel."""
+
+    def weight(distance):
+        return jnp.exp(-0.5 * jnp.square(distance / sigma))
+
+    offsets, pixels = jnp.arange(-radius, radius + 1), jnp.arange(length)
+    kernel = weight(offsets)  # [2 radius + 1]
     apart = pixels[None, :] - pixels[:, None]  # [length, length]
-    banded = jnp.where(jnp.abs(apart) <= radius, kernel[jnp.clip(apart + radius, 0, 2 * radius)], 0)
+    banded = jnp.where(jnp.abs(apart) <= radius, weight(apart), 0)
     # Weights beyond the border fall on the border's own pixel.
     reach = pixels[:, None] + offsets[None, :]  # [length, 2 radius + 1]
-    before = jnp.sum(jnp.where(reach < 0, kernel[None, :], 0), axis=1)
-    behind = jnp.sum(jnp.where(reach >= length, kernel[None, :], 0), axis=1)
-    return banded.at[:, 0].add(before).at[:, -1].add(behind)
+    before = jnp.sum(jnp.where(reach < 0, kernel[None, :], 0), axis=1, keepdims=True)
+    behind = jnp.sum(jnp.where(reach >= length, kernel[None, :], 0), axis=1, keepdims=True)
+    banded = banded + jnp.where(pixels[None, :] == 0, before, 0)
+    banded = banded + jnp.where(pixels[None, :] == length - 1, behind, 0)
+    return banded / jnp.sum(kernel)
 
 
 def random_solarize(key: jax.Array, image: jax.Array, probability: jax.Array) -> jax.Array:

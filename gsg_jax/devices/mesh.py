@@ -50,12 +50,12 @@ def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
             f"data.batch_size is {batch_size}, not divisible by the {count} devices: "
             f"set --config.data.batch_size={nearest} or {lower + count}"
         )
-    return _mesh(jax.devices(), fsdp)
+    return mesh_of(jax.devices(), fsdp)
 
 
 def all_devices() -> Mesh:
     """Returns a mesh of all devices of all hosts, each with a copy of the state."""
-    return _mesh(jax.devices(), 1)
+    return mesh_of(jax.devices(), 1)
 
 
 def is_cpu(mesh: Mesh) -> bool:
@@ -63,7 +63,8 @@ def is_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
+def mesh_of(devices: list[jax.Device], fsdp: int) -> Mesh:
+    """Returns a mesh of devices, which may be described ones that are not there."""
     # The devices of a host are neighbours, because its share of the batch is one block.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     devices = np.array(by_host).reshape(-1, fsdp)

@@ -69,7 +69,8 @@ class BatchNorm(nn.Module):
         group_images = self.group_images or len(views)
         # Each view of each group is normalised by itself: [G, groups x V, ..., C].
         views = views.reshape(-1, group_images, *views.shape[1:]).swapaxes(0, 1)
-        y, mean, var = self.normalize(views.reshape(group_images, -1, *x.shape[1:]), scale, bias)
+        views_of_groups = views.reshape(group_images, -1, *x.shape[1:])
+        y, mean, var = self.normalize(views_of_groups, scale, bias, running_mean.value)
 
         count = y.size // (y.shape[1] * channels)
         unbiased = var * (count / max(count - 1, 1))
@@ -78,10 +79,10 @@ class BatchNorm(nn.Module):
         return y.reshape(views.shape).swapaxes(0, 1).astype(self.dtype).reshape(x.shape)
 
     def normalize(
-        self, x: jax.Array, scale: jax.Array, bias: jax.Array
+        self, x: jax.Array, scale: jax.Array, bias: jax.Array, near_mean: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Calls `normalize_views`; gsg_jax.models.cpu replaces its sums."""
-        return normalize_views(x, scale, bias, self.epsilon)
+        return normalize_views(x, scale, bias, near_mean, self.epsilon)
 
     def _over_groups(self, statistic: jax.Array) -> jax.Array:
         """Maps [groups x V, C] to its mean over the groups, [V, C]."""
@@ -99,17 +100,39 @@ def sum_of_views(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=(0, *range(2, x.ndim - 1)))
 
 
+def moments_in_one_pass(x: jax.Array, near_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each view, by sums of x - near_mean and of its square.
+
+    So x is read once, on the way out of the convolution that computes it, and the sums of all
+    devices are added in one exchange. The variance loses as many digits as the square of the
+    distance of near_mean and mean has more than the variance: a running mean is near enough.
+
+    Args:
+      x: [B, V, ..., C], float32 or wider.
+      near_mean: [C].
+
+    Returns:
+      (mean, var), [V, C] each.
+    """
+    count = x.size // (x.shape[1] * x.shape[-1])
+    distance = x - like_views(near_mean[None], x)
+    first, second = sum_of_views(distance) / count, sum_of_views(jnp.square(distance)) / count
+    return near_mean[None] + first, jnp.maximum(second - jnp.square(first), 0)
+
+
 def sum_over_views(sums: jax.Array) -> jax.Array:
     """Adds the sums [V, C] of all views, or of all views of all groups, to [C]."""
     return jnp.sum(sums, axis=0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def normalize_views(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
+    near_mean: jax.Array,
     epsilon: float,
+    moments: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = moments_in_one_pass,
     sum_of_views: Callable[[jax.Array], jax.Array] = sum_of_views,
     sum_over_views: Callable[[jax.Array], jax.Array] = sum_over_views,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -125,7 +148,9 @@ def normalize_views(
       x: [B, V, ..., C].
       scale: [C].
       bias: [C].
+      near_mean: [C], where the mean is expected.
       epsilon: added to the variance.
+      moments: maps x and near_mean to the mean and the biased variance of each view, [V, C].
       sum_of_views: maps [B, V, ..., C] to its sums over images and pixels, [V, C].
       sum_over_views: maps these to their sum, [C].
 
@@ -135,37 +160,38 @@ def normalize_views(
 
     Source: Ioffe & Szegedy, ICML 2015 (arXiv 1502.03167), section 3.
     """
-    return _normalized(x, scale, bias, epsilon, sum_of_views, sum_over_views)[0]
+    parts = moments, sum_of_views, sum_over_views
+    return _normalized(x, scale, bias, near_mean, epsilon, *parts)[0]
 
 
-def _normalized(x, scale, bias, epsilon, sum_of_views, sum_over_views):
-    del sum_over_views
-    count = x.size // (x.shape[1] * x.shape[-1])
+def _normalized(x, scale, bias, near_mean, epsilon, moments, sum_of_views, sum_over_views):
+    del sum_of_views, sum_over_views
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = sum_of_views(wide) / count  # [V, C]
-    centred = wide - _like_views(mean, x)
-    var = sum_of_views(jnp.square(centred)) / count
+    mean, var = moments(wide, near_mean)
     reciprocal = jax.lax.rsqrt(var + epsilon)
-    y = centred * _like_views(reciprocal * scale[None], x) + _like_views(bias[None], x)
+    y = (wide - like_views(mean, x)) * like_views(reciprocal * scale[None], x) + like_views(
+        bias[None], x
+    )
     return (y, mean, var), (x, scale, mean, reciprocal)
 
 
-def _gradient_of_normalized(epsilon, sum_of_views, sum_over_views, residuals, gradients):
-    del epsilon
+def _gradient_of_normalized(epsilon, moments, sum_of_views, sum_over_views, residuals, gradients):
+    del epsilon, moments
     dy, *_ = gradients
     x, scale, mean, reciprocal = residuals
     count = x.size // (x.shape[1] * x.shape[-1])
-    x_hat = (x.astype(dy.dtype) - _like_views(mean, x)) * _like_views(reciprocal, x)
+    x_hat = (x.astype(dy.dtype) - like_views(mean, x)) * like_views(reciprocal, x)
     dy_sum, dy_x_sum = sum_of_views(dy), sum_of_views(dy * x_hat)  # [V, C] each
-    rest = dy - _like_views(dy_sum / count, x) - x_hat * _like_views(dy_x_sum / count, x)
-    dx = rest * _like_views(reciprocal * scale[None], x)
-    return dx.astype(x.dtype), sum_over_views(dy_x_sum), sum_over_views(dy_sum)
+    rest = dy - like_views(dy_sum / count, x) - x_hat * like_views(dy_x_sum / count, x)
+    dx = rest * like_views(reciprocal * scale[None], x)
+    of_near_mean = jnp.zeros_like(scale)  # it is where one looks, and changes nothing
+    return dx.astype(x.dtype), sum_over_views(dy_x_sum), sum_over_views(dy_sum), of_near_mean
 
 
 normalize_views.defvjp(_normalized, _gradient_of_normalized)
 
 
-def _like_views(statistic: jax.Array, x: jax.Array) -> jax.Array:
+def like_views(statistic: jax.Array, x: jax.Array) -> jax.Array:
     """Reshapes [V, C] or [1, C] to [1, V, 1..., C], to broadcast with x [B, V, ..., C]."""
     return statistic.reshape(1, -1, *(1,) * (x.ndim - 3), statistic.shape[-1])
 

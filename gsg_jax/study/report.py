@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gsg_jax.report.charts import Chart
@@ -92,8 +92,10 @@ def percent(of: Interval, sign: str = "") -> str:
     return f"{100 * of.mean:{sign}.2f}{half}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; "" if it has no rows."""
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -109,15 +111,14 @@ def _page(
     """The text of study.md."""
     study, (title, _, text) = loaded.study, loaded.text.partition("\n")
     parts = [f"# {title.rstrip('.')}\n", text.strip("\n") + "\n"]
-    if comparisons:
-        head = ("cell", "against", "pairs", "difference, points", "better?")
-        rows = [
-            (c.cell, c.other, str(c.difference.num), percent(c.difference, "+"), c.verdict)
-            for c in comparisons
-        ]
-        parts += [table(head, rows)]
+    rows = [
+        (c.cell, c.other, str(c.difference.num), percent(c.difference, "+"), c.verdict)
+        for c in comparisons
+        if c.difference.num
+    ]
+    parts += [table(("cell", "against", "pairs", "difference, points", "better?"), rows)]
     head = ("cell", "seeds", f"{study.metric}, %", "rank", "deviation", "M views", "processor h")
-    parts += [table(head, map(_row, results))]
+    parts += [table(head, [_row(result) for result in results if result.scores])]
     parts += [f"The best of {group or 'all'} is {name}.\n" for group, name in best.items()]
     parts += [f"![{chart.title}]({name}.svg)\n" for name, chart in charts.items()]
     parts += [_origin(study, results, whole)]

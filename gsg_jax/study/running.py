@@ -237,15 +237,18 @@ def _results(of: RunRecord) -> dict[str, Any]:
     views *= of.config["data"]["batch_size"]  # of a step
     timed_views = sum(line["views_per_second"] * line["interval_seconds"] for line in of.clock)
     timed = sum(line["interval_processor_seconds"] for line in of.clock)
-    curve = [(line["step"] * views, line["knn_top1"]) for line in of.lines if "knn_top1" in line]
+
+    def curve_of(name: str) -> list[tuple[int, float]]:
+        return [(line["step"] * views, round(line[name], 4)) for line in of.lines if name in line]
+
+    curve = curve_of("knn_top1")
     if "knn_top1_untrained" in of.baselines:
         curve = [(0, of.baselines["knn_top1_untrained"]), *curve]
-    names = ("embedding_rank", "projection_std")
-    spread = [line for line in of.lines if set(names) <= line.keys()]
+    spread = {name: curve_of(name) for name in ("embedding_rank", "projection_std")}
     return {
         "knn_curve": curve,
-        **{f"{n}_curve": [(line["step"] * views, line[n]) for line in spread] for n in names},
-        **({n: spread[-1][n] for n in names} if spread else {}),
+        **{f"{name}_curve": points for name, points in spread.items()},
+        **{name: points[-1][1] for name, points in spread.items() if points},
         "views": of.lines[-1]["step"] * views,
         "processor_seconds_per_view": timed / timed_views if timed_views else None,
         "commits": sorted({start["commit"] for start in of.starts}),

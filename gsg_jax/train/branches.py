@@ -19,6 +19,7 @@ from gsg_jax.train.state import (
 from gsg_jax.train.views import Views
 
 
+@jax.named_scope("target")
 def target_pass(
     experiment: Experiment, state: TrainState, views: jax.Array
 ) -> tuple[jax.Array | None, Any]:

@@ -84,6 +84,7 @@ def train_step(
     return after, metrics
 
 
+@jax.named_scope("ema")
 def update_ema(
     target_params: Any, params: Any, decay: float, frozen: tuple[tuple[str, ...], ...] = ()
 ) -> Any:

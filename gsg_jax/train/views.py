@@ -29,6 +29,7 @@ class Views(NamedTuple):
     sources: jax.Array | None = None
 
 
+@jax.named_scope("views")
 def draw_views(
     experiment: Experiment, images: jax.Array | tuple[jax.Array, jax.Array], key: jax.Array
 ) -> Views:

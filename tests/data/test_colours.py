@@ -93,7 +93,7 @@ def test_blends_are_pillows_enhancers(name, enhancer, rounding, shape):
     image = pixels.astype(np.float32) / 255
     factors = np.array([0, 0.3, 0.8, 1, 1.4, 3], np.float32)
     number = np.array([list(PLAIN_OPERATIONS).index(name)])
-    adjust = jax.jit(jax.vmap(partial(colours.blends_in_order, image, number)))
+    adjust = jax.jit(jax.vmap(partial(colours.jitter_in_order, image, number)))
     pillow = enhancer(Image.fromarray(pixels[..., 0] if shape[-1] == 1 else pixels))
     for factor, ours in zip(factors, adjust(np.stack([factors] * 3, axis=1)), strict=True):
         plain = PLAIN_OPERATIONS[name](image.astype(np.float64), factor)

@@ -86,7 +86,7 @@ def bytes_on_a_device(state):
 )
 def test_eight_devices_train_as_one_whether_the_state_is_whole_or_in_shards(name, fsdp):
     experiment = small_experiment(name)
-    one = meshes._mesh(jax.devices()[:1], 1)
+    one = meshes.mesh_of(jax.devices()[:1], 1)
     (state, losses), (eight, eights) = (
         trained(experiment, mesh, num_steps=3) for mesh in (one, make_mesh(16, fsdp))
     )

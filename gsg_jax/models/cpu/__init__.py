@@ -15,7 +15,7 @@ from gsg_jax.devices.mesh import is_cpu
 from gsg_jax.models.conv import Conv
 from gsg_jax.models.cpu.conv import convolve
 from gsg_jax.models.cpu.relu import stored_relu
-from gsg_jax.models.cpu.sums import sum_in_stages
+from gsg_jax.models.cpu.sums import moments_in_stages, sum_in_stages
 from gsg_jax.models.norm import BatchNorm, normalize_views
 from gsg_jax.models.resnet import Relu
 
@@ -62,7 +62,7 @@ def _own_path(next_fun, arguments, options, context):
             return convolve(*arguments)
         case BatchNorm(epsilon=epsilon), "normalize":
             # One view after another: XLA would merge a sum of sums into a pass over all pixels.
-            return normalize_views(*arguments, epsilon, sum_in_stages, sum)
+            return normalize_views(*arguments, epsilon, moments_in_stages, sum_in_stages, sum)
         case Relu(), "__call__":
             return stored_relu(*arguments)
     return next_fun(*arguments, **options)

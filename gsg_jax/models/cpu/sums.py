@@ -5,6 +5,16 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gsg_jax.models.norm import like_views
+
+
+def moments_in_stages(x: jax.Array, near_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [V, C] of [B, V, ..., C] in two passes; near_mean is not needed."""
+    del near_mean
+    count = x.size // (x.shape[1] * x.shape[-1])
+    mean = sum_in_stages(x) / count
+    return mean, sum_in_stages(jnp.square(x - like_views(mean, x))) / count
+
 
 def sum_in_stages(x: jax.Array) -> jax.Array:
     """Sums [B, V, ..., C] over images and pixels to [V, C].

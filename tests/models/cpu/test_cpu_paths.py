@@ -13,7 +13,7 @@ from gsg_jax.models import cpu
 from gsg_jax.models.conv import DIMENSIONS
 from gsg_jax.models.cpu import conv
 from gsg_jax.models.cpu.relu import stored_relu
-from gsg_jax.models.cpu.sums import sum_in_stages
+from gsg_jax.models.cpu.sums import moments_in_stages, sum_in_stages
 from gsg_jax.models.jit import jit_network
 from gsg_jax.models.norm import normalize_views
 from gsg_jax.train.state import init_state
@@ -105,17 +105,17 @@ def test_sums_in_stages_normalise_and_differentiate_as_plain_sums(pixels):
     rng = np.random.default_rng(sum(pixels))
     with jax.enable_x64(True):
         x = jnp.asarray(3 + rng.normal(size=(5, 2, *pixels, 4)))
-        scale, bias = jnp.asarray(rng.normal(size=(2, 4)))
+        scale, bias, near_mean = jnp.asarray(rng.normal(size=(3, 4)))
         weights = jnp.asarray(rng.normal(size=x.shape))
 
         def loss(x, scale, bias, *sums):
-            y, mean, var = normalize_views(x, scale, bias, 1e-5, *sums)
+            y, mean, var = normalize_views(x, scale, bias, near_mean, 1e-5, *sums)
             return jnp.sum(y * weights), (y, mean, var)
 
         @jax.jit
         def gradients(*given):
             gradient = functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
-            staged = gradient(lambda *args: loss(*args, sum_in_stages, sum))
+            staged = gradient(lambda *args: loss(*args, moments_in_stages, sum_in_stages, sum))
             return staged(*given), gradient(loss)(*given)
 
         found, expected = gradients(x, scale, bias)

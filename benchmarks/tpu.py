@@ -1,0 +1,246 @@
+"""Compiles the train step for TPUs that are not there, and predicts what it costs on them.
+
+    pip install 'gsg_jax[tpu-compile]'
+    python benchmarks/tpu.py --slices=v5e:2x4 --methods=simsiam_gsg,byol_gsg [--recipe=imagenet]
+        [--images=32] [--fsdp=1] [--set=model.recompute=true] [--fit] [--output=tpu.json]
+
+The TPU's own compiler builds the whole step, views included, in bfloat16, for a described slice; no
+TPU is needed and nothing is executed. Every point is compiled in a process of its own, and kept in
+the JSON file, which later calls reuse for the same commit of JAX's libraries and the same settings.
+`--fit` looks for the most images a chip, a multiple of 8, that fit its memory.
+
+Of a chip and step, a row has: the memory of arguments and temporaries, XLA's operations, the bytes
+that the program's instructions read and write (tpu_program.py), the collectives, and a prediction.
+The prediction is the roofline's: the longer one of operations over the chip's rate for bfloat16
+and bytes over its memory's rate. No chip reaches it, and time for what is sent between the chips
+is not in it.
+"""
+
+import argparse
+import ast
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One chip of a slice: bfloat16 operations and bytes of its memory a second, GiB of memory."""
+
+    operations: float
+    bandwidth: float
+    gib: float
+
+
+# Source: Google Cloud's pages of the TPU versions.
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 32),
+    "v5e": Chip(197e12, 819e9, 16),
+    "v5p": Chip(459e12, 2765e9, 95),
+    "v6e": Chip(918e12, 1640e9, 32),
+}
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory")
+
+
+def main() -> None:
+    """Compiles every point that is not known yet, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slices", default="v5e:2x4", help="such as v5e:2x4,v5p:2x2x1")
+    parser.add_argument("--methods", default="simsiam_gsg", help="comma-separated, or all")
+    parser.add_argument("--recipe", default="imagenet")
+    parser.add_argument("--images", type=int, default=32, help="of a chip and step")
+    parser.add_argument("--fsdp", type=int, default=1, help="chips that share a copy of the state")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
+    parser.add_argument("--fit", action="store_true", help="the most images that fit a chip")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("tpu.json"))
+    parser.add_argument("--text", type=pathlib.Path, help="writes the program of one point here")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.here:
+        print(json.dumps(compile_point(json.loads(arguments.here), arguments.text)))
+        return
+    slices = arguments.slices.split(",")
+    if unknown := [name for name in slices if name.partition(":")[0] not in CHIPS]:
+        parser.error(f"--slices={unknown[0]}: takes VERSION:SHAPE, VERSION of {', '.join(CHIPS)}")
+    from gsg_jax.methods import METHODS
+
+    methods = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
+    if unknown := [method for method in methods if method not in METHODS]:
+        parser.error(f"--methods={unknown[0]}: take from {', '.join(METHODS)}")
+    known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    rows = []
+    for name in slices:
+        for method in methods:
+            point = {
+                "slice": name,
+                "method": method,
+                "recipe": arguments.recipe,
+                "images": arguments.images,
+                "fsdp": arguments.fsdp,
+                "set": sorted(arguments.set),
+            }
+            look = functools.partial(looked_up, known, arguments.output, text=arguments.text)
+            rows.append(largest(look, point) if arguments.fit else look(point))
+    Console(width=150).print(to_table(rows))
+
+
+def largest(look: Callable[[dict], dict], point: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the most images a chip, a multiple of 8, that fit: by doubling, then halving."""
+
+    def fits(images: int) -> bool:
+        return "error" not in look(point | {"images": images})
+
+    low, high = 0, -(-point["images"] // 8) * 8
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 8:
+        middle = (low + high) // 16 * 8
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return look(point | {"images": low or 8})
+
+
+def looked_up(known: dict, output: pathlib.Path, point: dict[str, Any], text=None) -> dict:
+    """The figures of a point, from the file or from a process that compiles it."""
+    key = json.dumps(point, sort_keys=True)
+    if key in known and not text:
+        return point | known[key]
+    print(f"compiling {key}", file=sys.stderr, flush=True)
+    flags = [f"--here={key}", *([f"--text={text}"] if text else [])]
+    done = subprocess.run(
+        [sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    if done.returncode:
+        sys.exit(f"the compilation of {key} ended with status {done.returncode}")
+    known[key] = json.loads(done.stdout.splitlines()[-1])
+    output.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return point | known[key]
+
+
+def environment() -> dict[str, str]:
+    """That of a process which compiles for a TPU without one."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+
+
+def compile_point(point: dict[str, Any], text: pathlib.Path | None = None) -> dict[str, Any]:
+    """Compiles a point in this process; returns its figures, or {"error"} if it does not fit."""
+    import jax
+    from tpu_program import by_part, collectives, read_program
+
+    start = time.perf_counter()
+    try:
+        compiled = compile_step(point)
+    except jax.errors.JaxRuntimeError as error:
+        if not any(word in str(error) for word in OUT_OF_MEMORY):
+            raise
+        return {"error": "does not fit", "seconds": round(time.perf_counter() - start, 1)}
+    program_text = compiled.as_text()
+    if text:
+        text.write_text(program_text)
+    program, memory = read_program(program_text), compiled.memory_analysis()
+    parts = by_part(program)
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "operations": compiled.cost_analysis()["flops"],
+        "bytes": sum(parts.values()),
+        "bytes_by_part": parts,
+        "collectives": collectives(program),
+        "jax": jax.__version__,
+    }
+
+
+def compile_step(point: dict[str, Any]):
+    """Lowers and compiles the step of a point; raises if it does not fit."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+    from step_time import image_shape
+
+    from gsg_jax.config.check import check_pretraining
+    from gsg_jax.config.load import load_config, override, resolve
+    from gsg_jax.devices.mesh import by_image, mesh_of, replicated, sharded
+    from gsg_jax.train.build import build_experiment, jit_step
+    from gsg_jax.train.state import init_state
+
+    slice_ = topologies.get_topology_desc(platform="tpu", topology_name=point["slice"])
+    config = load_config(f"{point['method']}:{point['recipe']}")
+    override(config, {"model.dtype": "bfloat16"} | dict(map(setting_of, point["set"])))
+    config.data.batch_size = point["images"] * len(slice_.devices)
+    check_pretraining(config)
+    config = resolve(config)
+    mesh = mesh_of(slice_.devices, point["fsdp"])
+    experiment = build_experiment(config, num_steps=1000, steps_per_epoch=100)
+    channels = len(config.views.mean)
+    state = jax.eval_shape(functools.partial(init_state, experiment, channels))
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        state,
+        sharded(mesh, state)
+        if point["fsdp"] > 1
+        else jax.tree.map(lambda _: replicated(mesh), state),
+    )
+    shape = image_shape(config, channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_image(mesh))
+    return jit_step(experiment, mesh, state).lower(placed, images).compile()
+
+
+def setting_of(text: str) -> tuple[str, Any]:
+    """Key and value of KEY=VALUE, where the value is Python, or else a string."""
+    key, _, value = text.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def predicted(figures: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of a step by the roofline: (by the operations, by the bytes)."""
+    chip = CHIPS[figures["slice"].partition(":")[0]]
+    return figures["operations"] / chip.operations, figures["bytes"] / chip.bandwidth
+
+
+def to_table(rows: list[dict[str, Any]]) -> Table:
+    """One row a point."""
+    names = ("slice", "method", "images a chip", "compile s", "GiB of", "Gop", "GB moved")
+    table = Table(*names, "collectives (MB)", "ms by op", "ms by bytes", "images/s a chip")
+    for row in rows:
+        chip = CHIPS[row["slice"].partition(":")[0]]
+        about = row["slice"], row["method"], str(row["images"]), f"{row['seconds']:.0f}"
+        if "error" in row:
+            table.add_row(*about, f"{row['error']} {chip.gib:.0f}", *[""] * 6)
+            continue
+        gib = (row["argument_bytes"] + row["temporary_bytes"]) / GIB
+        sent = row["collectives"].values()
+        operations, moved = predicted(row)
+        table.add_row(
+            *about,
+            f"{gib:.2f} of {chip.gib:.0f}",
+            f"{row['operations'] / 1e9:,.0f}",
+            f"{row['bytes'] / 1e9:.1f}",
+            f"{sum(x['count'] for x in sent)} ({sum(x['bytes'] for x in sent) / 1e6:.0f})",
+            f"{1e3 * operations:.1f}",
+            f"{1e3 * moved:.1f}",
+            f"{row['images'] / max(operations, moved):,.0f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
