@@ -1,6 +1,6 @@
 """Runs the benchmarks of speed and cost and prints one table of what they measured.
 
-    python benchmarks/run_all.py [--size=full] [--only=growth.py,knn.py]
+    python benchmarks/run_all.py [--size=full] [--only=input.py,knn.py]
 
 "small" shortens each to about a minute on two CPU cores, to show that it runs; "full" takes each
 benchmark's own sizes. Every figure is read from the JSON that a benchmark prints. If one fails, the
@@ -18,10 +18,6 @@ from rich.table import Table
 
 # Flags of each benchmark, by size.
 BENCHMARKS = {
-    "growth.py": {
-        "small": ["--recipe=default", "--batch=16", "--views=4", "--width=8", "--devices=2,1"],
-        "full": [],
-    },
     "step_time.py": {
         "small": ["--methods=simsiam_gsg", "--steps=5"],
         "full": [],
