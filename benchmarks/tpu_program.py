@@ -38,9 +38,10 @@ _BACKBONE = re.compile(r"/backbone/(?:layer\d+_\d+/)?(conv|bn|downsample_conv|do
 PARTS = (
     "views",
     *(f"{part} {way}" for way in ("forward", "backward") for part in ("conv", "norm", "other")),
+    "heads and loss",
     "target",
-    "optimizer and EMA",
-    "rest",
+    "update",  # of the parameters, their averages and the figures
+    "unnamed",
 )
 
 
@@ -128,12 +129,12 @@ def part_of(op_name: str) -> str:
     """The part of the step that an operation belongs to, one of PARTS."""
     if "/views/" in op_name or op_name.endswith("/views"):
         return "views"
-    if "/ema/" in op_name or "/optimizer/" in op_name:
-        return "optimizer and EMA"
     if "/target/" in op_name:
         return "target"
+    if "jvp(" not in op_name:
+        return "update" if op_name else "unnamed"
     if not (found := _BACKBONE.search(op_name)):
-        return "rest"
+        return "heads and loss"
     way = "backward" if "transpose(" in op_name else "forward"
     layer = (found[1] or "").removeprefix("downsample_")
     return f"{ {'conv': 'conv', 'bn': 'norm'}.get(layer, 'other') } {way}"

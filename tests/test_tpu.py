@@ -60,7 +60,7 @@ def test_bytes_are_counted_where_the_entry_and_its_loops_read_and_write(load):
     fusion = 4 * 8 * 2 + 8 * 4 + 4 * 8 * 2 + 8 * 4  # its two results, x and the prefetched w
     assert read.moved_bytes(program) == {"fusion.1": fusion, "sum": 128, "all-reduce.2": 64}
     parts = {name: count for name, count in read.by_part(program).items() if count}
-    assert parts == {"norm backward": fusion, "views": 128, "rest": 64}
+    assert parts == {"norm backward": fusion, "views": 128, "unnamed": 64}
     sent = {"all-reduce": {"count": 1, "bytes": 32, "asynchronous": 0}}
     assert read.collectives(program) == sent
 

@@ -65,7 +65,7 @@ def jitter_in_order(
     Three of the four operations blend the image with something (black, its mean gray, its own
     gray), so one blend serves each place of the order. All work on each pixel by itself, but the
     contrast needs the mean gray of what the others before it have made. So the chain is computed
-    twice, up to the contrast and whole: an accelerator then stores nothing in between.
+    twice, up to the contrast and whole: an accelerator then stores little in between.
 
     Args:
       image: [H, W, C] in [0, 1].

@@ -47,9 +47,6 @@ class Conv(nn.Module):
         padding: tuple[tuple[int, int], tuple[int, int]],
     ) -> jax.Array:
         """Convolves x [N, H, W, C] with a kernel [h, w, C, F]; gsg_jax.models.cpu replaces it."""
-        if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
-            # The gradient is then that of the pixels that are taken, not a map of mostly zeros.
-            x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
         return jax.lax.conv_general_dilated(
             x, kernel, strides, padding, dimension_numbers=DIMENSIONS
         )

@@ -84,7 +84,6 @@ def train_step(
     return after, metrics
 
 
-@jax.named_scope("ema")
 def update_ema(
     target_params: Any, params: Any, decay: float, frozen: tuple[tuple[str, ...], ...] = ()
 ) -> Any:
