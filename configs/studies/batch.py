@@ -12,23 +12,18 @@ small batches are slower. Not yet run.
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
 
-# For cifar10_small, not yet tuned: rates of the first pilots. The study `sweep` tunes them.
-TUNED = {
-    "simsiam": {"optim.learning_rate": 0.4},
-    "simsiam_gsg": {"optim.learning_rate": 0.4},
-}
 BATCHES = (32, 128, 512)
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
+    """Returns the study for a recipe."""
     cells = []
     for batch in BATCHES:
         for method in ("simsiam", "simsiam_gsg"):
-            tuned = TUNED[method] if recipe == "cifar10_small" else {}
             against = (f"simsiam_{batch}",) if method == "simsiam_gsg" else ()
-            overrides = tuned | {"data.batch_size": batch}
+            overrides = tuned(method, recipe) | {"data.batch_size": batch}
             cells.append(Cell(f"{method}_{batch}", f"{method}:{recipe}", overrides, against))
     return Study(cells, seeds=(0, 1))

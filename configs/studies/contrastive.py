@@ -4,8 +4,8 @@
 
 `simsiam_gsg` (the paper's permutation, four views) against SimCLR, MoCo v2, Barlow Twins, VICReg
 and UniGrad: for as many epochs, and against twice as many of two views (`_long`), which are as
-many views. Each method has the best of five rates of the study `sweep`, but its other values are
-those of its paper for larger networks.
+many views. Each method has the best value of the study `sweep`, and otherwise those of its paper, which
+are for larger networks.
 
 11 cells, 3 seeds. A seed of `cifar10_small` takes as long as 17 trainings of `simsiam`. Not yet
 run.
@@ -14,30 +14,20 @@ Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
 from gsg_jax.config import recipes
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
-
-# For cifar10_small, not yet tuned: the rates of the first pilots; {} is the config's own, since
-# the gradients of a sum are larger. The study `sweep` tunes them.
-TUNED = {
-    "simsiam_gsg": {"optim.learning_rate": 0.4},
-    "simclr": {"optim.learning_rate": 0.4},
-    "moco_v2": {"optim.learning_rate": 0.4},
-    "barlow_twins": {},
-    "vicreg": {},
-    "unigrad": {"optim.learning_rate": 0.4},
-}
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
+    """Returns the study for a recipe."""
     config = recipes.pretraining(recipe)
     twice = {
         "run.num_epochs": 2 * config.run.num_epochs,
         "eval.knn_every_epochs": 2 * config.eval.knn_every_epochs,
     }
     cells = []
-    for method, tuned in TUNED.items():
-        values = tuned if recipe == "cifar10_small" else {}
+    for method in ("simsiam_gsg", "simclr", "moco_v2", "barlow_twins", "vicreg", "unigrad"):
+        values = tuned(method, recipe)
         cells.append(Cell(method, f"{method}:{recipe}", values))
         if method != "simsiam_gsg":
             cells.append(Cell(f"{method}_long", f"{method}:{recipe}", values | twice))

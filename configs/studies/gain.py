@@ -14,19 +14,12 @@ Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
 from gsg_jax.config import recipes
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
-
-# For cifar10_small, not yet tuned: rates of the first pilots. The study `sweep` tunes them.
-TUNED = {
-    "simsiam": {"optim.learning_rate": 0.4},
-    "simsiam_gsg": {"optim.learning_rate": 0.4},
-    "byol": {"optim.learning_rate": 0.4},
-    "byol_gsg": {"optim.learning_rate": 0.4},
-}
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
+    """Returns the study for a recipe."""
     config = recipes.pretraining(recipe)
     twice = {
         "run.num_epochs": 2 * config.run.num_epochs,
@@ -35,11 +28,11 @@ def get_study(recipe: str = "cifar10_small") -> Study:
     cells = []
     for plain in ("simsiam", "byol"):
         guided, longer = f"{plain}_gsg", f"{plain}_long"
-        tuned = TUNED if recipe == "cifar10_small" else {plain: {}, guided: {}}
+        values = tuned(plain, recipe)
         cells += [
-            Cell(plain, f"{plain}:{recipe}", tuned[plain]),
-            Cell(guided, f"{guided}:{recipe}", tuned[guided], against=(plain, longer)),
-            Cell(longer, f"{plain}:{recipe}", tuned[plain] | twice, against=(plain,)),
+            Cell(plain, f"{plain}:{recipe}", values),
+            Cell(guided, f"{guided}:{recipe}", tuned(guided, recipe), against=(plain, longer)),
+            Cell(longer, f"{plain}:{recipe}", values | twice, against=(plain,)),
         ]
     evaluations = () if recipe == "cifar10_small" else ("linear",)
     return Study(cells, (0, 1, 2, 3, 4), baseline="simsiam", evaluations=evaluations)

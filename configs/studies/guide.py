@@ -14,16 +14,14 @@ run.
 Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
 
-# For cifar10_small, not yet tuned: the rate of the first pilots. The study `sweep` tunes it.
-TUNED = {"optim.learning_rate": 0.4}
 TWO_VIEWS = {"method.num_views": 2}
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
-    tuned = TUNED if recipe == "cifar10_small" else {}
+    """Returns the study for a recipe."""
     changes = {
         "closest": {},
         "random": {"method.guide": "random"},
@@ -32,6 +30,6 @@ def get_study(recipe: str = "cifar10_small") -> Study:
         "roll": {"method.pairing": "roll", **TWO_VIEWS},
         "halves": {"method.pairing": "halves", **TWO_VIEWS},
     }
-    config = f"simsiam_gsg:{recipe}"
-    cells = [Cell(name, config, tuned | change) for name, change in changes.items()]
+    config, values = f"simsiam_gsg:{recipe}", tuned("simsiam_gsg", recipe)
+    cells = [Cell(name, config, values | change) for name, change in changes.items()]
     return Study(cells, seeds=(0, 1, 2), baseline="closest")

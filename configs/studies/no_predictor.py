@@ -12,23 +12,16 @@ untrained encoder: see the charts of both.
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
-
-# For cifar10_small, not yet tuned: rates of the first pilots. The study `sweep` tunes them.
-TUNED = {
-    "simsiam": {"optim.learning_rate": 0.4},
-    "simsiam_gsg": {"optim.learning_rate": 0.4},
-    "byol": {"optim.learning_rate": 0.4},
-    "byol_gsg": {"optim.learning_rate": 0.4},
-}
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
+    """Returns the study for a recipe."""
     cells = []
-    for method, tuned in TUNED.items():
+    for method in ("simsiam", "simsiam_gsg", "byol", "byol_gsg"):
         plain = method.removesuffix("_gsg")
-        overrides = (tuned if recipe == "cifar10_small" else {}) | {"method.predictor": "none"}
+        overrides = tuned(method, recipe) | {"method.predictor": "none"}
         against = (plain,) if method != plain else ()
         cells.append(Cell(method, f"{method}:{recipe}", overrides, against))
     return Study(cells, seeds=(0, 1, 2))

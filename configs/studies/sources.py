@@ -11,21 +11,16 @@ branch's BatchNorm then has the statistics of sources only, which makes it anoth
 Source: this project.
 """
 
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
-
-# For cifar10_small, not yet tuned: rates of the first pilots. The study `sweep` tunes them.
-TUNED = {
-    "simsiam_gsg": {"optim.learning_rate": 0.4},
-    "byol_gsg": {"optim.learning_rate": 0.4},
-}
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
+    """Returns the study for a recipe."""
     cells = []
-    for method, tuned in TUNED.items():
+    for method in ("simsiam_gsg", "byol_gsg"):
         for sources in ("all", "selected"):
-            overrides = (tuned if recipe == "cifar10_small" else {}) | {"method.sources": sources}
+            overrides = tuned(method, recipe) | {"method.sources": sources}
             against = (f"{method}_all",) if sources == "selected" else ()
             cells.append(Cell(f"{method}_{sources}", f"{method}:{recipe}", overrides, against))
     return Study(cells, seeds=(0, 1))

@@ -12,14 +12,9 @@ the momentum target is better. SimSiam with shared weights is left out, since it
 Source of the claim: Tao et al., CVPR 2022 (arXiv 2112.05141), table 3.
 """
 
+from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
 
-# For cifar10_small, not yet tuned: the rate of the first pilots. The study `sweep` tunes them.
-TUNED = {
-    "simclr": {"optim.learning_rate": 0.4},
-    "simsiam": {"optim.learning_rate": 0.4},
-    "barlow_twins": {},  # its own rate, since the gradients of a sum are larger
-}
 TARGETS = {
     "shared": {"method.target": "online", "method.stop_gradient": False},
     "stopped": {"method.target": "online", "method.stop_gradient": True},
@@ -28,10 +23,10 @@ TARGETS = {
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
-    """Returns the study; other recipes than cifar10_small have their own rates."""
+    """Returns the study for a recipe."""
     cells = []
-    for method, tuned in TUNED.items():
-        values = tuned if recipe == "cifar10_small" else {}
+    for method in ("simclr", "simsiam", "barlow_twins"):
+        values = tuned(method, recipe)
         names = [name for name in TARGETS if (method, name) != ("simsiam", "shared")]
         for n, name in enumerate(names):
             against = tuple(f"{method}_{other}" for other in names[:n])
