@@ -4,8 +4,8 @@
 
 `simsiam_gsg` (the paper's permutation, four views) against SimCLR, MoCo v2, Barlow Twins, VICReg
 and UniGrad: for as many epochs, and against twice as many of two views (`_long`), which are as
-many views. Each method has the best value of the study `sweep`, and otherwise those of its paper, which
-are for larger networks.
+many views. Each method has the best value of the study `sweep`, and otherwise those of its paper,
+which are for larger networks.
 
 11 cells, 3 seeds. A seed of `cifar10_small` takes as long as 17 trainings of `simsiam`. Not yet
 run.
