@@ -1,8 +1,14 @@
 # gsg_jax: every verb works on a fresh machine with Python 3.11+, make and a package index.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_DIR ?= runs/quickstart
+
+ifneq ($(and $(filter command line,$(origin PYTHON)),$(wildcard $(VENV)/bin/python)),)
+ifneq ($(shell $(PYTHON) -V),$(shell $(BIN)/python -V))
+$(error $(VENV) has $(shell $(BIN)/python -V), $(PYTHON) is $(shell $(PYTHON) -V): add VENV=.venv-new, or run "make clean" first)
+endif
+endif
 
 .PHONY: help setup quickstart test test-all faults lint format docs bench bench-all compare results study-small clean
 help: ## lists the verbs

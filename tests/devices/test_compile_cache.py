@@ -79,7 +79,9 @@ def test_what_a_killed_process_left_half_written_is_compiled_and_written_again(h
 
 
 def use_compile_cache_again():
+    """As the next process does."""
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
     use_compile_cache()
 
 

@@ -230,7 +230,7 @@ def test_a_variant_of_the_step_is_finite_and_the_same_on_eight_devices(method, c
 def test_four_views_take_four_running_statistics_updates():
     experiment = experiment_of("simsiam_gsg", pairing="permutation", num_views=4)
     state = jax.jit(functools.partial(init_state, experiment, 1))()
-    # What is left of a start 1e6 higher says how many updates of momentum 0.1 there were.
-    higher = state.replace(batch_stats=jax.tree.map(lambda x: x + 1e6, state.batch_stats))
+    # What is left of a start 100 higher says how many updates of momentum 0.1 there were.
+    higher = state.replace(batch_stats=jax.tree.map(lambda x: x + 100, state.batch_stats))
     means = [passes(experiment, start)[1]["projector"]["bn3"]["mean"] for start in (higher, state)]
-    np.testing.assert_allclose((means[0] - means[1]) / 1e6, 0.9**4, rtol=1e-4)
+    np.testing.assert_allclose((means[0] - means[1]) / 100, 0.9**4, rtol=1e-3)

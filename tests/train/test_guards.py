@@ -117,14 +117,18 @@ def test_the_warning_says_what_to_try(method, overrides, advice, not_advised):
 
 
 def test_signals_become_a_flag_and_the_old_handlers_come_back():
+    under_nohup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
-    for number in before:
-        with stop_signals() as stop_requested:
-            assert not stop_requested()
-            signal.raise_signal(number)
-            assert stop_requested()
-        assert {n: signal.getsignal(n) for n in before} == before
+    try:
+        for number in before:
+            with stop_signals() as stop_requested:
+                assert not stop_requested()
+                signal.raise_signal(number)
+                assert stop_requested()
+            assert {n: signal.getsignal(n) for n in before} == before
+    finally:
+        signal.signal(signal.SIGHUP, under_nohup)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_old_handlers_come_back():
