@@ -100,7 +100,15 @@ def _blends(channels, order, factors, mean_gray):
         other = jnp.where(operation == 1, mean_gray, 0.0)
         other = jnp.where(operation == 2, _luma(channels), other)
         channels = [jnp.clip(factor * c + (1 - factor) * other, 0, 1) for c in channels]
+        channels = _stored_on_cpu(channels)
     return channels
+
+
+def _stored_on_cpu(channels):
+    """Keeps XLA on a CPU from computing every step of a chain again for each of its uses."""
+    return jax.lax.platform_dependent(
+        channels, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
 
 
 def _luma(channels):
