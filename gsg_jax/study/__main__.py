@@ -34,7 +34,7 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
     try:
         loaded = load_study(
             arguments.study,
-            images=arguments.images,
+            images=str(arguments.images or ""),
             seeds=arguments.seeds,
             cells=arguments.cells,
             is_toy=arguments.toy,
@@ -68,13 +68,17 @@ def parse(argv: list[str], program: str) -> argparse.Namespace:
         help="of its runs and results (runs/study-NAME); "
         "several processes and machines may share it",
     )
-    add("--images", type=_folder, default="", metavar="DIR", help="folder of the images")
+    add("--images", type=argument_path, metavar="DIR", help="folder of the images")
     add("--seeds", type=_seeds, default=(), metavar="0,1", help="in place of the study's own")
     add("--cells", type=_words, default=(), metavar="A,B*", help="names or patterns of cells")
     add("--toy", action="store_true", help="a tiny network and the embedded images, to try it out")
     add("--dry_run", action="store_true", help="list the runs and end")
     add("--report_only", action="store_true", help="write the report of what there is and end")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    images = arguments.images
+    if images and not (arguments.report_only or images.is_dir()):
+        parser.error(f"argument --images: {images}: there is no such folder")
+    return arguments
 
 
 def _default_name(arguments: argparse.Namespace, loaded: Loaded) -> str:
@@ -128,12 +132,6 @@ def _list(records: list[tuple[Any, dict[str, Any]]]) -> None:
     left = seconds_left(records)
     rest = "" if left is None else f", about {duration(left)} left for one process"
     say(f"{len(records)} runs, {total:g} views an image in total{rest}")
-
-
-def _folder(text: str) -> str:
-    if not (path := argument_path(text)).is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no such folder")
-    return str(path)
 
 
 def _words(text: str) -> tuple[str, ...]:

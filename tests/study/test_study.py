@@ -119,6 +119,19 @@ def test_some_seeds_and_cells_are_run_and_the_report_has_all(tmp_path, fake, cap
     status, last, err = study(capsys, path, tmp_path / "w", "--dry_run")
     assert (status, last["num_runs"], len(runs.called)) == (0, 6, 4)
     assert "a-1: done" in err and "b1-0: to do; 26 views an image; simsiam" in err
+    assert "data.dir" not in err  # without --images
+
+
+def test_a_report_needs_no_images(tmp_path, fake, capsys):
+    path, images = write_study(tmp_path), tmp_path / "images"
+    images.mkdir()
+    fake()
+    study(capsys, path, tmp_path / "w", f"--images={images}")
+    images.rmdir()
+    flags = (f"--images={images}", "--report_only")
+    assert study(capsys, path, tmp_path / "w", *flags)[1]["num_left"] == 0
+    with pytest.raises(SystemExit):
+        study(capsys, path, tmp_path / "w", f"--images={images}")
 
 
 def test_a_record_of_another_config_is_not_taken(tmp_path, fake, capsys):
