@@ -22,6 +22,7 @@ from gsg_jax.study.running import is_finished
 from gsg_jax.study.statistics import Interval
 
 ORIGINS = ("commits", "machines")
+MOST_NAMED = 6  # runs that are not finished; study.json has all
 MILLION = 1e6
 
 
@@ -149,13 +150,14 @@ def _origin(study: Study, results: Sequence[CellResult], whole: dict[str, Any]) 
         "of its normalised projections times the root of their width (0: collapsed), both of the "
         "last logged step; views and processor hours are those of one run.",
         *(f"k-NN of {name}: {100 * value:.2f} %." for name, value in beaten.items()),
-        f"Configs: {', '.join(dict.fromkeys(cell.config for cell in study.cells))}; "
+        f"Configs: {', '.join(dict.fromkeys(r.cell.config for r in results if r.scores))}; "
         f"seeds {', '.join(map(str, study.seeds))}.",
         *(f"{_capital(name)}: {', '.join(_texts(records, name))}." for name in ORIGINS if records),
         f"{whole['processor_hours']:.1f} processor hours in total, killed attempts aside.",
     ]
-    if whole["left"]:
-        sentences.append(f"Not finished: {', '.join(whole['left'])}.")
+    if left := whole["left"]:
+        more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+        sentences.append(f"Not finished: {', '.join(left[:MOST_NAMED])}{more}.")
     sentences += [f"{name} failed: {why.rstrip('.')}." for name, why in whole["failed"].items()]
     return "\n".join(sentences) + f"\n\n    {whole['command']}\n"
 
