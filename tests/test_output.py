@@ -156,10 +156,10 @@ def test_a_reader_that_goes_away_and_a_full_log_disk_cost_no_step(images, tmp_pa
 def test_a_closed_terminal_saves_the_run_unless_nohup_keeps_it(images, tmp_path, is_under_nohup):
     flags = tiny("byol", images, tmp_path, *SHORT, "--config.run.checkpoint_every_steps=1000")
     ours, theirs = os.openpty()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if is_under_nohup else None
+    # The run inherits it; the tests themselves may be under nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_under_nohup else signal.SIG_DFL)
     process = run(*flags, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    if is_under_nohup:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, before)
     os.close(theirs)
     os.set_blocking(ours, False)
 
