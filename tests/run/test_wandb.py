@@ -120,12 +120,13 @@ def test_without_the_package_there_is_one_line_before_anything_is_made(
 def test_wandb_itself_takes_an_offline_run_and_prints_nothing_on_standard_output(tmp_path):
     pytest.importorskip("wandb")
     code = (
-        "import pathlib, sys\n"
+        "import pathlib, sys, time\n"
         "from tests.run.test_wandb import *\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "for first_step, steps in ((0, [1, 2]), (1, [2, 3])):\n"
         "    with open_wandb(project(), folder, is_new=not first_step) as copy:\n"
         "        write(folder, first_step, steps, copy)\n"
+        "    time.sleep(1.1)\n"  # wandb's folders are named by the second
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
