@@ -169,9 +169,8 @@ def _normalized(x, scale, bias, near_mean, epsilon, moments, sum_of_views, sum_o
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean, var = moments(wide, near_mean)
     reciprocal = jax.lax.rsqrt(var + epsilon)
-    y = (wide - like_views(mean, x)) * like_views(reciprocal * scale[None], x) + like_views(
-        bias[None], x
-    )
+    centred, multiplier = wide - like_views(mean, x), like_views(reciprocal * scale[None], x)
+    y = centred * multiplier + like_views(bias[None], x)
     return (y, mean, var), (x, scale, mean, reciprocal)
 
 

@@ -36,8 +36,7 @@ def writing(folder: pathlib.Path, name: str = LOCK) -> Iterator[Callable[[], Non
       removed the lock's file, it takes the lock anew.
 
     Raises:
-      UserError: if another process holds the folder, it cannot be written, or it is not the one
-        that host 0 holds.
+      UserError: if another process holds the folder, it cannot be written, or is not host 0's.
     """
     path, held = folder / name, []
     if not is_writer():

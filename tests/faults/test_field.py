@@ -257,8 +257,7 @@ def test_signals_and_lost_output_cost_nothing(images, tmp_path, tally):
         status, out, err = run(workdir, act)
         if status not in (0, -number) or "Traceback" in err.read_text():
             return f"status {status}: {err.read_text()}"
-        if status == 0 and figures(out)["step"] > 0:
-            step = figures(out)["step"]
+        if status == 0 and (step := figures(out)["step"]) > 0:
             if not (workdir / "checkpoints" / str(step)).is_dir():
                 return f"step {step} is not saved"
         status, out, err = run(workdir)
@@ -266,8 +265,7 @@ def test_signals_and_lost_output_cost_nothing(images, tmp_path, tally):
             return f"status {status}: {err.read_text()}"
         return None if (workdir / "report.html").is_file() else "no report"
 
-    goals = (5, 0, 40, 60) if FULL else (5,)
-    tries = [(f"{g} {s.name}", (s, g)) for g in goals for s in SIGNALS]
+    tries = [(f"{g} {s.name}", (s, g)) for g in ((5, 0, 40, 60) if FULL else (5,)) for s in SIGNALS]
     judge("signal at a random moment", tries, tally, signalled)
 
     def lost(name, kind):
