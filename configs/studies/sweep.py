@@ -8,9 +8,9 @@ the recipe's epochs, with the whole schedule in them; one seed. The other studie
 each group: that is a choice by the test images of seed 0, the same for every method, so
 differences of a few tenths of a point between two values mean nothing.
 
-`--cells='simsiam_*'` sweeps some of the methods.
+`--cells='simsiam_*'` sweeps some of the methods, `--cells='*_rate*'` the rates alone.
 
-72 cells, one seed. Run: the 32 cells of SimSiam and BYOL, plain and guided.
+144 cells, one seed. Run: the 32 cells of SimSiam and BYOL, plain and guided.
 """
 
 from typing import Any
@@ -26,36 +26,43 @@ AT_ITS_RATE = {
     "crop0.08": {"views.crop_area": (0.08, 1.0)},
     "crop0.4": {"views.crop_area": (0.4, 1.0)},
 }
-# For cifar10_small: the best of each method, in docs/results.md; others keep their config's values.
+# The best of each row, in docs/results.md; other rows keep the values of their configs.
 TUNED = {
-    "simsiam": {"views.crop_area": (0.4, 1.0)},
-    "simsiam_gsg": {"views.crop_area": (0.4, 1.0)},
-    "byol": {"optim.learning_rate": 0.8},
-    "byol_gsg": {"optim.learning_rate": 0.8},
+    "cifar10_small": {
+        "simsiam": {"views.crop_area": (0.4, 1.0)},
+        "simsiam_gsg": {"views.crop_area": (0.4, 1.0)},
+        "byol": {"optim.learning_rate": 0.8},
+        "byol_gsg": {"optim.learning_rate": 0.8},
+    },
 }
-METHODS = (
+# {row: (its config, what it changes in it)}: every method, and those with guided sources besides.
+_METHODS = (
     *("simsiam", "simsiam_gsg", "byol", "byol_gsg"),
     *("simclr", "moco_v2", "barlow_twins", "vicreg", "unigrad"),
+    *("directpred", "dino", "twist", "lejepa", "visreg", "simdino"),
 )
+_GUIDED = {"method.sources_by": "guided"}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in _METHODS}
+ROWS |= {f"{method}_guided": (method, _GUIDED) for method in ("unigrad", "directpred", "simdino")}
 
 
 def get_study(recipe: str = "cifar10_small") -> Study:
     """Returns the study for a recipe."""
     epochs = max(1, recipes.pretraining(recipe).run.num_epochs // 3)
     cells = []
-    for method in METHODS:
+    for row, (method, changes) in ROWS.items():
         config = f"{method}:{recipe}"
         rate = get_config(config).optim.learning_rate
         rates = [float(f"{factor * rate:.3g}") for factor in FACTORS]
         values = {f"rate{rate}": {"optim.learning_rate": rate} for rate in rates} | AT_ITS_RATE
         length = {"run.num_epochs": epochs, "eval.knn_every_epochs": epochs}
         cells += [
-            Cell(f"{method}_{name}", config, value | length, group=method)
+            Cell(f"{row}_{name}", config, changes | value | length, group=row)
             for name, value in values.items()
         ]
     return Study(cells, is_sweep=True)
 
 
-def tuned(method: str, recipe: str) -> dict[str, Any]:
-    """What the other studies change in a method's config for a recipe; {} if it was not swept."""
-    return TUNED.get(method, {}) if recipe == "cifar10_small" else {}
+def tuned(row: str, recipe: str) -> dict[str, Any]:
+    """What the other studies change in a row's config for a recipe; {} if it was not swept."""
+    return TUNED.get(recipe, {}).get(row, {})

@@ -121,8 +121,9 @@ def test_sigterm_on_one_host_stops_both_at_one_step_and_one_host_resumes(images,
     assert 3 <= stopped < 40 and f"stopped at step {stopped} and saved" in err
     _, err = done(*flags)  # on one host, of eight devices
     assert f"resuming from the checkpoint of step {stopped}" in err
+    # Two hosts add in another order than one: 1e-5 apart by step 24. A lost step is 0.01 apart.
     np.testing.assert_allclose(
-        losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=0, atol=1e-5
+        losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=0, atol=2e-4
     )
 
 

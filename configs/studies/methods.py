@@ -1,0 +1,25 @@
+"""What does every method of the table score, each with its own swept values?
+
+    gsg-jax study --study=methods --images=cifar10 --workdir=runs/methods
+
+The fifteen methods, and the three whose loss is linear in a unit target row with guided sources
+besides (`_guided`), for as many epochs. Each has the best values of the study `sweep`. A guided
+row is compared with its plain one: `simsiam_gsg` and `byol_gsg` see four views of an image where
+the others see two, so the study `gain` has the fairer question for them.
+
+18 cells, 3 seeds. A seed of `cifar10_small` takes as long as 21 trainings of `simsiam`. Cells that
+`gain` and `contrastive` have too are the same runs: a folder may serve all three. Not yet run.
+"""
+
+from gsg_jax.configs.studies.sweep import ROWS, tuned
+from gsg_jax.study import Cell, Study
+
+
+def get_study(recipe: str = "cifar10_small") -> Study:
+    """Returns the study for a recipe."""
+    cells = []
+    for row, (method, changes) in ROWS.items():
+        plain = row.removesuffix("_guided").removesuffix("_gsg")
+        against = (plain,) if plain != row else ()
+        cells.append(Cell(row, f"{method}:{recipe}", changes | tuned(row, recipe), against))
+    return Study(cells, seeds=(0, 1, 2))
