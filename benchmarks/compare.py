@@ -10,11 +10,9 @@ inspector logged at that step (docs/methods.md defines its figures).
 """
 
 import argparse
-import json
 import pathlib
-import subprocess
-import sys
 
+from results import run_job
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +51,13 @@ def main() -> None:
     table, gradients = Table(*COLUMNS, title=title), Table("method", *GRADIENT_COLUMNS)
     for method in methods:
         folder = runs / method
-        figures = train(method, arguments, folder)
+        figures = run_job(
+            f"--config=configs/{method}.py:{arguments.recipe}",
+            f"--workdir={folder}",
+            f"--config.run.num_epochs={arguments.epochs}",
+            f"--config.eval.knn_every_epochs={arguments.epochs}",
+            "--config.eval.inspect_gradients=true",
+        )
         logged = read_lines(folder / "metrics.jsonl")
         last = [line for line in logged if "embedding_rank" in line][-1]
         table.add_row(*row(method, figures, last))
@@ -62,25 +66,6 @@ def main() -> None:
     console = Console(width=100)
     console.print(table)
     console.print(gradients)
-
-
-def train(method: str, arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
-    """Pretrains with a method in a separate process; returns its final figures."""
-    flags = [
-        f"--config=configs/{method}.py:{arguments.recipe}",
-        f"--workdir={folder}",
-        f"--config.run.num_epochs={arguments.epochs}",
-        f"--config.eval.knn_every_epochs={arguments.epochs}",
-        "--config.eval.inspect_gradients=true",
-    ]
-    command = [sys.executable, "-m", "gsg_jax.main", *flags]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: the run of {method} ended with {done.returncode}; the reason is above")
-    figures = json.loads(done.stdout.splitlines()[-1])
-    if figures["step"] < figures["num_steps"]:
-        sys.exit(f"stopped while {method} trained: the same command resumes")
-    return figures
 
 
 def row(method: str, figures: dict, last: dict) -> list[str]:

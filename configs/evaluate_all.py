@@ -9,16 +9,9 @@ Source: the evaluations' own configs.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
-    config = recipes.evaluation("evaluate_all", recipe)
-    recipes.add_knn(config)
-    recipes.add_few_label(config)
-    recipes.add_probe(config)
-    recipes.add_lbfgs(config)
-    recipes.add_finetuning(config)
-    recipes.add_transfer(config)
-    return config
+    return evaluation("evaluate_all", recipe)

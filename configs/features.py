@@ -10,9 +10,9 @@ Source: pooled features of a frozen backbone, as in Chen & He, CVPR 2021 (arXiv 
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config() -> ConfigDict:
     """Returns the config of the job."""
-    return recipes.evaluation("features")
+    return evaluation("features")

@@ -9,11 +9,9 @@ Source: the protocol is this project's own: docs/evaluation.md.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config() -> ConfigDict:
     """Returns the config of the job."""
-    config = recipes.evaluation("few_label")
-    recipes.add_few_label(config)
-    return config
+    return evaluation("few_label")

@@ -10,11 +10,9 @@ Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
-    config = recipes.evaluation("finetune", recipe)
-    recipes.add_finetuning(config)
-    return config
+    return evaluation("finetune", recipe)

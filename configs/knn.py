@@ -7,11 +7,9 @@ Source: Wu et al., CVPR 2018 (arXiv 1805.01978), section 3.4.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config() -> ConfigDict:
     """Returns the config of the job."""
-    config = recipes.evaluation("knn")
-    recipes.add_knn(config)
-    return config
+    return evaluation("knn")

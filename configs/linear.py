@@ -11,15 +11,9 @@ Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix A.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.evaluations.RECIPES."""
-    config = recipes.evaluation("linear", recipe)
-    if recipe == "imagenet":
-        config.protocol = "images"
-    recipes.add_probe(config)
-    recipes.add_lbfgs(config)
-    recipes.add_linear_protocol(config)
-    return config
+    return evaluation("linear", recipe)

@@ -10,9 +10,9 @@ Source: t-SNE of van der Maaten & Hinton, JMLR 9 (2008); k-NN as in configs/knn.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config() -> ConfigDict:
     """Returns the config of the job."""
-    return recipes.evaluation("report")
+    return evaluation("report")

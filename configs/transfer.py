@@ -10,12 +10,9 @@ Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config import evaluations as recipes
+from gsg_jax.config.evaluations import evaluation
 
 
 def get_config() -> ConfigDict:
     """Returns the config of the job."""
-    config = recipes.evaluation("transfer")
-    recipes.add_lbfgs(config)
-    recipes.add_transfer(config)
-    return config
+    return evaluation("transfer")

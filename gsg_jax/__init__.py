@@ -200,9 +200,9 @@ def register_method(name: str, method: "Method") -> None:
       Traceback (most recent call last):
       gsg_jax.console.UsageError: register_method('byol'): this name is taken by gsg_jax: ...
     """
-    from gsg_jax.config import own
+    from gsg_jax.config.own import register
 
-    own.register_method(name, method)
+    register("method", name, method)
 
 
 def register_backbone(
@@ -231,9 +231,9 @@ def register_backbone(
       ...         return nn.Dense(8)(x.reshape(len(x), -1))
       >>> gsg_jax.register_backbone("flat", lambda model, norm: Flat())
     """
-    from gsg_jax.config import own
+    from gsg_jax.config.own import register
 
-    own.register_backbone(name, build)
+    register("backbone", name, build)
 
 
 def register_dataset(name: str, opener: Callable[["ConfigDict", str], "Source | None"]) -> None:
@@ -255,9 +255,9 @@ def register_dataset(name: str, opener: Callable[["ConfigDict", str], "Source | 
       >>> images = np.zeros((10, 32, 32, 3), np.uint8)
       >>> gsg_jax.register_dataset("black", lambda data, split: ArraySource("black", images))
     """
-    from gsg_jax.config import own
+    from gsg_jax.config.own import register
 
-    own.register_dataset(name, opener)
+    register("dataset", name, opener)
 
 
 def _run(config: "ConfigDict", workdir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -128,17 +128,6 @@ def test_the_k_nn_job_gives_the_last_figure_of_the_monitor(finished):
     assert hashes(workdir) == before
 
 
-def test_a_workdir_of_another_run_is_left_as_it_is_and_the_difference_is_named(finished):
-    flags, workdir, _ = finished
-    before = hashes(workdir)
-    status, out, err = call(*flags, "--config.run.seed=1", "--config.optim.learning_rate=0.5")
-    assert (status, out) == (1, "") and err.count("\n") == 1 and str(workdir) in err
-    assert (
-        "run.seed (0 there, 1 here)" in err and "optim.learning_rate (0.4 there, 0.5 here)" in err
-    )
-    assert hashes(workdir) == before
-
-
 def test_a_damaged_run_is_reported_and_left_as_it_is(finished, tmp_path):
     flags, workdir, _ = finished
     for name, damage, said in (

@@ -1,7 +1,7 @@
 """The keys of the evaluations, and the configs that they make.
 
-configs/features.py, knn.py, few_label.py, linear.py, finetune.py, transfer.py and evaluate_all.py
-are made of these groups; a recipe after the config's name changes their numbers.
+configs/features.py, knn.py, few_label.py, linear.py, finetune.py, transfer.py, evaluate_all.py and
+report.py take theirs from here; a recipe after the config's name changes the numbers.
 """
 
 from typing import Any
@@ -93,39 +93,50 @@ _FINETUNING = _TRAINING | {
     "optim.head_learning_rates": Key((0.2, 1.0), "per 256 images", (1e-9, 1e4)),
     "run.held_out": Key(0.2, "share of the training images to choose by", (0.01, 0.9)),
 }
+# Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
 _TRANSFER = {
     "transfer.sets": Key(tuple(SETS), "the sets to transfer to"),
     "transfer.dir": Key("", "the TFDS folder; '': TFDS's default"),
 }
 _FEATURES = {"features": Key("", "folder of a features job, read instead of a checkpoint")}
-# The keys of one job only.
+# What each job reads besides.
 _JOBS = {
     "features": {
         "splits": Key(("train", "test"), "the splits to embed; TFDS sets: any of their own too"),
     },
     "knn": _FEATURES
-    | {"eval.leave_one_out": Key(False, "score the training split by itself, without the test's")},
-    "few_label": _FEATURES,
-    "linear": _FEATURES | {"protocol": Key("probe", "how the classifier learns", PROTOCOLS)},
-    "finetune": {"labels": Key(0.1, "share of the labels used, by class", (1e-6, 1))},
+    | {"eval.leave_one_out": Key(False, "score the training split by itself, without the test's")}
+    | _KNN,
+    "few_label": _FEATURES | _FEW_LABEL,
+    "linear": _FEATURES
+    | {"protocol": Key("probe", "how the classifier learns", PROTOCOLS)}
+    | _PROBE
+    | _LBFGS
+    | _LINEAR,
+    "finetune": {"labels": Key(0.1, "share of the labels used, by class", (1e-6, 1))} | _FINETUNING,
+    "transfer": _LBFGS | _TRANSFER,
     "evaluate_all": {
         "parts": Key(
             ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer"), "the evaluations to run"
         ),
         "finetune_labels": Key((0.01, 0.1), "shares, one fine-tuning each", (1e-6, 1)),
-    },
+    }
+    | _KNN
+    | _FEW_LABEL
+    | _PROBE
+    | _LBFGS
+    | _FINETUNING
+    | _TRANSFER,
     "report": _REPORT,
 }
 # Every key of an evaluation.
-KEYS = {**_SHARED, **_KNN, **_FEW_LABEL, **_PROBE, **_LBFGS, **_LINEAR, **_FINETUNING, **_TRANSFER}
+KEYS = dict(_SHARED)
 for _keys in _JOBS.values():
     KEYS |= _keys
 
 
 def evaluation(job: str, recipe: str = "default") -> ConfigDict:
-    """Returns what every evaluation reads, and the keys that only this job has.
-
-    The functions below add other groups.
+    """Returns the config of an evaluation, with the numbers of a recipe.
 
     Raises:
       UsageError: if there is no such recipe.
@@ -133,58 +144,32 @@ def evaluation(job: str, recipe: str = "default") -> ConfigDict:
     check_recipe(recipe, RECIPES)
     config = ConfigDict({"job": job, "recipe": recipe})
     add_keys(config, _SHARED | _JOBS.get(job, {}))
+    if job == "linear":
+        _set_linear_protocol(config)
+    if recipe == "imagenet" and job in ("finetune", "evaluate_all"):
+        _set_finetuning_of_papers(config)
     return config
 
 
-def add_knn(config: ConfigDict) -> None:
-    """Adds what the k-NN classifier reads."""
-    add_keys(config, _KNN)
-
-
-def add_few_label(config: ConfigDict) -> None:
-    """Adds what logistic regression on a few labelled images of every class reads."""
-    add_keys(config, _FEW_LABEL)
-
-
-def add_probe(config: ConfigDict) -> None:
-    """Adds what linear probes on cached embeddings read: a grid, all of it trained at once."""
-    add_keys(config, _PROBE)
-
-
-def add_lbfgs(config: ConfigDict) -> None:
-    """Adds what logistic regression by L-BFGS reads."""
-    add_keys(config, _LBFGS)
-
-
-def add_linear_protocol(config: ConfigDict) -> None:
-    """Adds the linear protocol on images: LARS on a linear layer behind a frozen backbone.
+def _set_linear_protocol(config: ConfigDict) -> None:
+    """The linear protocol on images: LARS on a linear layer behind a frozen backbone.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix A.
     """
     is_paper = config.recipe == "imagenet"
-    add_keys(config, _LINEAR)
+    config.protocol = "images" if is_paper else "probe"
     config.optim.update({"name": "lars", "cosine_per": "epoch"})
     config.views.crop_area = (0.08, 1.0) if is_paper else ()
     config.data.batch_size = 4096 if is_paper else 256
     config.run.num_epochs = 90
 
 
-def add_finetuning(config: ConfigDict) -> None:
-    """Adds fine-tuning of all weights, with a rate for the backbone and one for the linear layer.
+def _set_finetuning_of_papers(config: ConfigDict) -> None:
+    """Fine-tuning of all weights, with a rate for the backbone and one for the linear layer.
 
     Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733), appendix C.
     """
-    add_keys(config, _FINETUNING)
-    if config.recipe == "imagenet":
-        config.optim.backbone_learning_rates = (0.01, 0.02, 0.05)
-        config.optim.head_learning_rates = (0.1, 0.5, 1.0)
-        config.views.crop_area = (0.08, 1.0)
-        config.data.batch_size = 1024
-
-
-def add_transfer(config: ConfigDict) -> None:
-    """Adds what the transfer to other sets reads.
-
-    Source: Kornblith et al., CVPR 2019 (arXiv 1805.08974), appendix A.
-    """
-    add_keys(config, _TRANSFER)
+    config.optim.backbone_learning_rates = (0.01, 0.02, 0.05)
+    config.optim.head_learning_rates = (0.1, 0.5, 1.0)
+    config.views.crop_area = (0.08, 1.0)
+    config.data.batch_size = 1024

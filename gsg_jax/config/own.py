@@ -4,19 +4,16 @@ import inspect
 import linecache
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from gsg_jax.config.keys import KEYS
 from gsg_jax.config.load import run_file
 from gsg_jax.console import UsageError
-from gsg_jax.data.open import SOURCES, Source
+from gsg_jax.data.open import SOURCES
 from gsg_jax.methods import METHODS, PREDICTORS, TARGETS, Key, Method
 from gsg_jax.methods.method import EXTRAS
-from gsg_jax.models.norm import Norm
 from gsg_jax.models.siamese import BACKBONES
 
 # What a method's functions are given besides its options.
@@ -39,10 +36,28 @@ class Origin(NamedTuple):
 _ORIGINS: dict[tuple[str, str], Origin] = {}
 
 
-def register_method(name: str, method: Method) -> None:
-    """Adds an own method; see gsg_jax.register_method."""
-    _check_method(f"register_method({name!r}): ", method)
-    _register("method", name, method)
+def register(kind: str, name: str, part: Any) -> None:
+    """Adds an own part to the table of its kind: "method", "backbone" or "dataset".
+
+    Raises:
+      UsageError: if the name is taken, or the part is wrong; see gsg_jax.register_method,
+        register_backbone and register_dataset.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UsageError(f"register_{kind}({name!r}): give a Python name, such as 'my_{kind}'")
+    if kind == "method":
+        _check_method(f"register_method({name!r}): ", part)
+    elif not callable(part):
+        raise UsageError(f"register_{kind}({name!r}): {part!r} is no function")
+    origin = _origin()
+    if name in _TABLES[kind]:
+        before = _ORIGINS.get((kind, name))
+        if before is None or before.file != origin.file:
+            where = f"by {before.file}" if before else "by gsg_jax"
+            raise UsageError(
+                f"register_{kind}({name!r}): this name is taken {where}: choose another name"
+            )
+    _ORIGINS[kind, name], _TABLES[kind][name] = origin, part
 
 
 def _check_method(called: str, method: Method) -> None:
@@ -68,32 +83,6 @@ def _check_method(called: str, method: Method) -> None:
             f"{called}the loss must take (outputs, memory, key, *, "
             f"{', '.join(['stop_gradient', *options])}): {error}"
         ) from error
-
-
-def register_backbone(name: str, build: Callable[[ConfigDict, Norm], nn.Module]) -> None:
-    """Adds an own backbone; see gsg_jax.register_backbone."""
-    _register("backbone", name, build)
-
-
-def register_dataset(name: str, opener: Callable[[ConfigDict, str], Source | None]) -> None:
-    """Adds an own data set; see gsg_jax.register_dataset."""
-    _register("dataset", name, opener)
-
-
-def _register(kind: str, name: str, part: Any) -> None:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise UsageError(f"register_{kind}({name!r}): give a Python name, such as 'my_{kind}'")
-    if not callable(part) and kind != "method":
-        raise UsageError(f"register_{kind}({name!r}): {part!r} is no function")
-    origin = _origin()
-    if name in _TABLES[kind]:
-        before = _ORIGINS.get((kind, name))
-        if before is None or before.file != origin.file:
-            where = f"by {before.file}" if before else "by gsg_jax"
-            raise UsageError(
-                f"register_{kind}({name!r}): this name is taken {where}: choose another name"
-            )
-    _ORIGINS[kind, name], _TABLES[kind][name] = origin, part
 
 
 def _origin() -> Origin:

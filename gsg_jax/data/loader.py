@@ -76,11 +76,6 @@ class TrainLoader:
             if images that may differ in shape are not cropped.
         """
         _check_batch(source, batch_size, num_hosts)
-        minimums = {"run.seed": (seed, 0), "data.num_threads": (num_threads, 1)}
-        minimums |= {"data.num_processes": (num_processes, 0), "data.prefetch": (prefetch, 0)}
-        for key, (value, least) in minimums.items():
-            if value < least:
-                raise UserError(f"{key} is {value}: it must be {least} or more")
         if crops is None:
             _check_one_shape(source)
         self._source = source
@@ -112,15 +107,7 @@ class TrainLoader:
           Endless iterator of {"image": uint8 [B / num_hosts, H, W, C]}; with crops, of the arrays
           of CropRecipe.cut, [B / num_hosts, V, S, S, C]; with labels, also of "label": int32
           [B / num_hosts]. Reading it raises UserError if an image cannot be read.
-
-        Raises:
-          ValueError: if first_step is negative.
         """
-        if first_step < 0:
-            raise ValueError(f"first_step is {first_step}: it must be 0 or more")
-        return self._generate(first_step)
-
-    def _generate(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         if self._num_processes and _is_encoded(self._source):
             workers = Processes(self._reader, self._num_processes)
         else:
@@ -249,8 +236,6 @@ def eval_batches(
 
 
 def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"data.batch_size is {batch_size}: it must be 1 or more")
     if batch_size > len(source):
         raise UserError(
             f"data.batch_size {batch_size} is larger than {source.name!r}, which has {len(source)} "

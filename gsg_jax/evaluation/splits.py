@@ -18,12 +18,7 @@ def split_held_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndar
 
     Returns:
       (fit_indices, held_out_indices), int, each sorted; together 0 to N - 1.
-
-    Raises:
-      ValueError: if share is not in (0, 1).
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share is {share}: hold out more than 0 and less than 1")
     held_out = [
         rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)]
         for rows in _shuffled_classes(labels, seed)
@@ -43,15 +38,9 @@ def class_balanced(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
       share: of the set, in (0, 1]. Each class gives round(share N / C) images, at least one, and
         all that it has if it has fewer.
       seed: of the choice.
-
-    Raises:
-      ValueError: if share is not in (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}: take more than 0 and at most 1")
-    classes = _shuffled_classes(labels, seed)
-    num_each = max(round(share * len(labels) / len(classes)), 1)
-    return np.sort(np.concatenate([rows[:num_each] for rows in classes]))
+    num_each = max(round(share * len(labels) / len(np.unique(labels))), 1)
+    return drawn_by_class(labels, num_each, seed)
 
 
 def drawn_by_class(labels: np.ndarray, num_each: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsg_jax.config import own
+import gsg_jax
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import load_config, resolve
@@ -83,7 +83,7 @@ def test_the_options_of_two_methods_may_share_a_name_and_not_a_meaning(tmp_path)
         return 0.0, memory, {}
 
     options = {"temperature": Key(500.0, "in kelvin", (0, 1000))}
-    own.register_method("hot", Method(loss, "online", "none", options=options))
+    gsg_jax.register_method("hot", Method(loss, "online", "none", options=options))
     made = load("simclr")
     made.method.temperature = 500.0
     assert "from 0.01 to 10" in refusal(made)
@@ -120,9 +120,9 @@ def test_the_same_file_may_register_again_and_another_may_not(tmp_path):
         load_config(other)
     with pytest.raises(UsageError, match="'byol'.*taken by gsg_jax: choose another name"):
         load_config(method_file(tmp_path / "c.py", name="byol"))
-    for register in (own.register_backbone, own.register_dataset):
+    for register in (gsg_jax.register_backbone, gsg_jax.register_dataset):
         with pytest.raises(UsageError, match="taken by gsg_jax"):
-            register("resnet18" if register is own.register_backbone else "folder", print)
+            register("resnet18" if register is gsg_jax.register_backbone else "folder", print)
 
 
 def loss_of_one(outputs, memory, key, *, stop_gradient, margin=1.0):
@@ -145,7 +145,7 @@ def loss_of_one(outputs, memory, key, *, stop_gradient, margin=1.0):
 )
 def test_a_wrong_row_is_refused_by_name(name, method, said):
     with pytest.raises(UsageError, match=said):
-        own.register_method(name, method)
+        gsg_jax.register_method(name, method)
     assert name not in METHODS
 
 
@@ -190,7 +190,7 @@ def test_an_own_data_set_opens_by_its_name_and_must_give_images():
         "has no images to train on": None,
     }
     for number, (said, source) in enumerate(wrong.items()):
-        own.register_dataset(f"wrong{number}", lambda data, split, source=source: source)
+        gsg_jax.register_dataset(f"wrong{number}", lambda data, split, source=source: source)
         with pytest.raises(UserError, match=said):
             open_source(data_config(f"wrong{number}", ""), "train")
     assert open_source(data_config("wrong2", ""), "test") is None

@@ -182,12 +182,7 @@ def test_images_without_an_array_form_the_same_batches():
     ("source", "settings", "message"),
     [
         (numbered(7), {"batch_size": 8}, "8 is larger than 'numbered', which has 7"),
-        (numbered(7), {"batch_size": 0}, "batch_size is 0"),
         (numbered(7), {"batch_size": 4, "num_hosts": 3}, "multiple of 3"),
-        (numbered(7), {"batch_size": 4, "seed": -1}, "seed is -1"),
-        (numbered(7), {"batch_size": 4, "num_threads": 0}, "num_threads is 0"),
-        (numbered(7), {"batch_size": 4, "num_processes": -1}, "num_processes is -1"),
-        (numbered(7), {"batch_size": 4, "prefetch": -1}, "prefetch is -1"),
         (Photos(7), {"batch_size": 4}, 'data.crop="host"'),
     ],
 )

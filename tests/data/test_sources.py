@@ -1,6 +1,5 @@
 """Own folders: what is read, what is skipped, what is refused."""
 
-import inspect
 import os
 import pathlib
 import struct
@@ -304,16 +303,6 @@ def test_folders_that_cannot_be_listed_are_left_out_with_the_reason(
     assert warnings_logged == [
         f"warning: 1 folders in {tmp_path} are left out: lost+found/ (Permission denied)"
     ]
-
-
-def test_folders_that_are_nested_deeper_than_python_calls_are_read(tmp_path):
-    save(tmp_path.joinpath(*200 * "d") / "picture.png")
-    limit = sys.getrecursionlimit()
-    try:
-        sys.setrecursionlimit(len(inspect.stack()) + 100)
-        assert len(opened(tmp_path)) == 1
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def test_1200_nested_folders_are_read(tmp_path):

@@ -66,14 +66,6 @@ def test_every_image_is_as_likely_to_be_chosen():
     np.testing.assert_allclose(balanced, 180, atol=56)
 
 
-def test_a_share_out_of_range_raises():
-    labels = np.arange(4)
-    for split, shares in ((split_held_out, [0, 1, -0.1]), (class_balanced, [0, 1.1])):
-        for share in shares:
-            with pytest.raises(ValueError, match=f"share is {share}"):
-                split(labels, share, seed=0)
-
-
 def test_the_first_class_without_an_image_is_named():
     names = ["bag", "boot", "coat", "hat"]
     check_every_class(np.array([3, 0, 1, 2, 2]), names)

@@ -13,12 +13,9 @@ import threading
 import time
 from types import SimpleNamespace
 
-import jax
 import pytest
 from PIL import Image
 
-from gsg_jax.config.command_line import parse_flags
-from gsg_jax.data.open import open_source
 from gsg_jax.run.workdir import WRITTEN
 from gsg_jax.train import loop
 from tests.faults.conftest import FULL
@@ -39,41 +36,6 @@ def untrained(monkeypatch):
         return SimpleNamespace(run=lambda: record() or STOPPED)
 
     monkeypatch.setattr(loop, "Pretraining", pretraining)
-
-
-def link_tries():
-    image, folder = pathlib.Path("train", "even", "000.png"), pathlib.Path("train", "even")
-    for name, (link, target) in {
-        "another name of an image": (folder / "a.png", "000.png"),
-        "an image of another class": (pathlib.Path("train", "uneven", "a.png"), "../even/000.png"),
-        "the folder itself": (folder / "again", "."),
-        "the folder above": (folder / "above", ".."),
-        "a class by another name": (pathlib.Path("train", "odd"), "even"),
-        "an image elsewhere": (folder / "b.png", "../../../elsewhere/even/000.png"),
-        "a folder elsewhere": (pathlib.Path("train", "other"), "../../elsewhere"),
-        "nothing": (folder / "c.png", "nothing"),
-        "itself": (folder / "d.png", "d.png"),
-        "another link": (folder / "e.png", "d.png"),
-        "a device": (folder / "f.png", "/dev/zero"),
-    }.items():
-        yield name, lambda top, link=link, target=target: (top / link).symlink_to(target)
-    yield "a hard link", lambda top: (top / folder / "h.png").hardlink_to(top / image)
-
-
-def test_links_in_a_folder_are_no_more_images(tmp_path, tally):
-    def attempt(name, make):
-        place = tmp_path / name
-        top = write_images(place / "images", 8, 4)
-        write_images(place / "elsewhere", 8, 4)
-        make(top)
-        data = parse_flags(["main", *tiny("simsiam", top, place)]).config.data
-        source = open_source(data, "train")
-        if (len(source), source.class_names) != (8, ("even", "uneven")):
-            return f"{len(source)} images of {source.class_names}"
-        listed = [path for path in source.paths if path.is_symlink()]
-        return f"links are listed: {listed}" if listed else None
-
-    judge("link in a folder", link_tries(), tally, attempt)
 
 
 def name_tries():
@@ -105,26 +67,14 @@ def test_names_that_a_terminal_would_obey_reach_it_escaped(tmp_path, tally):
 
 
 def changes():
-    even = pathlib.Path("train", "even")
-    yield "one is gone", lambda top: (top / even / "000.png").unlink()
-    yield "one more", lambda top: shutil.copy(top / even / "000.png", top / even / "new.png")
-    yield "one renamed", lambda top: (top / even / "000.png").rename(top / even / "zzz.png")
-    yield (
-        "one of another class",
-        lambda top: (top / even / "000.png").rename(top / "train" / "uneven" / "000.png"),
-    )
-    yield "another size", lambda top: Image.new("RGB", (14, 14)).save(top / even / "000.png")
+    odd = pathlib.Path("train", "uneven", "000.png")
+    even = pathlib.Path("train", "even", "000.png")
+    yield "one of another class", lambda top: (top / even).rename(top / odd)
     yield "a test image gone", lambda top: (top / "test" / "even" / "000.png").unlink()
-    yield (
-        "a class renamed",
-        lambda top: [
-            (top / split / "even").rename(top / split / "eve") for split in ("train", "test")
-        ],
-    )
 
 
 @pytest.mark.usefixtures("untrained")
-def test_images_and_settings_that_changed_are_told_when_a_run_resumes(tmp_path, tally):
+def test_images_that_changed_are_told_when_a_run_resumes(tmp_path, tally):
     def attempt(name, change):
         top = tmp_path / name
         images = write_images(top / "images", 20, 4)
@@ -140,19 +90,7 @@ def test_images_and_settings_that_changed_are_told_when_a_run_resumes(tmp_path, 
         _, err = done(*flags, "--config.run.accept_changes=true")
         return None if "it resumes with other numbers" in err else err
 
-    judge("images that change before a resume", changes(), tally, attempt, 4)
-
-    tries = [("matmul precision", "bfloat16"), ("matmul precision", "highest")]
-
-    def setting(name, value):
-        top = tmp_path / value
-        flags = tiny("simsiam", write_images(top / "images", 20, 4), top / "run")
-        done(*flags)
-        with jax.default_matmul_precision(value):
-            status, _, err = call(*flags)
-        return None if status == 1 and "jax_default_matmul_precision" in err else err
-
-    judge("JAX settings that change before a resume", tries, tally, setting)
+    judge("images that change before a resume", changes(), tally, attempt)
 
 
 def test_links_planted_in_a_workdir_are_not_written_through(tmp_path, tally, monkeypatch):

@@ -257,12 +257,6 @@ def test_an_old_workdir_with_missing_files_has_a_report_that_names_them(copy, go
     assert 'class="missing"' in page
 
 
-def test_images_that_have_gone_are_named(copy):
-    last, page = report(copy, "--config.data.dir=/nowhere")
-    assert "/nowhere" in last["missing"][0]
-    assert _shows(page, "curves") and not _shows(page, "map")
-
-
 def test_max_images_limits_the_map_evenly(copy, images):
     last, page = report(copy, "--config.report.max_images=5")
     assert last["num_images"] == 5

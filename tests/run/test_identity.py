@@ -97,7 +97,12 @@ def test_a_folder_that_moves_or_is_written_otherwise_is_the_same(begun, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")]
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_default_matmul_precision", "bfloat16"),
+    ],
 )
 def test_settings_of_jax_that_change_the_numbers_are_named(begun, name, value):
     folder, workdir = begun

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-from PIL import Image
 
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.console import UserError
@@ -41,15 +40,6 @@ def test_one_folder_has_one_key_however_it_is_reached(tmp_path, monkeypatch):
         for folder in (tmp_path / "photos", tmp_path / "link", tmp_path / "link" / ".." / "photos")
     }
     assert keys == {str(tmp_path / "photos")}
-
-
-def test_a_photograph_is_turned_as_its_camera_says_in_the_channels_that_are_asked_for(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save(tmp_path / "a.jpg", size=(6, 4), exif=exif)
-    images = listing.list_folder(tmp_path)
-    assert images.read("a.jpg", 3).shape == (6, 4, 3)
-    assert images.read("a.jpg", 1).shape == (6, 4, 1)
 
 
 def test_digests_tell_bytes_apart_and_not_names(tmp_path):

@@ -128,20 +128,6 @@ def test_another_folder_has_an_index_of_its_own_which_grows_with_it(run, photos,
     assert len(list((run / "search").glob("*.npz"))) == 2
 
 
-def test_links_are_no_images_and_never_called_copies(run, photos, tmp_path, capsys):
-    others = shutil.copytree(photos, tmp_path / "others")
-    real, copy = others / "trip 0" / "02.jpg", others / "trip 1" / "23.jpg"
-    shutil.copyfile(real, copy)
-    os.symlink(real, others / "cover.jpg")
-    os.link(real, others / "trip 1" / "again.jpg")
-    os.symlink(others, others / "trip 1" / "all")
-    flags = ("--duplicates", f"--folder={others}", "--threshold=0.999999")
-    last = found(capsys, run, *flags)
-    assert (last["num_images"], last["num_copies"]) == (24, 1)
-    (group,) = (g["images"] for g in last["groups"] if g["identical"])
-    assert {i["path"]: i["copy_of"] for i in group} == {str(real): None, str(copy): str(real)}
-
-
 def test_a_newer_checkpoint_makes_the_index_anew(run, capsys, tmp_path):
     newest = run / "checkpoints" / "2"
     newest.rename(tmp_path / "2")
