@@ -18,14 +18,17 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from gsg_jax.config.check import check_pretraining
-from gsg_jax.config.load import load_config, resolve
+from gsg_jax.config.load import load_config, override, resolve
 from gsg_jax.devices.mesh import by_image, global_batch, make_mesh, replicated
 from gsg_jax.methods import METHODS
+from gsg_jax.models.cpu import is_one_cpu
 from gsg_jax.models.jit import jit_network
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import Experiment, init_state
@@ -44,7 +47,9 @@ def main() -> None:
     if unknown := [method for method in methods if method not in METHODS]:
         parser.error(f"--methods={unknown[0]}: take from {', '.join(METHODS)}")
     if arguments.here:
-        print(json.dumps(measure(methods[0], arguments.recipe, arguments.steps)), flush=True)
+        line = {"method": methods[0], "recipe": arguments.recipe}
+        line |= measure(f"{methods[0]}:{arguments.recipe}", arguments.steps)
+        print(json.dumps(line), flush=True)
         return
     for method in methods:
         flags = [
@@ -55,18 +60,20 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--here", *flags], check=True)
 
 
-def measure(method: str, recipe: str, num_steps: int) -> dict:
+def measure(name: str, num_steps: int, overrides: Mapping[str, Any] | None = None) -> dict:
     """Compiles and times one method's step on random images.
 
     Args:
-      method: a name of METHODS.
-      recipe: a name of RECIPES.
+      name: a config and its recipe, such as "simsiam:imagenet".
       num_steps: timed steps, after three untimed ones.
+      overrides: other values of the config.
 
     Returns:
-      The figures of one line.
+      The figures of one line; unless the device is one CPU, where XLA does not count all of them,
+      with the operations and the bytes of a step.
     """
-    config = load_config(f"configs/{method}.py:{recipe}")
+    config = load_config(name)
+    override(config, overrides or {})
     check_pretraining(config)
     config = resolve(config)
     mesh = make_mesh(config.data.batch_size)
@@ -77,8 +84,13 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
     batch = global_batch(mesh, random_images(config, channels))
 
     start = time.perf_counter()
-    step = jit_step(experiment, mesh).lower(state, batch).compile()
+    lowered = jit_step(experiment, mesh).lower(state, batch)
+    step = lowered.compile()
     compile_seconds = time.perf_counter() - start
+    work = {}
+    if not is_one_cpu(mesh):
+        work["operations"] = lowered.cost_analysis()["flops"]
+        work["bytes"] = step.cost_analysis()["bytes accessed"]
 
     seconds = []
     for n in range(3 + num_steps):
@@ -91,8 +103,6 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
     peak = peak_memory_mb()
     views_seconds = time_views(experiment, mesh, batch, num_steps)
     return {
-        "method": method,
-        "recipe": recipe,
         "batch_size": config.data.batch_size,
         "num_views": config.method.num_views,
         "views_per_second": round(config.data.batch_size * config.method.num_views / median, 1),
@@ -104,6 +114,7 @@ def measure(method: str, recipe: str, num_steps: int) -> dict:
         "peak_memory_mb": round(peak),
         "device": f"{len(mesh.devices)} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
+        **work,
     }
 
 

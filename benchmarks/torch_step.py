@@ -2,7 +2,7 @@
 
 The reference: every view is a separate forward pass through the online branch, and through the EMA
 target if there is one, in float32. The tuned step: channels last, bfloat16 autocast and
-torch.compile. Written from the papers' equations for versus_torch.py.
+torch.compile of the networks. Written from the papers' equations for versus_torch.py and gpu.py.
 """
 
 import contextlib
@@ -127,7 +127,6 @@ class Step:
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
         )
-        self.loss = torch.compile(self._loss) if self.is_tuned else self._loss
 
     def placed_views(self, views):
         """Views [B, V, H, W, C] as the step takes them: a list of [B, C, H, W] on the device."""
@@ -136,7 +135,7 @@ class Step:
 
     def __call__(self, views):
         """One step; returns the loss."""
-        loss = self.loss(views)
+        loss = self._loss(views)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -148,7 +147,8 @@ class Step:
         return loss.detach()
 
     def _placed(self, module):
-        return module.to(device=self.device, memory_format=self.format).train()
+        module = module.to(device=self.device, memory_format=self.format).train()
+        return torch.compile(module) if self.is_tuned else module
 
     def _loss(self, views):
         with self._precision():

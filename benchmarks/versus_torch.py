@@ -2,24 +2,14 @@
 
     python benchmarks/versus_torch.py [--methods=simsiam_gsg,byol_gsg] [--modes=reference]
         [--rounds=7] [--recipe=cifar10] [--batch=64] [--size=32] [--width=64]
-        [--draw_views] [--dtype=bfloat16] [--peak_tflops=989]
 
 For each method and mode, one process of each side steps in turns, so that other load of the machine
-affects both. Both get the same four ready views of every image, uint8 on our side and float32 on
-PyTorch's. A step ends when its loss and its update are computed. Ours is the step of a user's run;
+affects both. Both get the same ready views of every image, two for plain methods and four for guided
+ones, uint8 on our side and float32 on PyTorch's. A step ends when its loss and its update are computed. Ours is the step of a user's run;
 guided methods run once on "all" views and once on the "selected" ones. PyTorch's is in
 torch_step.py: "reference" is the papers' definition in float32, every view a separate pass;
 "channels_last" adds that layout; "tuned" adds bfloat16 and torch.compile, and ours then takes
 bfloat16 as well.
-
-With --draw_views our step also draws its views; PyTorch's always has them ready. --dtype sets our
-activations' type in every mode. If XLA counts all operations of a step (not on one CPU, where some
-are in loops), the last line has our TFLOP/s, and with --peak_tflops the share of that peak.
-
-On a GPU, ResNet-50 at 224 pixels is measured by
-
-    python benchmarks/versus_torch.py --recipe=imagenet --batch=256 --draw_views --dtype=bfloat16 \
-        --methods=simsiam_gsg,byol_gsg --modes=reference,tuned --peak_tflops=989
 
 The last line holds, for each method, mode and sources, PyTorch's median time over ours: our
 images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
@@ -61,9 +51,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--size", type=int, default=0, help="pixels of a view; 0 = the recipe's")
     parser.add_argument("--width", type=int, default=0, help="of a ResNet; 0 = the recipe's")
-    parser.add_argument("--draw_views", action="store_true", help="our step draws its views too")
-    parser.add_argument("--dtype", default="", help="of our activations; '' = by the mode")
-    parser.add_argument("--peak_tflops", type=float, default=0.0, help="of the device, TFLOP/s")
     parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--sources", default="all", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -74,27 +61,24 @@ def main() -> None:
     if arguments.rounds < 1:
         parser.error(f"--rounds={arguments.rounds}: must be 1 or more")
     if arguments.side:
-        serve(*(our_step if arguments.side == "ours" else their_step)(arguments))
+        serve((our_step if arguments.side == "ours" else their_step)(arguments))
         return
     compare(arguments)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Prints the table and the line of ratios."""
-    table, ratios, work = Table(*COLUMNS), {}, {}
+    table, ratios = Table(*COLUMNS), {}
     for mode in arguments.modes.split(","):
         for method in arguments.methods.split(","):
             all_sources = ("all", "selected") if method.endswith("_gsg") else ("all",)
-            sides, operations = {}, {}
-            sides["torch"], _ = start(arguments, method, mode, "torch", "all")
+            sides = {"torch": start(arguments, method, mode, "torch", "all")}
             for sources in all_sources:
-                sides[sources], flops = start(arguments, method, mode, "ours", sources)
-                operations[sources] = float(flops)
+                sides[sources] = start(arguments, method, mode, "ours", sources)
             medians = in_turns(sides, arguments.rounds)
             for sources in all_sources:
                 ours, theirs = medians[sources], medians["torch"]
                 ratios[f"{method}/{mode}/{sources}"] = round(theirs / ours, 3)
-                work |= work_of(f"{method}/{mode}/{sources}", operations[sources], ours, arguments)
                 rates = [f"{arguments.batch / seconds:.1f}" for seconds in (theirs, ours)]
                 times = [f"{1e3 * seconds:.1f}" for seconds in (theirs, ours)]
                 table.add_row(method, mode, sources, *times, *rates, f"{theirs / ours:.2f}")
@@ -102,34 +86,22 @@ def compare(arguments: argparse.Namespace) -> None:
                 gain = medians["all"] / medians["selected"]
                 ratios[f"{method}/{mode}/selected over all"] = round(gain, 3)
     Console(width=110).print(table)
-    print(json.dumps({"ratios": ratios, **work, "device": device_of(arguments)}))
-
-
-def work_of(name: str, operations: float, seconds: float, arguments: argparse.Namespace) -> dict:
-    """Returns TFLOP/s of our step and their share of the peak, if these are known."""
-    if not operations:
-        return {}
-    rate = operations / seconds / 1e12
-    figures = {f"{name}/tflops": round(rate, 3)}
-    if arguments.peak_tflops:
-        figures[f"{name}/share_of_peak"] = round(rate / arguments.peak_tflops, 4)
-    return figures
+    print(json.dumps({"ratios": ratios, "device": device_of(arguments)}))
 
 
 def start(
     arguments: argparse.Namespace, method: str, mode: str, side: str, sources: str
-) -> tuple[subprocess.Popen, str]:
-    """Starts one side; returns it once it is ready, with its step's operations, 0 = unknown."""
+) -> subprocess.Popen:
+    """Starts one side; returns it once it is ready."""
     flags = [f"--methods={method}", f"--modes={mode}", f"--side={side}", f"--sources={sources}"]
-    if arguments.draw_views:
-        flags.append("--draw_views")
-    for name in ("recipe", "batch", "size", "width", "dtype"):
+    for name in ("recipe", "batch", "size", "width"):
         flags.append(f"--{name}={getattr(arguments, name)}")
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [sys.executable, __file__, *flags], stdin=pipe, stdout=pipe, text=True
     )
-    return process, answer(process)
+    answer(process)
+    return process
 
 
 def answer(process: subprocess.Popen) -> str:
@@ -156,11 +128,11 @@ def in_turns(sides: dict[str, subprocess.Popen], rounds: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def serve(step, operations: float) -> None:
+def serve(step) -> None:
     """Runs a step for every line of standard input, and prints its seconds."""
     for _ in range(2):
         step()
-    print(operations, flush=True)
+    print("ready", flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
         step()
@@ -174,16 +146,14 @@ def config_of(arguments: argparse.Namespace):
 
     root = pathlib.Path(__file__).parent.parent
     config = load_config(f"{root}/configs/{arguments.methods}.py:{arguments.recipe}")
-    config.method.update({"num_views": 4, "sources": arguments.sources})
+    config.method.sources = arguments.sources
     if arguments.methods.endswith("_gsg"):
-        config.method.pairing = "permutation"
+        config.method.update({"num_views": 4, "pairing": "permutation"})
     config.data.update({"batch_size": arguments.batch, "crop": "host"})
-    if not arguments.draw_views:
-        draw_nothing(config.views)
+    draw_nothing(config.views)
     config.views.size = arguments.size or config.views.size
     config.model.width = arguments.width or config.model.width
-    by_mode = "bfloat16" if arguments.modes == "tuned" else "float32"
-    config.model.dtype = arguments.dtype or by_mode
+    config.model.dtype = "bfloat16" if arguments.modes == "tuned" else "float32"
     check_pretraining(config)
     return resolve(config)
 
@@ -195,23 +165,14 @@ def draw_nothing(views) -> None:
     views.update({"blur_probability": (0.0,), "solarize_probability": (0.0,)})
 
 
-def drawn_views(config):
-    """Views of noise, uint8 [B, V, size, size, C]."""
-    import numpy as np
-
-    shape = (config.data.batch_size, config.method.num_views, *2 * (config.views.size,))
-    shape += (len(config.views.mean),)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
 def our_step(arguments: argparse.Namespace):
-    """Returns a function that runs a step to its end, and the step's operations, 0 = unknown."""
+    """Returns a function that runs a step to its end."""
     import functools
 
     import jax
+    from step_time import random_images
 
     from gsg_jax.devices import mesh as meshes
-    from gsg_jax.models.cpu import is_one_cpu
     from gsg_jax.train.build import build_experiment, jit_step
     from gsg_jax.train.state import init_state
 
@@ -220,21 +181,21 @@ def our_step(arguments: argparse.Namespace):
     experiment = build_experiment(config, num_steps=1000, steps_per_epoch=100)
     init = functools.partial(init_state, experiment, len(config.views.mean))
     state = jax.jit(init, out_shardings=meshes.replicated(mesh))()
-    views = meshes.global_batch(mesh, drawn_views(config))
+    views = meshes.global_batch(mesh, random_images(config, len(config.views.mean)))
     step = jit_step(experiment, mesh).lower(state, views).compile()
-    operations = 0.0 if is_one_cpu(mesh) else step.cost_analysis().get("flops", 0.0)
 
     def run():
         nonlocal state
         state, metrics = step(state, views)
         jax.block_until_ready((state, metrics))
 
-    return run, operations
+    return run
 
 
 def their_step(arguments: argparse.Namespace):
     """Does the same for PyTorch."""
     import torch
+    from step_time import random_images
     from torch_step import Step
 
     config = config_of(arguments)
@@ -242,7 +203,8 @@ def their_step(arguments: argparse.Namespace):
     device = "cuda" if has_gpu else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     step = Step(config, arguments.modes, device)
-    views = step.placed_views((drawn_views(config) / 255.0).astype("float32"))
+    views = random_images(config, len(config.views.mean)) / 255.0
+    views = step.placed_views(views.astype("float32"))
 
     def run():
         loss = step(views)
@@ -250,7 +212,7 @@ def their_step(arguments: argparse.Namespace):
             torch.cuda.synchronize()
         return loss
 
-    return run, 0.0
+    return run
 
 
 def device_of(arguments: argparse.Namespace) -> str:
