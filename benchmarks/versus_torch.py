@@ -4,12 +4,12 @@
         [--rounds=7] [--recipe=cifar10] [--batch=64] [--size=32] [--width=64]
 
 For each method and mode, one process of each side steps in turns, so that other load of the machine
-affects both. Both get the same ready views of every image, two for plain methods and four for guided
-ones, uint8 on our side and float32 on PyTorch's. A step ends when its loss and its update are computed. Ours is the step of a user's run;
-guided methods run once on "all" views and once on the "selected" ones. PyTorch's is in
-torch_step.py: "reference" is the papers' definition in float32, every view a separate pass;
-"channels_last" adds that layout; "tuned" adds bfloat16 and torch.compile, and ours then takes
-bfloat16 as well.
+affects both. Both get the same ready views of every image, two for plain methods and four for
+guided ones, uint8 on our side and float32 on PyTorch's. A step ends when its loss and its update
+are computed. Ours is the step of a user's run; guided methods run once on "all" views and once on
+the "selected" ones. PyTorch's is in torch_step.py: "reference" is the papers' definition in
+float32, every view a separate pass; "channels_last" adds that layout; "tuned" adds bfloat16 and
+torch.compile, and ours then takes bfloat16 as well.
 
 The last line holds, for each method, mode and sources, PyTorch's median time over ours: our
 images a second over PyTorch's. PyTorch comes with `pip install -e '.[bench]'`.
