@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+# libtpu, which comes with the extra tpu-compile, complains where there is no TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices wait for one another in threads of one pool. While two sums over them are under way
 # at once, eight threads are too few, and the process aborts.
 os.environ.setdefault("NPROC", "64")
