@@ -170,7 +170,7 @@ SIDES: dict[str, Callable[[argparse.Namespace, str, str], dict]] = {
 
 
 def median_seconds(step: Callable[[], object], rounds: int) -> float:
-    """Of a function that ends when its work is done, after three untimed calls."""
+    """Times a function that ends when its work is done, after three untimed calls."""
     seconds = []
     for _ in range(3 + rounds):
         start = time.perf_counter()

@@ -94,7 +94,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder and its files."""
+        """The name of its folder and its files."""
         return f"{self.cell.name}-{self.seed}"
 
 

@@ -10,7 +10,7 @@ SIZES = {0: 1, 1: 2, 2: 3, 4: 40, 7: 111}
 
 
 def uneven_labels():
-    """Of the first class there is one image, of which none can be held out."""
+    """The first class has one image, which cannot be held out."""
     labels = np.repeat(list(SIZES), list(SIZES.values()))
     return np.random.default_rng(0).permutation(labels)
 
