@@ -246,7 +246,7 @@ def follow(target, online, decay):
 
 
 def compared(name):
-    """Results of a case: the tensors before, ours and theirs after the steps, our logs and theirs."""
+    """A case: the tensors before, ours and theirs after the steps, our logs and theirs."""
     case, config = CASES[name], config_of(CASES[name])
     with jax.enable_x64(case.dtype == "float64"):
         before, ours, our_logs = our_steps(case, config)
