@@ -12,6 +12,7 @@ small batches are slower. Not yet run.
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
 
+from gsg_jax.config import recipes
 from gsg_jax.configs.studies.sweep import tuned
 from gsg_jax.study import Cell, Study
 
@@ -20,10 +21,12 @@ BATCHES = (32, 128, 512)
 
 def get_study(recipe: str = "cifar10_small") -> Study:
     """Returns the study for a recipe."""
+    own = recipes.pretraining(recipe).data.batch_size
     cells = []
     for batch in BATCHES:
+        suffix, change = ("", {}) if batch == own else (f"_{batch}", {"data.batch_size": batch})
         for method in ("simsiam", "simsiam_gsg"):
-            against = (f"simsiam_{batch}",) if method == "simsiam_gsg" else ()
-            overrides = tuned(method, recipe) | {"data.batch_size": batch}
-            cells.append(Cell(f"{method}_{batch}", f"{method}:{recipe}", overrides, against))
+            against = (f"simsiam{suffix}",) if method == "simsiam_gsg" else ()
+            overrides = tuned(method, recipe) | change
+            cells.append(Cell(f"{method}{suffix}", f"{method}:{recipe}", overrides, against))
     return Study(cells, seeds=(0, 1))

@@ -2,8 +2,8 @@
 
     gsg-jax study --study=guide --images=cifar10 --workdir=runs/guide
 
-`closest` is the method: SimSiam with the paper's permutation, the closest of four view pairs, and
-distances of raw projections. Each other cell changes one of them: the farthest pair or a random
+`simsiam_gsg` is the method: SimSiam with the paper's permutation, the closest of four view pairs,
+and distances of raw projections. Each other cell changes one of them: the farthest pair or a random
 one (half of SimSiam's gradient, without guidance); distances of normalised projections; each image
 paired with the next one, or each half of the batch with the other half. The last two draw two
 views of an image a step instead of four, so they do half the work in as many epochs.
@@ -23,7 +23,7 @@ TWO_VIEWS = {"method.num_views": 2}
 def get_study(recipe: str = "cifar10_small") -> Study:
     """Returns the study for a recipe."""
     changes = {
-        "closest": {},
+        "simsiam_gsg": {},
         "random": {"method.guide": "random"},
         "farthest": {"method.guide": "farthest"},
         "normalised": {"method.distances": "normalised"},
@@ -32,4 +32,4 @@ def get_study(recipe: str = "cifar10_small") -> Study:
     }
     config, values = f"simsiam_gsg:{recipe}", tuned("simsiam_gsg", recipe)
     cells = [Cell(name, config, values | change) for name, change in changes.items()]
-    return Study(cells, seeds=(0, 1, 2), baseline="closest")
+    return Study(cells, seeds=(0, 1, 2), baseline="simsiam_gsg")
