@@ -5,7 +5,7 @@
     default        1 CPU core    674 s    k-NN top-1 0.8290 (untrained 0.7525, pixels 0.8025)
 
 Seed 0, k 20, 18 epochs, commit 1a2923b, when
-`default` was another network. Today's and the other recipes: not yet run.
+`default` was another network. The `default` of today and the other recipes: not yet run.
 
 Source: Grill et al., NeurIPS 2020 (arXiv 2006.07733).
 """

@@ -5,7 +5,7 @@
     default, 3 epochs    2 CPU cores    103 s    k-NN top-1 0.7780 (untrained 0.7525, pixels 0.8025)
 
 Seed 0, k 20, commit f922ea6, on cores shared with other work, when
-`default` was another network. Today's and the other recipes: not yet run.
+`default` was another network. The `default` of today and the other recipes: not yet run.
 
 Source: Caron et al., ICCV 2021 (arXiv 2104.14294).
 """

@@ -5,7 +5,7 @@
     default, 3 epochs    2 CPU cores    80 s    k-NN top-1 0.8200 (untrained 0.7525, pixels 0.8025)
 
 Seed 0, k 20, commit 80e21a2, when
-`default` was another network. Today's and the other recipes: not yet run.
+`default` was another network. The `default` of today and the other recipes: not yet run.
 
 Source: He et al., CVPR 2020 (arXiv 1911.05722); Chen et al. (arXiv 2003.04297).
 """

@@ -5,7 +5,7 @@
     default        1 CPU core    396 s    k-NN top-1 0.8355 (untrained 0.7525, pixels 0.8025)
 
 Seed 0, k 20, 18 epochs, commit 1a2923b, when
-`default` was another network. Today's and the other recipes: not yet run.
+`default` was another network. The `default` of today and the other recipes: not yet run.
 
 Source: Chen & He, CVPR 2021 (arXiv 2011.10566).
 """

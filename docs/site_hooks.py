@@ -53,6 +53,14 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leads the links of a page to files of the root to the pages made from them."""
+    up = "../" * page.file.src_uri.count("/")
+    for source, name in FROM_ROOT.items():
+        markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
+    return markdown
+
+
 def notebook_page(text: str) -> str:
     """A notebook as Markdown: its text, its code, and what its cells showed when it was run.
 

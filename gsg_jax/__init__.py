@@ -150,8 +150,8 @@ def evaluate(
 
     Args:
       workdir: folder of the run; what an evaluation writes goes to a folder in it.
-      name: "knn", "linear", "finetune", "transfer", "features", "evaluate_all", "report", or the
-        file of another evaluation; a recipe may follow after a colon.
+      name: "knn", "few_label", "linear", "finetune", "transfer", "features", "evaluate_all",
+        "report", or the file of another evaluation; a recipe may follow after a colon.
       overrides: other values of its config, as in get_config.
 
     Returns:
@@ -175,11 +175,11 @@ def evaluate(
 
 
 def register_method(name: str, method: "Method") -> None:
-    """Adds an own method: `config.method.name` may be `name` from now on.
+    """Adds a method of your own: `config.method.name` may be `name` from now on.
 
     The file that registers it may be the config itself, a --plugin of the command line, or any
     module that is imported; run again, it replaces what it registered. examples/own_method.py is a
-    whole one.
+    complete example.
 
     Args:
       name: a Python name that no other method has.
@@ -208,9 +208,9 @@ def register_method(name: str, method: "Method") -> None:
 def register_backbone(
     name: str, build: Callable[["ConfigDict", Callable[..., Any]], "flax.linen.Module"]
 ) -> None:
-    """Adds an own backbone: `config.model.backbone` may be `name` from now on.
+    """Adds a backbone of your own: `config.model.backbone` may be `name` from now on.
 
-    Where it is registered is as of register_method; examples/own_backbone.py is a whole one.
+    It is registered in the same places as a method; examples/own_backbone.py is an example.
     Evaluations of a run need its file too, as --plugin or imported: gsg_jax never runs a file
     because a run's folder names it.
 
@@ -237,9 +237,9 @@ def register_backbone(
 
 
 def register_dataset(name: str, opener: Callable[["ConfigDict", str], "Source | None"]) -> None:
-    """Adds an own data set: `config.data.name` may be `name` from now on.
+    """Adds a data set of your own: `config.data.name` may be `name` from now on.
 
-    Where it is registered is as of register_backbone; examples/own_dataset.py is a whole one.
+    It is registered in the same places as a backbone; examples/own_dataset.py is an example.
 
     Args:
       name: a Python name that no other source has.

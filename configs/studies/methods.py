@@ -2,13 +2,13 @@
 
     gsg-jax study --study=methods --images=cifar10 --workdir=runs/methods
 
-The fifteen methods, and the three whose loss is linear in a unit target row with guided sources
-besides (`_guided`), for as many epochs. Each has the best values of the study `sweep`. A guided
+The fifteen methods, and UniGrad, DirectPred and SimDINO with guided sources besides (`_guided`),
+for as many epochs. Each has the best values of the study `sweep`, if it was swept. A guided
 row is compared with its plain one: `simsiam_gsg` and `byol_gsg` see four views of an image where
 the others see two, so the study `gain` has the fairer question for them.
 
 18 cells, 3 seeds. A seed of `cifar10_small` takes as long as 21 trainings of `simsiam`. Cells that
-`gain` and `contrastive` have too are the same runs: a folder may serve all three. Not yet run.
+`gain` and `contrastive` have too are the same runs. Not yet run.
 """
 
 from gsg_jax.configs.studies.sweep import ROWS, tuned

@@ -40,7 +40,7 @@ _METHOD = {
     "num_views": Key(2, "views per image and step; with local views, of the global ones", (2, 64)),
     "ema_decay": Key(0.99, "share of an EMA target that one step keeps", (0, 1)),
     "ema_schedule": Key("constant", "cosine: ema_decay rises to 1", EMA_SCHEDULES),
-    "stop_gradient": Key(True, "False: the gradient reaches an online target; it collapses"),
+    "stop_gradient": Key(True, "False: the gradient reaches an online target, too"),
     "sources_by": Key("method", "guided: sources by guided stop-gradient", SOURCES_BY),
     "sources": Key("all", "views that guided stop-gradient runs the online branch on", SOURCES),
 }
@@ -81,7 +81,7 @@ _MODEL = {
 _OPTIM = {
     "name": Key("sgd", "the optimizer", OPTIMIZERS),
     "learning_rate": Key(0.05, "per 256 images", (0, 1e4), may_change=UNTIL_TRAINED),
-    "momentum": Key(0.9, "AdamW's first beta", (0, 0.99999)),
+    "momentum": Key(0.9, "of SGD and LARS; AdamW's first beta", (0, 0.99999)),
     "weight_decay": Key(1e-4, "as the optimizer counts it", (0, 1e3), may_change=UNTIL_TRAINED),
     "decay_weights_only": Key(False, "no decay of biases, norms and positions"),
     "trust_coefficient": Key(1e-3, "of LARS", (0, 1e3)),
@@ -93,7 +93,7 @@ _OPTIM = {
     "max_skipped_steps": Key(
         0, "skipped steps of a whole run; 0: the first one stops it", (0, 1e9), may_change=ALWAYS
     ),
-    "grad_norm_limit": Key(0.0, "a step above it is skipped; 0: no limit", (0, 1e30)),
+    "grad_norm_limit": Key(0.0, "a step above it counts as not finite; 0: no limit", (0, 1e30)),
 }
 
 _DATA = {

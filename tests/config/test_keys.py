@@ -1,6 +1,7 @@
 """Every key has a default, limits and a rule; what is outside them is refused in one line."""
 
 import math
+import runpy
 
 import pytest
 
@@ -9,7 +10,7 @@ from gsg_jax.config.check import check_evaluation
 from gsg_jax.config.keys import KEYS, free_keys, option_keys
 from gsg_jax.config.load import FIXED_KEYS, flat
 from gsg_jax.config.recipes import RECIPES
-from tests.runs import METHOD_CONFIGS
+from tests.runs import METHOD_CONFIGS, ROOT
 from tests.small import load, refusal
 
 # Their readers check these texts: the data by opening them, the method by its own check.
@@ -147,3 +148,9 @@ def test_what_makes_the_state_or_the_batches_never_changes_and_how_fast_they_are
     assert {"optim.learning_rate", "eval.knn_k", "optim.cosine_per"} < at_first
     never = {"optim.name", "optim.momentum", "eval.online_linear", "optim.grad_norm_limit"}
     assert not at_first & (never | {key for key in LIMITED if key[:6] in ("method", "model.")})
+
+
+def test_the_page_of_keys_is_up_to_date():
+    made = runpy.run_path(str(ROOT / "docs" / "make_keys.py"))
+    text = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert text == made["page"](), "run python docs/make_keys.py"
