@@ -66,6 +66,18 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     return None
 
 
+def exit_status(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status; an error that the user can fix is one line."""
+    try:
+        return command()
+    except (Exception, KeyboardInterrupt) as error:
+        if not (explained := explain(error)):
+            raise
+        status, text = explained
+        say_everywhere(f"error: {text}")
+        return status
+
+
 @contextlib.contextmanager
 def counting(
     what: str, total: int, done: int = 0, console: Console | None = None

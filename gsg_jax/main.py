@@ -19,7 +19,7 @@ import ml_collections
 from absl import logging as absl_logging
 
 from gsg_jax.config.command_line import as_text, parse_flags
-from gsg_jax.console import UsageError, explain, last_line, protect_output, say_everywhere
+from gsg_jax.console import UsageError, exit_status, last_line, protect_output, say_everywhere
 from gsg_jax.devices.compile_cache import use_compile_cache
 from gsg_jax.devices.hosts import are_several, is_writer, join_hosts
 from gsg_jax.devices.mesh import give_fake_devices_threads
@@ -63,20 +63,16 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
         print(__doc__ + FLAGS, end="")
         return 0
     give_fake_devices_threads()
-    try:
-        config, workdir, hosts, print_config = parse_flags(argv)
-        if print_config:
-            print(as_text(config), end="")
-            return 0
-        join_hosts(hosts, ask_cluster)
-        figures = run_job(config, workdir)
-    except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error)
-        if not explained:
-            raise
-        status, text = explained
-        say_everywhere(f"error: {text}")
-        return status
+    return exit_status(lambda: _main(argv, ask_cluster))
+
+
+def _main(argv: list[str], ask_cluster: bool) -> int:
+    config, workdir, hosts, print_config = parse_flags(argv)
+    if print_config:
+        print(as_text(config), end="")
+        return 0
+    join_hosts(hosts, ask_cluster)
+    figures = run_job(config, workdir)
     return last_line(figures) if is_writer() else 0
 
 

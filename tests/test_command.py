@@ -83,7 +83,7 @@ def test_a_bare_name_is_a_packaged_config_unless_there_is_such_a_file(tmp_path, 
         (["simsiam_gsg", "--num_epochs=2"], "did you mean --config.run.num_epochs=2?"),
         (["simsiam_gsg", "--batch_size", "2"], "--config.data.batch_size or --config.eval.batch_s"),
         (["--workdir=w", "simsiam_gsg:folder"], "did you mean --config=simsiam_gsg:folder?"),
-        (["simsiam_gsg", "FOLDER"], "did you mean --workdir=FOLDER for a run, or --config.data.d"),
+        (["simsiam_gsg", "FOLDER"], "did you mean --workdir=FOLDER for a run, or for images --co"),
         (["simsiam_gsg", "train"], "'train' is not a flag: write --config=NAME"),
     ],
 )

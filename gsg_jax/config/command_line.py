@@ -87,7 +87,10 @@ def _check_names(arguments: list[str], own: flags.FlagValues, keys: dict) -> Non
 def _meaning(word: str) -> str:
     """The end of an error line: the flag that a word on its own was probably meant to be."""
     if pathlib.Path(word).is_dir():
-        return f"did you mean --workdir={word} for a run, or --config.data.dir={word} for images?"
+        return (
+            f"did you mean --workdir={word} for a run, or for images --config.data.dir={word} with "
+            "the recipe folder (METHOD:folder)?"
+        )
     try:
         find_config(word.partition(":")[0])
     except UsageError:

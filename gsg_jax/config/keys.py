@@ -201,16 +201,6 @@ def option_keys(method: str = "") -> dict[str, Key]:
     return _group("method", NEVER, {key: row for of in rows for key, row in of.options.items()})
 
 
-# Keys that records of earlier versions lack, with the values that they stand for.
-ADDED = {"init_from": "", "views.size": 0}
-# Keys of earlier versions, and what to do instead: ignored in the record of an old run, an error
-# on a command line.
-RETIRED = {
-    "run.store_patience_seconds": "a run whose workdir vanishes ends, and the same command resumes "
-    "it once the workdir is back",
-}
-
-
 def free_keys(*, is_trained: bool) -> set[str]:
     """The keys that may differ from the record of the run that is resumed.
 

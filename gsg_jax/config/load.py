@@ -15,7 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gsg_jax.config.find import find_config
-from gsg_jax.config.keys import ADDED, RETIRED
 from gsg_jax.console import UsageError
 from gsg_jax.data.augment import ViewRecipe
 from gsg_jax.methods import METHODS
@@ -126,8 +125,6 @@ def check_overrides(config: ConfigDict, argv: list[str]) -> None:
         if not argument.startswith("-") or not (is_negated or name.startswith("config.")):
             continue
         key = name.partition(".")[2]
-        if key in RETIRED and key not in known:
-            raise UsageError(f"--config.{key}: no longer there: {RETIRED[key]}")
         if key not in known:
             raise UsageError(f"--config.{key}: there is no such key{nearest_key(key, known)}")
         if key in FIXED_KEYS:
@@ -226,14 +223,13 @@ def _with_tuples(value: Any) -> Any:
 def differences(
     config: ConfigDict, record: dict[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """The keys, free and RETIRED ones aside, in which a config and a run's record differ.
+    """The keys, free ones aside, in which a config and a run's record differ.
 
     Returns:
       "key (its value there, its value here)" for each.
     """
     ours, theirs = flat(json.loads(as_json(config))), flat(record)
-    keys = [*ours, *(key for key in theirs if key not in ours and key not in RETIRED)]
-    pairs = [(key, theirs.get(key, ADDED.get(key, "none")), ours.get(key, "none")) for key in keys]
+    pairs = [(key, theirs.get(key, "none"), ours.get(key, "none")) for key in {**ours, **theirs}]
     return [
         f"{key} ({there} there, {here} here)"
         for key, there, here in pairs

@@ -21,7 +21,7 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 # With more files than this, opening reads headers only and holds nothing in memory, except for
 # images of so few pixels that decoding all of them takes seconds.
-FULL_CHECK_LIMIT = 20_000
+FULL_CHECK_LIMIT = 2_000
 SMALL_PIXELS = 64 * 64
 _NAMED_FILES = 5
 
@@ -95,7 +95,7 @@ def open_folder(
     lie in folders further down. If there are several test sets, the first in the order of the names
     that has class folders is used. If train/ is the only sub-folder, it is the training set.
 
-    Files are checked when the folder is opened: up to 20,000, or more images of one size up to
+    Files are checked when the folder is opened: up to 2,000, or more images of one size up to
     64 x 64 pixels, by decoding them; others by their headers and their last bytes. Broken files are
     skipped with one warning; those that only reading shows are BrokenImage then. What was decoded
     is held in memory if it is of one size and fits. Files are never changed. A file is used once,

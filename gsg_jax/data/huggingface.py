@@ -200,7 +200,8 @@ def _labels(
         names = tuple(rows.features[column].names)
     elif rows.features[column].dtype.startswith(("int", "uint")):
         # Classes of all splits, so that a number means the same in each.
-        largest = max(max(part[column], default=-1) for part in splits.values())
+        known = (x for part in splits.values() for x in part[column] if x is not None)
+        largest = max(known, default=-1)
         names = tuple(str(number) for number in range(int(largest) + 1))
     else:
         return None, ()

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import grain
 import numpy as np
 
-from gsg_jax.console import UserError, say, say_everywhere
+from gsg_jax.console import UserError, say_everywhere
 from gsg_jax.data.crops import CropRecipe, centre_cut
 from gsg_jax.data.reader import Reader
 from gsg_jax.data.source import (
@@ -210,7 +210,7 @@ def eval_batches(
             try:
                 pixels = source.image(i)
             except BrokenImage as broken:
-                say(f"warning: {broken}; a black image takes its place")
+                say_everywhere(f"warning: {broken}; a black image takes its place")
                 return None
             return pixels if size is None else centre_cut(pixels, size)
 

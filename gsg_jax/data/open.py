@@ -77,6 +77,11 @@ def _checked(name: str, split: str, source: Source | None) -> Source | None:
 
 def _open_embedded(data: ConfigDict, split: str) -> Source:
     _check_split_names(data)
+    if data.dir:
+        raise UserError(
+            f"--config.data.dir={data.dir}: the embedded images have no folder: take the recipe "
+            "folder (METHOD:folder), or set --config.data.name=folder"
+        )
     with np.load(EMBEDDED_FILE, allow_pickle=False) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     return ArraySource("embedded", images, labels, FASHION_MNIST_CLASSES)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gsg_jax.console import Parser, UserError, explain, protect_output, say
+from gsg_jax.console import Parser, UserError, exit_status, protect_output
 from gsg_jax.data.open import EMBEDDED_FILE, FASHION_MNIST_CLASSES
 
 PROGRAM = "python -m gsg_jax.data.prepare"
@@ -285,18 +285,17 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         parser.error("--embedded needs --idx_dir")
     if not options.embedded and not options.data_dir:
         parser.error("--data_dir is missing")
-    try:
-        if options.embedded:
-            folder = Path(options.data_dir) if options.data_dir else EMBEDDED_FILE.parent
-            path = write_embedded(options.idx_dir, folder / EMBEDDED_FILE.name)
-        elif options.idx_dir:
-            path = prepare_idx(options.name, options.data_dir, options.idx_dir)
-        else:
-            path = _prepare_official(options.name, options.data_dir, options.manual_dir)
-    except UserError as error:
-        status, text = explain(error)
-        say(f"error: {text}")
-        return status
+    return exit_status(lambda: _prepare(options))
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    if options.embedded:
+        folder = Path(options.data_dir) if options.data_dir else EMBEDDED_FILE.parent
+        path = write_embedded(options.idx_dir, folder / EMBEDDED_FILE.name)
+    elif options.idx_dir:
+        path = prepare_idx(options.name, options.data_dir, options.idx_dir)
+    else:
+        path = _prepare_official(options.name, options.data_dir, options.manual_dir)
     print(path)
     return 0
 

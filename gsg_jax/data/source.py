@@ -176,6 +176,12 @@ def fits(num_images: int, shape: tuple[int, int, int], memory_limit_mb: float) -
     return num_images * int(np.prod(shape)) <= memory_limit_mb * 2**20
 
 
+def known_images(source: Source) -> Source:
+    """The images of a source that have a label."""
+    is_known = source.labels >= 0
+    return source if is_known.all() else Subset(source, np.flatnonzero(is_known))
+
+
 class Subset:
     """Some images of a source, by index; satisfies Source."""
 
@@ -187,8 +193,15 @@ class Subset:
     @property
     def labels(self) -> np.ndarray | None:
         """Labels of the chosen images, or None."""
+        return self.labels_at(slice(None))
+
+    def labels_at(self, rows: np.ndarray | slice) -> np.ndarray | None:
+        """Labels of some of them; a source of records reads no others."""
+        indices = self.indices[rows]
+        if labels_at := getattr(self.source, "labels_at", None):
+            return labels_at(indices)
         labels = self.source.labels
-        return None if labels is None else labels[self.indices]
+        return None if labels is None else labels[indices]
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,20 @@ class RecordSource:
 
         Records whose image has not been read yet are read for their label.
         """
+        return self.labels_at(range(len(self)))
+
+    def labels_at(self, rows: Iterable[int]) -> np.ndarray | None:
+        """Labels of some images, as `labels` has them."""
         if not self.class_names:
             return None
+        rows = [int(i) for i in rows]
         with self._lock:
-            unread = [i for i, label in enumerate(self._labels) if label is None]
+            unread = [i for i in rows if self._labels[i] is None]
             for start in range(0, len(unread), _CHUNK):
                 chunk = unread[start : start + _CHUNK]
                 for i, record in zip(chunk, self._read(chunk), strict=True):
                     self._labels[i] = self._label_of(record)
-        return np.array(self._labels, np.int32)
+        return np.array([self._labels[i] for i in rows], np.int32)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -88,6 +88,8 @@ def read_run(
     """
     workdir = given_path("--config.pretrained", config.pretrained)
     run = read_record(workdir)
+    if config.data.name not in ("", run.data.name):
+        run.data.dir = ""  # of other images
     for key in ("name", "dir", "train_split", "test_split", "follow_links", "crop"):
         run.data[key] = config.data[key] or run.data[key]
     if config.views.size:

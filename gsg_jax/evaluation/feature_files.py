@@ -1,6 +1,5 @@
 """Embeddings on disk: written batch by batch, resumed where an earlier call stopped."""
 
-import hashlib
 import json
 import pathlib
 import time
@@ -63,8 +62,9 @@ def write_features(
       UserError: if the file, or its beginning, is about something else.
     """
     record_path, rows_path = path.with_suffix(".json"), path.with_suffix(".partial")
-    about = about | {"num_images": len(source), "images_digest": _images_digest(source)}
-    about = json.loads(json.dumps(about))  # as it is read back, with lists instead of tuples
+    about = json.loads(
+        json.dumps(about | {"num_images": len(source)})
+    )  # as it is read back, with lists instead of tuples
     num_done = _rows_done(record_path, rows_path, path, about)
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
@@ -154,7 +154,7 @@ def _rows_done(
         if path.exists():
             raise UserError(f"{path} is not of this program: give another --workdir, or remove it")
         return 0
-    record = {"jax": about.get("jax")} | read_object(record_path)  # earlier versions lack it
+    record = read_object(record_path)
     num_done = record.pop("num_done", 0)
     if differing := [
         key for key in {*record, *about} if not is_same(key, record.get(key), about.get(key))
@@ -178,13 +178,6 @@ def _is_whole(rows_path: pathlib.Path, about: dict[str, Any]) -> bool:
     except READ_ERRORS:
         return False
     return rows.ndim == 2 and len(rows) == about["num_images"]
-
-
-def _images_digest(source: Source) -> str:
-    """Hex digits of the labels and paths of the images."""
-    digest = hashlib.sha256(labels_of(source).tobytes())
-    digest.update("\0".join(map(str, source.paths)).encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def save_features(path: pathlib.Path, features: LabelledFeatures, **more: Any) -> None:

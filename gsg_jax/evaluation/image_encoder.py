@@ -59,7 +59,7 @@ def preparation(run: ml_collections.ConfigDict, channels: int) -> Preparation:
 def run_preparation(workdir: Path, run: ml_collections.ConfigDict) -> Preparation:
     """The preparation for a run, whose newest checkpoint tells the channels of its images."""
     _, shapes = read_newest(workdir, lambda x, step: x.shapes(step, ("params",)))
-    return preparation(run, image_channels(run.model, shapes["params"]["backbone"]))
+    return preparation(run, image_channels(run, shapes["params"]["backbone"]))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

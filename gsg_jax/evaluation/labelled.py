@@ -8,7 +8,7 @@ import numpy as np
 
 from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.open import Source, open_source
-from gsg_jax.data.source import Subset
+from gsg_jax.data.source import known_images
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, ids_of, labels_of, read_features
 from gsg_jax.evaluation.features import embed_source
@@ -134,9 +134,3 @@ def _with_labels(path: pathlib.Path) -> LabelledFeatures:
         features = LabelledFeatures(*(part[is_known] for part in features))
     check_finite(features.h, str(path))
     return features
-
-
-def known_images(source: Source) -> Source:
-    """The images of a source that have a label."""
-    is_known = source.labels >= 0
-    return source if is_known.all() else Subset(source, np.flatnonzero(is_known))

@@ -4,9 +4,9 @@ import ml_collections
 import numpy as np
 
 from gsg_jax.config.keys import FEW_LABELS
-from gsg_jax.console import say
+from gsg_jax.console import UserError, say
 from gsg_jax.data.open import Source
-from gsg_jax.data.source import Subset
+from gsg_jax.data.source import Subset, known_images
 from gsg_jax.evaluation.features import Embed, embed_source
 from gsg_jax.evaluation.few_label import few_label_figures, warn_of_small_classes
 from gsg_jax.evaluation.knn import cut_to_bank, knn_top1
@@ -26,16 +26,27 @@ class KnnMonitor:
     With labelled test images also by logistic regression on a few labels.
 
     Without a labelled test set, every training image is classified by the others. If the training
-    set is larger than eval.max_bank, the bank has evenly spaced images of it.
+    set is larger than eval.max_bank, the bank has evenly spaced images of it. Images whose label is
+    unknown are left out.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source, test: Source | None):
-        """Keeps the two sources; `train` must have labels."""
+        """Keeps the two sources; `train` must have labels.
+
+        Raises:
+          UserError: if fewer than two of its images have one.
+        """
         self._eval = config.eval
         size = config.views.size if config.data.crop == "host" else None
         self._how = {"batch_size": config.eval.batch_size, "size": size}
-        self._bank = _spaced(train, config.eval.max_bank)
-        self._query = test if test is not None and test.class_names else None
+        self._bank = known_images(_spaced(train, config.eval.max_bank))
+        if len(self._bank) < 2:
+            raise UserError(
+                f"{train.name}: {len(self._bank)} of its images have a label, which k-NN needs: "
+                "set --config.eval.knn_every_epochs=0"
+            )
+        query = known_images(test) if test is not None and test.class_names else ()
+        self._query = query if len(query) else None
         voters = len(self._bank) - (self._query is None)  # no image votes for itself
         (self.k,) = cut_to_bank((config.eval.knn_k,), voters)
         self._few_labels = self._scored_few_labels() if config.eval.few_label else ()
@@ -104,8 +115,8 @@ class KnnMonitor:
 
     def _scored_few_labels(self) -> tuple[int, ...]:
         """Which of FEW_LABELS are scored; a line says why others are not."""
-        known = self._bank.labels[self._bank.labels >= 0]
-        num_classes = len(np.unique(known))
+        labels = self._bank.labels
+        num_classes = len(np.unique(labels))
         if self._query is None or num_classes < 2:
             return ()
         quick = tuple(k for k in FEW_LABELS if k * num_classes**2 <= MAX_FEW_LABEL_SCORES)
@@ -115,7 +126,7 @@ class KnnMonitor:
                 "would take minutes: configs/few_label.py scores them after the run"
             )
         if quick:
-            warn_of_small_classes(known, quick)
+            warn_of_small_classes(labels, quick)
         return quick
 
 

@@ -42,7 +42,7 @@ def write_imported(
         "layout": found.layout,
         "wrapper": file.wrapper,
         "is_parallel": file.is_parallel,
-        "names": file.names,  # not in folders of earlier versions
+        "names": file.names,
         "params": _branches(found.tensors, placed),
         "target_params": _branches(found.target_tensors, placed),
     }

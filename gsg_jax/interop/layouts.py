@@ -188,7 +188,7 @@ def to_tensors(
       UserError: if the layout has no names for the network.
     """
     names = LAYOUTS[layout]
-    channels = image_channels(run.model, variables["params"]["backbone"])
+    channels = image_channels(run, variables["params"]["backbone"])
     branches = {"backbone": backbone_tensors(run.model, channels)}
     for branch in ("projector", "predictor"):
         if getattr(names, branch) is not None and branch in variables["params"]:

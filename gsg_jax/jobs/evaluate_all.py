@@ -96,7 +96,8 @@ class Evaluation:
             "transfer": lambda: transfer_figures(self.config, found.get("transfer", {})),
         }
         for part in self.config.parts:
-            if part in found and not found[part].get("transfer_missing"):
+            known = found.get(part, {})
+            if known and not known.get("transfer_missing") and not known.get("transfer_unfit"):
                 say(f"{part} is in {self.path} already")
                 continue
             found[part] = scorers[part]()
@@ -138,8 +139,6 @@ class Evaluation:
         figures, others = record.get("figures"), record.get("settings")
         if not isinstance(figures, dict) or not isinstance(others, dict):
             raise UserError(f"{self.path} is damaged (no figures or settings): remove it")
-        for key in ("few_label", *self.identity):  # not in files of earlier versions
-            others.setdefault(key, settings[key])
         if differing := differences(ml_collections.ConfigDict(settings), others):
             raise UserError(
                 f"{self.path} is of another checkpoint, other images or of other settings, which "
@@ -157,4 +156,6 @@ def as_markdown(about: dict[str, Any], figures: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in shares_with_intervals(figures)]
     if missing := figures.get("transfer_missing"):
         lines += ["", f"Sets that are not on the machine: {', '.join(missing)}."]
+    for name, reason in figures.get("transfer_unfit", {}).items():
+        lines += ["", f"{name} cannot be scored: {reason}"]
     return "\n".join(lines) + "\n"

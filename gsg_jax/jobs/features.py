@@ -12,7 +12,7 @@ from gsg_jax.console import UsageError, say
 from gsg_jax.data.open import Source, open_source
 from gsg_jax.evaluation.encoder import Encoder, open_encoder, open_split, read_run
 from gsg_jax.evaluation.feature_files import LabelledFeatures, write_features
-from gsg_jax.run.identity import settings
+from gsg_jax.run.identity import identity
 from gsg_jax.run.lock import writing
 
 
@@ -71,8 +71,9 @@ def features_in_file(
         "dir": encoder.run.data.dir,
         "split": encoder.run.data.get(f"{split}_split", split),
         "crop_size": encoder.crop_size,
-        "jax": settings(),
+        **identity({"images": source}, encoder.run.data.dir),
     }
+    about |= about.pop("images")
     is_there = path.exists()  # and the folder perhaps read-only
     with contextlib.nullcontext() if is_there else writing(path.parent):
         return write_features(

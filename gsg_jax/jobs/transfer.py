@@ -8,10 +8,12 @@ import ml_collections
 from gsg_jax.config.check import check_evaluation
 from gsg_jax.config.transfer_sets import SETS, TransferSet
 from gsg_jax.console import UsageError, UserError, say
+from gsg_jax.data.source import known_images
 from gsg_jax.data.tfds import is_prepared, open_tfds
+from gsg_jax.devices.hosts import are_several
 from gsg_jax.evaluation import logistic
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
-from gsg_jax.evaluation.labelled import embed_labelled, known_images
+from gsg_jax.evaluation.labelled import embed_labelled
 from gsg_jax.evaluation.scores import (
     bootstrap_interval,
     mean_average_precision,
@@ -78,6 +80,8 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
             try:
                 figures |= _score_set(name, SETS[name], config, run)
             except UserError as error:  # the other sets are still scored
+                if are_several():  # the other hosts would wait for this one
+                    raise
                 say(f"warning: {name} cannot be scored: {error}")
                 unfit[name] = str(error)
     if missing:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from gsg_jax.console import UserError
 from gsg_jax.models.heads import Predictor, Projector
 from gsg_jax.models.norm import BatchNorm, GroupNorm, LayerNorm, Norm
 from gsg_jax.models.resnet import RESNETS, ResNet
@@ -104,15 +105,31 @@ def output_width(model: ml_collections.ConfigDict) -> int:
     return model.num_prototypes or model.projector_width
 
 
-def image_channels(model: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
-    """Returns the channels of a network's images, from the parameters of its backbone."""
+def image_channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) -> int:
+    """Returns the channels of a run's images, from the parameters of its backbone.
+
+    Raises:
+      UserError: if the backbone is an own one that has no such parameters for any images.
+    """
+    model = run.model
     if "patch_embed" in backbone:
         return backbone["patch_embed"]["kernel"].shape[0] // model.patch_size**2
     if model.backbone in RESNETS:
         return backbone["conv1"]["kernel"].shape[2]
-    # An own backbone: some convolution takes the images themselves.
-    inputs = {x.shape[2] for x in jax.tree.leaves(backbone) if len(x.shape) == 4}
-    return 1 if 1 in inputs and 3 not in inputs else 3
+    for channels in (3, 1):  # an own backbone: which images would it draw these parameters for?
+        image = jnp.zeros((1, run.views.size, run.views.size, channels))
+        init = partial(build_backbone(model).init, jax.random.key(0), train=False)
+        drawn = jax.eval_shape(init, image)["params"]
+        if _shapes(drawn) == _shapes(backbone):
+            return channels
+    raise UserError(
+        f"model.backbone={model.backbone}: has other parameters than the checkpoint: give the file "
+        "that registered it when the run was trained"
+    )
+
+
+def _shapes(tree: Mapping[str, Any]) -> Any:
+    return jax.tree.map(lambda x: x.shape, tree)
 
 
 def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> nn.Module:

@@ -22,9 +22,8 @@ from rich.text import Text
 from gsg_jax.config.load import flat, is_number
 from gsg_jax.console import (
     Parser,
-    UserError,
     argument_path,
-    explain,
+    exit_status,
     last_line,
     protect_output,
     say,
@@ -74,16 +73,15 @@ class Comparison(NamedTuple):
 def main(argv: list[str], program: str = PROGRAM) -> int:
     """Compares the runs of a command line; returns the exit status."""
     arguments = parse(argv, program)
-    try:
-        records = [read_run_record(folder) for folder in arguments.workdirs]
-        comparison = compare(records)
-        show(comparison)
-        output = arguments.output or arguments.workdirs[0] / "compare.html"
-        _write_page(output, comparison, records)
-    except (UserError, OSError) as error:
-        status, text = explain(error)
-        say(f"error: {text}")
-        return status
+    return exit_status(lambda: _compare(arguments))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    records = [read_run_record(folder) for folder in arguments.workdirs]
+    comparison = compare(records)
+    show(comparison)
+    output = arguments.output or arguments.workdirs[0] / "compare.html"
+    _write_page(output, comparison, records)
     figures = {
         name: {what: _as_json(values[n]) for what, values in comparison.figures.items()}
         for n, name in enumerate(comparison.names)

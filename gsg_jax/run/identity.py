@@ -51,7 +51,7 @@ def check_identity(workdir: pathlib.Path, now: dict[str, Any], may_differ: bool)
     """Compares the images and settings with those that the run in DIR began with.
 
     Args:
-      workdir: DIR; a run of an earlier version has recorded nothing.
+      workdir: DIR; a run that has not begun has recorded nothing.
       now: of `identity`.
       may_differ: whether a difference is only warned of.
 
@@ -62,9 +62,6 @@ def check_identity(workdir: pathlib.Path, now: dict[str, Any], may_differ: bool)
     if not path.exists():
         return
     before = read_object(path)
-    for split, known in now.items():  # an earlier version did not record the files of many images
-        if "files" in known and isinstance(before.get(split), dict):
-            before[split].setdefault("files", known["files"])
     if not (differing := differences(ConfigDict(now), before)):
         return
     what = f"the images or JAX's settings are not those of the run in {workdir}"
@@ -87,7 +84,7 @@ def _of_images(source: Source, folder: str) -> dict[str, Any]:
         known["names"] = _digest(map(os.fsencode, names))
         known["sizes"] = _digest([np.array(_sizes(source.paths), np.int64).tobytes()])
     elif isinstance(source, ArraySource):
-        known["pixels"] = _digest([source.images.tobytes()])
+        known["pixels"] = _digest([np.ascontiguousarray(source.images)])
     elif files := getattr(source, "files", ()):
         names = [os.fsencode(os.path.basename(path)) for path in files]
         known["files"] = _digest([*names, np.array(_sizes(files), np.int64).tobytes()])
@@ -108,8 +105,9 @@ def _sizes(paths: Sequence[pathlib.Path | str]) -> list[int]:
         return [size for part in pool.map(sizes, parts) for size in part]
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def _digest(parts: Iterable[bytes | np.ndarray]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part + b"\0")
+        digest.update(part)
+        digest.update(b"\0")
     return digest.hexdigest()[:16]

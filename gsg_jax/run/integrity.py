@@ -128,17 +128,16 @@ def _put_away(workdir: pathlib.Path, step: int) -> pathlib.Path:
 def damage(checkpoint: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if it is whole.
 
-    One of an earlier version has no digests; it is whole if all its arrays can be read. Only files
-    in it are opened: pipes, and devices elsewhere, may never end.
+    Only files in it are opened: pipes, and devices elsewhere, may never end.
     """
     for folder, _, names in os.walk(checkpoint):
         for name in names:
             if not os.path.isfile(os.path.join(folder, name)):
                 return f"{ascii(name)[1:-1]} is not a file"
-    if not (checkpoint / DIGESTS).exists():
-        return score_damage(checkpoint) or _reading_damage(checkpoint)
     try:
         digests = json.loads((checkpoint / DIGESTS).read_bytes())["sha256"].items()
+    except FileNotFoundError:
+        return f"{DIGESTS} is missing"
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return f"{DIGESTS} is not JSON of digests"
     for name, digest in digests:
@@ -149,7 +148,7 @@ def damage(checkpoint: pathlib.Path) -> str | None:
                 return f"{name} is not what was saved"
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             return f"{ascii(name)[1:-1]} is missing"
-    return score_damage(checkpoint) or _reading_damage(checkpoint, only_step=True)
+    return score_damage(checkpoint) or _step_damage(checkpoint)
 
 
 def _is_inner(name: str) -> bool:
@@ -169,17 +168,15 @@ def score_damage(checkpoint: pathlib.Path) -> str | None:
     return None
 
 
-def _reading_damage(checkpoint: pathlib.Path, only_step: bool = False) -> str | None:
-    """Why the arrays of a checkpoint, or its step, are not what its name says; None if they are."""
+def _step_damage(checkpoint: pathlib.Path) -> str | None:
+    """Why the step of a checkpoint cannot be read or is not its name; None if it is."""
     arrays = checkpoint.resolve() / ARRAYS
     reader = ocp.PyTreeCheckpointHandler()
     try:
-        tree, item = metadata(arrays), None
-        if only_step:
-            tree = {"step": tree["step"]}
-            item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        what = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=only_step)
+        step = metadata(arrays)["step"]
+        item = {"step": jax.ShapeDtypeStruct(step.shape, step.dtype)}
+        how = {"step": ocp.RestoreArgs(restore_type=np.ndarray)}
+        what = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         step = int(reader.restore(arrays, args=what)["step"])
     except Exception as error:  # damaged files make Orbax raise anything
         number = error_number(error)

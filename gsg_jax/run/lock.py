@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
@@ -16,6 +17,7 @@ from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import wait_for_hosts
 
 LOCK = "run.lock"  # stays in the folder; it is held while a process writes there
+APPEARS_SECONDS = 10.0  # NFS may show a new file to another host late
 # What a file system without locks answers.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -41,7 +43,7 @@ def writing(folder: pathlib.Path, name: str = LOCK) -> Iterator[Callable[[], Non
     path, held = folder / name, []
     if not is_writer():
         wait_for_hosts("the folder is held")
-        if not path.exists():
+        if not _appears(path):
             raise UserError(
                 f"--workdir={folder} is not the folder that host 0 has made: give one on a file "
                 "system that all hosts share"
@@ -89,6 +91,16 @@ def not_writable(folder: pathlib.Path, error: OSError) -> UserError:
         f"--workdir={folder} cannot be written ({error.strerror}): "
         "give a folder that you may write to"
     )
+
+
+def _appears(path: pathlib.Path) -> bool:
+    """Whether a file that another host has made is seen here, now or soon."""
+    until = time.monotonic() + APPEARS_SECONDS
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # asks the server again
+    return path.exists()
 
 
 def _is_at(path: pathlib.Path, file: int) -> bool:

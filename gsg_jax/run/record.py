@@ -64,7 +64,7 @@ class RunRecord(NamedTuple):
       baselines: figures to beat, some of BASELINES.
       evaluation: figures of evaluation.json; {} if there is none.
       evaluated: the method, encoder and step of these; {} if they are not given.
-      starts: of starts.jsonl; [] in a run of an earlier version.
+      starts: of starts.jsonl.
       missing: the parts that are missing or damaged.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gsg_jax.config.keys import ADDED, GROUPS, KEYS, RETIRED, free_keys
+from gsg_jax.config.keys import GROUPS, KEYS, free_keys
 from gsg_jax.config.load import as_json, differences, is_number
 from gsg_jax.config.own import own_parts
 from gsg_jax.config.recipes import RECIPES, pretraining
@@ -207,8 +207,7 @@ def claimed_for_evaluation(
     path = workdir / "config.json"
 
     def check() -> None:
-        # Folders of earlier versions do not have the identity.
-        if path.exists() and (differing := differences(config, now | read_object(path))):
+        if path.exists() and (differing := differences(config, read_object(path))):
             raise UserError(
                 f"{workdir} holds another run or evaluation, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir"
@@ -266,13 +265,12 @@ def write_record(path: pathlib.Path, config: ConfigDict) -> None:
 
 
 def _with_newer_keys(record: dict) -> dict:
-    """A record of an earlier version with the keys that it lacks, and without retired ones."""
+    """A record with the defaults of keys that have come since."""
     recipe = str(record.get("recipe"))
     defaults = pretraining(recipe if recipe in RECIPES else "imagenet").to_dict()
-    record.setdefault("init_from", ADDED["init_from"])
+    record.setdefault("init_from", "")
     for group in GROUPS:
-        values = {**defaults[group], **record[group]}
-        record[group] = {k: v for k, v in values.items() if f"{group}.{k}" not in RETIRED}
+        record[group] = {**defaults[group], **record[group]}
     row = METHODS.get(record["method"].get("name"))
     for option, key in row.options.items() if row else ():
         if key.default is not None:

@@ -21,7 +21,7 @@ from gsg_jax.config.own import run_plugin
 from gsg_jax.console import (
     UsageError,
     UserError,
-    explain,
+    exit_status,
     given_path,
     last_line,
     protect_output,
@@ -58,16 +58,12 @@ MODES = {
 
 def main(argv: list[str], program: str = PROGRAM) -> int:
     """Searches as the flags of `program` say; returns the exit status."""
-    try:
-        arguments = parse(argv, program)
-        figures = search(arguments)
-    except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error)
-        if not explained:
-            raise
-        status, text = explained
-        say(f"error: {text}")
-        return status
+    return exit_status(lambda: _main(argv, program))
+
+
+def _main(argv: list[str], program: str) -> int:
+    arguments = parse(argv, program)
+    figures = search(arguments)
     return last_line(figures) if arguments.json or not sys.stdout.isatty() else 0
 
 

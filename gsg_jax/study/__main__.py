@@ -12,9 +12,8 @@ from typing import Any
 
 from gsg_jax.console import (
     Parser,
-    UserError,
     argument_path,
-    explain,
+    exit_status,
     last_line,
     protect_output,
     say,
@@ -31,21 +30,20 @@ PROGRAM = "gsg-jax study"
 def main(argv: list[str], program: str = PROGRAM) -> int:
     """Runs a study by its command line; returns the exit status."""
     arguments = parse(argv, program)
-    try:
-        loaded = load_study(
-            arguments.study,
-            images=str(arguments.images or ""),
-            seeds=arguments.seeds,
-            cells=arguments.cells,
-            is_toy=arguments.toy,
-        )
-        folder = arguments.workdir or pathlib.Path("runs") / _default_name(arguments, loaded)
-        command = f"{PROGRAM} {shlex.join(argv)}"
-        last, failed = _study(loaded, folder, command, arguments)
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        status, text = explain(error)
-        say(f"error: {text}")
-        return status
+    return exit_status(lambda: _main(arguments, argv))
+
+
+def _main(arguments: argparse.Namespace, argv: list[str]) -> int:
+    loaded = load_study(
+        arguments.study,
+        images=str(arguments.images or ""),
+        seeds=arguments.seeds,
+        cells=arguments.cells,
+        is_toy=arguments.toy,
+    )
+    folder = arguments.workdir or pathlib.Path("runs") / _default_name(arguments, loaded)
+    command = f"{PROGRAM} {shlex.join(argv)}"
+    last, failed = _study(loaded, folder, command, arguments)
     status = last_line(last)
     for name, reason in failed.items():
         say(f"error: {name} failed: {reason}")

@@ -1,6 +1,8 @@
 """Training a classifier on labelled images: the linear protocol and fine-tuning share a step."""
 
+import copy
 import dataclasses
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -170,8 +172,12 @@ class ClassifierRun:
                 f"be shared by {num_devices} devices; give more images or fewer devices"
             )
         area = config.views.crop_area or run.views.crop_area
+        # The run may come from a larger machine.
+        data, num_cores = copy.deepcopy(run.data), os.cpu_count() or 1
+        data.num_threads = min(data.num_threads, num_cores)
+        data.num_processes = min(data.num_processes, num_cores)
         self.loader = open_loader(
-            run.data,
+            data,
             source,
             batch_size=batch_size,
             seed=config.run.seed,
@@ -273,11 +279,12 @@ class ClassifierRun:
                 is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS
                 if jax.process_count() > 1:  # whose clocks differ
                     is_due = step % SAVE_EVERY_STEPS == 0
-                if is_due or step == self.num_steps or stop_requested():
+                is_stopping = stop_requested()  # once a step, as on the other hosts
+                if is_due or step == self.num_steps or is_stopping:
                     _check_finite(float(loss), step, what)
                     checkpoints.save(state, None)
                     saved = time.monotonic()
-                if stop_requested() and step < self.num_steps:
+                if is_stopping and step < self.num_steps:
                     raise UserError(f"stopped at step {step} and saved: the same command resumes")
         return state
 

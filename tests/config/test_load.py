@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from gsg_jax.config.keys import RETIRED
 from gsg_jax.config.load import (
     as_json,
     check_overrides,
@@ -112,14 +111,3 @@ def test_a_config_equals_its_own_record_and_differs_by_name():
     assert len(said) == 2
     assert any(text.startswith("run.seed (none there, 0 here)") for text in said)
     assert any(text.startswith("views.crop_area ([0.5, 1.0] there") for text in said)
-
-
-@pytest.mark.parametrize("key", RETIRED)
-def test_a_retired_key_is_refused_on_a_command_line_and_ignored_in_a_record(key):
-    with pytest.raises(UsageError, match=f"--config.{key}: no longer there: "):
-        check_overrides(load(), [f"--config.{key}=3"])
-    config = load()
-    record = json.loads(as_json(config))
-    group, _, name = key.partition(".")
-    record[group][name] = 3
-    assert not differences(config, record)

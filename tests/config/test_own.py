@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from gsg_jax.data.source import ArraySource
 from gsg_jax.data.workers import Processes
 from gsg_jax.evaluation.encoder import read_record
 from gsg_jax.methods import METHODS, Key, Method, Outputs
-from gsg_jax.models.siamese import build_backbone
+from gsg_jax.models.siamese import build_backbone, image_channels
 from gsg_jax.run import workdir as workdirs
 from tests.own import OWN_BACKBONE, OWN_DATASET, OWN_METHOD, forgotten
 from tests.runs import config, refused
@@ -173,6 +174,23 @@ def test_an_own_backbone_is_built_from_the_config_and_has_the_norm_of_its_views(
     assert shapes["params"]["Conv_1"]["kernel"].shape == (3, 3, 3, 6)
     assert shapes["batch_stats"]["norm1"]["mean"].shape == (6,)
     assert backbone.norm.keywords["num_views"] == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_parameters_of_an_own_backbone_tell_its_images_channels(channels):
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.Dense(5)(x.reshape(len(x), -1))
+
+    gsg_jax.register_backbone("flat", lambda model, norm: Flat())
+    run = gsg_jax.get_config("simsiam_gsg", {"views.size": 7, "model.backbone": "flat"})
+    image = jnp.zeros((2, 7, 7, channels))
+    params = build_backbone(run.model).init(jax.random.key(1), image, train=False)["params"]
+    assert image_channels(run, params) == channels
+    run.views.size = 8
+    with pytest.raises(UserError, match="model.backbone=flat: has other parameters"):
+        image_channels(run, params)
 
 
 def test_an_own_data_set_opens_by_its_name_and_must_give_images():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gsg_jax.console import UserError
 from gsg_jax.data import open as sources
 from tests.small import data_config
 
@@ -23,6 +24,11 @@ def test_split_is_class_balanced_uint8_of_28_by_28(split, per_class):
     assert len(source.class_names) == 10
     assert source.image_shape == (28, 28, 1)
     np.testing.assert_array_equal(source.image(3), source.images[3])
+
+
+def test_a_folder_is_refused_instead_of_being_left_unread():
+    with pytest.raises(UserError, match="--config.data.dir=photos: the embedded images have no"):
+        sources.open_source(data_config("embedded", "photos"), "train")
 
 
 def test_labels_belong_to_the_images():

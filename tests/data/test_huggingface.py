@@ -133,7 +133,7 @@ def test_labels_are_classes_or_whole_numbers_and_unknown_ones_are_minus_one(
     datasets, tmp_path, lines_said
 ):
     files = [encoded(seed) for seed in range(3)]
-    whole = make(datasets, files).add_column("label", [4, -1, 0]).add_column("width", [9, 9, 9])
+    whole = make(datasets, files).add_column("label", [4, None, 0]).add_column("width", [9, 9, 9])
     other = make(datasets, files).add_column("label", [6, 1, 0]).add_column("width", [9, 9, 9])
     datasets.DatasetDict({"train": whole, "test": other}).save_to_disk(tmp_path / "whole")
     source = opened(tmp_path / "whole")

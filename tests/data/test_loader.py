@@ -325,7 +325,7 @@ def test_too_little_memory_for_an_image_names_it():
 
 def test_a_damaged_image_is_black_in_evaluation_and_named(monkeypatch):
     said = []
-    monkeypatch.setattr(loader, "say", said.append)
+    monkeypatch.setattr(loader, "say_everywhere", said.append)
     (batch,) = eval_batches(Damaged(3, {0}), batch_size=3, size=16)
     assert not batch["image"][0].any() and batch["image"][1:].any(axis=(1, 2, 3)).all()
     assert len(said) == 1 and "0.png" in said[0]

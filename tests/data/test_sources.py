@@ -18,7 +18,7 @@ from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.source import BrokenImage, Subset
 from gsg_jax.data.summary import summary
-from gsg_jax.evaluation.feature_files import _images_digest
+from gsg_jax.run.identity import identity
 from tests.runs import ROOT
 from tests.small import data_config
 from tests.small import save_image as save
@@ -281,7 +281,8 @@ def test_names_of_any_bytes_are_read_and_have_a_digest(tmp_path):
     save(tmp_path / "a" / "b.png", size=(5, 5))
     source = opened(tmp_path)
     assert source.image(1).shape == (4, 6, 3) and source.paths[1].name == name
-    assert len(_images_digest(source)) == 64
+    (tmp_path / "a" / name).rename(tmp_path / "a" / "cafe.png")
+    assert identity({"train": source}, "") != identity({"train": opened(tmp_path)}, "")
 
 
 def test_folders_that_cannot_be_listed_are_left_out_with_the_reason(

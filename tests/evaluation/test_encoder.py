@@ -6,11 +6,27 @@ import chex
 import jax
 import pytest
 
-from gsg_jax.evaluation.encoder import untrained_backbone
+import gsg_jax
+from gsg_jax.evaluation.encoder import read_run, untrained_backbone
 from gsg_jax.models.vit import VITS
+from gsg_jax.run.workdir import write_record
 from gsg_jax.train.build import build_experiment
 from gsg_jax.train.state import init_state
 from tests.small import small_config
+
+
+def test_other_images_are_not_looked_for_in_the_folder_of_the_runs(tmp_path):
+    run = small_config("simsiam")
+    run.data.update({"name": "folder", "dir": "photos"})
+    write_record(tmp_path / "config.json", run)
+
+    def folder(**data):
+        config = gsg_jax.get_config("knn", {"pretrained": str(tmp_path), **data})
+        return read_run(config, needs_data=False).data.dir
+
+    assert folder() == folder(**{"data.name": "folder"}) == "photos"
+    assert folder(**{"data.name": "hf:user/set"}) == ""
+    assert folder(**{"data.name": "cifar10", "data.dir": "tfds"}) == "tfds"
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny"])

@@ -106,10 +106,6 @@ def test_jax_settings_that_change_numbers_are_part_of_every_folder_that_is_resum
         assert f"{tmp_path / 'features'} holds embeddings of something else (jax " in refused(
             *command(pretrained, tmp_path, *flags)
         )
-    for path in (tmp_path / "tuned" / "config.json", tmp_path / "features" / "train.json"):
-        record = json.loads(path.read_text())
-        del record["jax"]  # as in folders of earlier versions
-        path.write_text(json.dumps(record))
     assert done(*tuned)[0] == wanted
     evaluate(pretrained, tmp_path, *flags)
 
@@ -136,6 +132,18 @@ def test_parts_can_be_added_and_missing_sets_are_looked_for_again(
     )
     both, err = evaluate(f"{pretrained}/", tmp_path / "new", "--config.parts=('knn','transfer')")
     assert both["transfer_dtd_top1"] == 0.5 and both["knn_top1"] >= 0
+
+
+@pytest.mark.extended
+def test_a_set_that_could_not_be_scored_is_named_in_the_table_and_tried_again(
+    pretrained, tmp_path, monkeypatch
+):
+    found = iter([{"transfer_unfit": {"dtd": "its disk failed"}}, {"transfer_dtd_top1": 0.5}])
+    monkeypatch.setattr(evaluate_all, "transfer_figures", lambda *_: next(found))
+    evaluate(pretrained, tmp_path, "--config.parts=('transfer',)")
+    assert "dtd cannot be scored: its disk failed" in (tmp_path / "evaluation.md").read_text()
+    again, _ = evaluate(pretrained, tmp_path, "--config.parts=('transfer',)")
+    assert again["transfer_dtd_top1"] == 0.5
 
 
 def test_the_table_has_percents_with_their_intervals_and_no_learning_rate():

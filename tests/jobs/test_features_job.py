@@ -18,6 +18,7 @@ from gsg_jax.evaluation import feature_files, features
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs.features import file_stem
 from tests.runs import config, done, hashes, job, refused, tiny
+from tests.small import save_image
 
 
 def embed(pretrained, workdir, *flags):
@@ -218,8 +219,10 @@ def test_embeddings_of_other_images_are_left_alone(pretrained, images, tmp_path)
     shutil.copytree(images, folder)
     flags = (f"--config.data.dir={folder}",)
     embed(pretrained, tmp_path / "out", *flags)
+    save_image(folder / "train" / "even" / "000.png", size=(90, 90))
+    assert "sizes" in refused(*features_job(pretrained, tmp_path / "out", *flags))
     (folder / "train" / "even" / "000.png").rename(folder / "train" / "uneven" / "000.png")
-    assert "images_digest" in refused(*features_job(pretrained, tmp_path / "out", *flags))
+    assert "labels" in refused(*features_job(pretrained, tmp_path / "out", *flags))
 
 
 def test_a_flat_folder_without_labels_is_embedded_by_default(pretrained, images, tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from gsg_jax.config.transfer_sets import SETS
 from gsg_jax.data.tfds import multi_label_row, open_tfds
-from tests.runs import done, job, warnings
+from gsg_jax.jobs import transfer as transfer_job
+from tests.runs import done, job, refused, warnings
 
 COLORS = ((250, 0, 0), (0, 250, 0), (0, 0, 250))
 SMALL = ("--config.lbfgs.num_l2=3", "--config.lbfgs.l2=(1e-4,1e-2)", "--config.eval.batch_size=16")
@@ -69,10 +70,15 @@ def suite(tmp_path_factory):
     return folder
 
 
-def transfer(pretrained, folder, sets):
-    """Runs the job on sets of a folder: its last line and standard error."""
+def command(pretrained, folder, sets):
+    """The job on sets of a folder."""
     flags = (f"--config.pretrained={pretrained}", f"--config.transfer.dir={folder}")
-    return done(*job("transfer", *flags, f"--config.transfer.sets=({sets},)", *SMALL))
+    return job("transfer", *flags, f"--config.transfer.sets=({sets},)", *SMALL)
+
+
+def transfer(*asked):
+    """The last line of the job and its standard error."""
+    return done(*command(*asked))
 
 
 @pytest.mark.usefixtures("on_one_device")
@@ -103,6 +109,8 @@ def test_a_set_that_cannot_be_scored_does_not_take_the_others_with_it(
     assert last["transfer_dtd_top1"] > 0.8
     assert "no split 'validation'" in last["transfer_unfit"]["cifar10"]
     assert any("cifar10 cannot be scored" in line for line in warnings(err))
+    monkeypatch.setattr(transfer_job, "are_several", lambda: True)  # whose others would wait
+    assert "no split 'validation'" in refused(*command(pretrained, suite, "'cifar10','dtd'"))
 
 
 def test_several_labels_are_shown_not_shown_or_difficult(suite):

@@ -188,13 +188,11 @@ def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):
     del record["model"]["patch_size"], record["views"]["local_size"]
     del record["model"]["projector_end"]
     del record["method"]["ema_schedule"], record["data"]["num_processes"]
-    record["run"]["store_patience_seconds"] = 600  # retired
     (tmp_path / "config.json").write_text(json.dumps(record))
     read = from_record(workdirs.read_config(tmp_path))
     assert (read.model.patch_size, read.views.local_size) == (16, 16)
     assert read.model.projector_end == "batch_norm"
     assert read.method.ema_schedule == "constant" and read.data.num_processes == 0
-    assert "store_patience_seconds" not in read.run
     claim(tmp_path, config)  # the same run, which goes on
     config.views.local_size = 8
     assert "views.local_size" in refusal(tmp_path, config)

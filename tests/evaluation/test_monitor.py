@@ -1,0 +1,52 @@
+"""The monitor scores images whose label is known, whatever else the sets hold."""
+
+import numpy as np
+import pytest
+
+import gsg_jax
+from gsg_jax.console import UserError
+from gsg_jax.data.source import ArraySource
+from gsg_jax.evaluation.monitor import KnnMonitor
+
+
+def source(labels, seed):
+    """Gray images of 3 x 5 pixels, with a bright column a class."""
+    images = np.random.default_rng(seed).integers(0, 90, (len(labels), 3, 5, 1))
+    images[np.arange(len(labels)), :, labels] += 100
+    names = ("a", "b", "c")
+    return ArraySource("made", images.astype(np.uint8), np.array(labels, np.int32), names)
+
+
+def pixels(images):
+    return np.reshape(images, (len(images), -1)).astype(np.float32) + 1
+
+
+def figures(train, test):
+    changes = {"eval.knn_k": 7, "eval.batch_size": 8, "data.crop": "device"}
+    config = gsg_jax.get_config("simsiam", changes)
+    monitor = KnnMonitor(config, train, test)
+    return monitor.k, monitor.figures(pixels, is_whole=True)
+
+
+def known(of):
+    rows = np.flatnonzero(of.labels >= 0)
+    return ArraySource("made", of.images[rows], of.labels[rows], of.class_names)
+
+
+def test_images_without_a_label_neither_vote_nor_count():
+    rng = np.random.default_rng(0)
+    train, test = source(rng.integers(-1, 3, 61), 1), source(rng.integers(-1, 3, 23), 2)
+    got = figures(train, test)
+    assert got == figures(known(train), known(test)) and got[0] == 7
+    assert got[1]["knn_top1"] > 0.5 and "few_label_1" in got[1]
+
+
+def test_a_test_set_without_labels_is_as_none():
+    train, test = source([0, 1, 2, 1] * 5, 1), source([-1] * 9, 2)
+    assert figures(train, test) == figures(train, None)
+
+
+def test_a_set_with_one_label_or_none_cannot_be_scored():
+    for labels in ([-1] * 9, [-1] * 8 + [2]):
+        with pytest.raises(UserError, match="which k-NN needs: set --config.eval.knn_every"):
+            figures(source(labels, 1), None)
