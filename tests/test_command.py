@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import logging
-import pathlib
 import re
 import subprocess
 import sys
@@ -145,8 +144,3 @@ def test_every_entry_ends_with_the_same_line_and_status(entry):
     )
     assert (found.returncode, found.stdout) == (2, "") and found.stderr.count("\n") == 1
     assert found.stderr.startswith("error: --config=simsiam_gg: there is no such file or config")
-
-
-def test_the_configs_travel_inside_the_package():
-    inside = pathlib.Path(gsg_jax.__file__).with_name("configs")
-    assert inside.is_dir() and inside.resolve() == CONFIG_FOLDER

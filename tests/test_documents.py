@@ -144,17 +144,6 @@ def test_a_tutorials_file_is_the_one_in_examples(name):
     assert saved[f"{name}.py"] == (ROOT / "examples" / f"{name}.py").read_text()
 
 
-def test_a_wrong_command_or_snippet_is_found(clone):
-    for language, text in (
-        ("bash", "gsg-jax simsiam_gsgg --workdir=x\n"),
-        ("bash", "pip install '.[no_such_extra]'\n"),
-        ("bash", "make no-such-verb\n"),
-        ("python", "import gsg_jax\ngsg_jax.no_such_name\n"),
-    ):
-        with pytest.raises(AssertionError):
-            run(clone, language, "", text)
-
-
 def test_the_readme_has_its_parts_in_order_and_fits_in_130_lines():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 130

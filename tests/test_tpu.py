@@ -65,20 +65,6 @@ def test_bytes_are_counted_where_the_entry_and_its_loops_read_and_write(load):
     assert read.collectives(program) == sent
 
 
-@pytest.mark.parametrize(
-    ("shapes", "expected"),
-    [
-        ("f32[]", 4),
-        ("bf16[3,5]{1,0:T(8,128)(2,1)S(1)}", 30),
-        ("(f32[2]{0}, pred[3]{0}, /*index=2*/s4[3]{0})", 8 + 3 + 2),
-        ("f8e4m3fn[7]{0}", 7),
-        ("token[]", 0),
-    ],
-)
-def test_arrays_have_the_bytes_of_their_type(load, shapes, expected):
-    assert load("tpu_program").array_bytes(shapes) == expected
-
-
 def test_the_largest_batch_is_found_by_halves_and_the_longer_term_predicts(load):
     tpu = load("tpu")
     tried = []

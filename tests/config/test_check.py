@@ -88,17 +88,3 @@ def test_a_network_that_cannot_be_built_as_asked_is_refused_with_the_fix(changes
         config.model.update(changes)
         config.update_from_flattened_dict(fix)
         check_pretraining(config)
-
-
-@pytest.mark.parametrize(
-    ("method", "changes", "said"),
-    [
-        ("byol", {}, "every view is a source of byol; set --config.method.sources=all, or take"),
-        ("simsiam_gsg", {"stop_gradient": False}, "leave it True"),
-        ("byol_gsg", {"pairing": "roll", "num_views": 2}, "both views of an image may be sources"),
-    ],
-)
-def test_sources_that_cannot_be_selected_are_refused_with_the_fix(method, changes, said):
-    config = load(method, "cifar10")
-    config.method.update({"sources": "selected", **changes})
-    assert said in refusal(config)

@@ -35,15 +35,6 @@ def test_every_config_names_a_job_and_says_what_it_is(path):
     assert path.read_text().startswith('"""') and "Source: " in path.read_text()
 
 
-def test_every_method_has_a_config_of_its_name_on_the_embedded_images():
-    names = {path.stem for path in ALL_CONFIGS}
-    assert set(METHODS) <= names
-    for name in METHODS:
-        config = load(name)
-        assert config.method.name == name
-        assert (config.data.name, config.recipe) == ("embedded", "default")
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHOD_CONFIGS)
 def test_every_config_builds_with_every_recipe_and_has_the_keys_of_the_contract(name, recipe):

@@ -53,12 +53,6 @@ def test_a_tuple_given_twice_is_refused_since_absl_would_join_the_two():
     assert "--config.views.crop_area is given twice" in message
 
 
-def test_right_overrides_pass():
-    flags = ["--config.model.width=8", "--config.optim.momentum=1", "--config.optim.momentum", ".5"]
-    flags += ["--config.model.zero_init_residual", "--noconfig.model.zero_init_residual"]
-    check_overrides(load(), [*flags, "--config.method.stop_gradient=false", "--workdir=x"])
-
-
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

@@ -97,13 +97,6 @@ def test_a_folder_of_links_alone_is_refused_with_the_flag_that_follows_them(phot
         list_folder(links)
 
 
-def test_nested_folders_are_listed_in_order(tmp_path):
-    for name in ("b/1.png", "a.png", "a/2.png"):
-        save(tmp_path / name)
-    names = list_images(tmp_path).names
-    assert names == ["a.png", "a/2.png", "b/1.png"]
-
-
 def test_every_format_is_read_by_folder_and_search_and_others_are_counted(tmp_path, capsys):
     formats = {".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".gif": "GIF", ".jfif": "JPEG"}
     formats |= {".JPE": "JPEG", ".ppm": "PPM", ".avif": "AVIF"}

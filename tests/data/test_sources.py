@@ -1,7 +1,6 @@
 """Own folders: what is read, what is skipped, what is refused."""
 
 import os
-import pathlib
 import struct
 import subprocess
 import sys
@@ -144,16 +143,6 @@ def test_a_folder_without_usable_images_is_refused_with_the_count(tmp_path, cont
         opened(tmp_path)
     assert str(tmp_path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
-
-
-def test_a_missing_folder_a_file_and_no_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere"):
-        opened(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        opened(tmp_path / "file")
-    with pytest.raises(UserError, match="--config.data.dir"):
-        opened("")
 
 
 def test_a_file_that_breaks_after_opening_is_named_when_it_is_read(tmp_path):
@@ -304,18 +293,6 @@ def test_folders_that_cannot_be_listed_are_left_out_with_the_reason(
     assert warnings_logged == [
         f"warning: 1 folders in {tmp_path} are left out: lost+found/ (Permission denied)"
     ]
-
-
-def test_1200_nested_folders_are_read(tmp_path):
-    nested = [f"{tmp_path}{n * '/d'}" for n in range(1, 1201)]
-    for folder in nested:
-        os.mkdir(folder)
-    try:
-        save(pathlib.Path(nested[-1], "picture.png"))
-        assert opened(tmp_path).image(0).shape == (4, 6, 3)
-    finally:  # neither Python nor pytest removes as many
-        for n in range(1100, 0, -100):
-            os.rename(nested[n], tmp_path / str(n))
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_split", "all"), ("test_split", "holdout")])

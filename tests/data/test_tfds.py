@@ -12,7 +12,6 @@ from PIL import Image
 from gsg_jax.console import UserError
 from gsg_jax.data import open as sources
 from gsg_jax.data.source import BrokenImage, Subset
-from gsg_jax.data.tfds import is_prepared
 from gsg_jax.run.identity import IDENTITY, check_identity, identity
 from tests.data.test_decode import encode
 from tests.data.test_sources import opened
@@ -212,12 +211,6 @@ def test_damaged_records_must_be_prepared_again(tfds_dir, tmp_path, damage, memo
         for i in range(20):
             source.image(i)
     assert "\n" not in str(refusal.value)
-
-
-def test_tfds_sets_that_are_prepared_are_told_from_those_that_are_not(tfds_dir):
-    assert is_prepared("photos", str(tfds_dir)) and is_prepared("photos:2.1.0", str(tfds_dir))
-    assert not is_prepared("cifar10", str(tfds_dir))
-    assert not is_prepared("photos", str(tfds_dir / "nowhere"))
 
 
 def test_a_set_that_names_code_of_its_own_is_refused_and_none_is_run(

@@ -12,7 +12,7 @@ import pytest
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from tests.faults.conftest import FULL
 from tests.run.test_checkpoint import flip, halve, state_of
-from tests.runs import assert_same, done, hashes, job, tiny, warnings
+from tests.runs import assert_same, done, hashes, tiny
 
 pytestmark = [
     pytest.mark.extended,
@@ -115,16 +115,3 @@ def test_a_run_with_a_damaged_or_half_written_newest_checkpoint_ends_with_the_sa
         assert_same(workdir, last, reference, wanted)
         assert newest.is_dir() and not list((workdir / "checkpoints").glob("*tmp*"))
     tally("run whose newest checkpoint is damaged", num_tries, num_tries)
-
-
-def test_an_evaluation_takes_the_newest_whole_checkpoint_and_moves_nothing(whole, tmp_path, tally):
-    _, reference, _ = whole
-    workdir = shutil.copytree(reference, tmp_path / "run")
-    flip(workdir / "checkpoints" / "10" / "default" / "manifest.ocdbt")
-    before = hashes(workdir / "checkpoints")
-    flags = (f"--config.pretrained={workdir}", "--config.eval.knn_k=(3,)")
-    last, err = done(*job("knn", *flags))
-    (told,) = warnings(err)
-    assert last["step"] == 9 and "step 10 is damaged" in told and "step 9 is used" in told
-    assert hashes(workdir / "checkpoints") == before and not (workdir / "damaged").exists()
-    tally("evaluation whose newest checkpoint is damaged", 1, 1)

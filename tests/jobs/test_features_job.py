@@ -55,17 +55,6 @@ def test_features_depend_on_neither_batches_nor_devices(whole, pretrained, tmp_p
         np.testing.assert_allclose(files[split]["h"], whole[1][split]["h"], rtol=0, atol=1e-6)
 
 
-def test_an_image_alone_has_the_features_that_it_has_among_others(whole, pretrained, images):
-    """So that neither padding nor the other images of a batch have a say."""
-    flags, *_ = parse_flags(["main", config("features"), f"--config.pretrained={pretrained}"])
-    run = read_run(flags)
-    source = open_source(run.data, "train")
-    encoder = open_encoder(flags, run, source)
-    for n in (0, 39):
-        alone = encoder.embed(source.image(n)[None])
-        np.testing.assert_allclose(alone[0], whole[1]["train"]["h"][n], rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("size", [10, pytest.param(20, marks=pytest.mark.extended)])
 def test_images_of_another_size_are_embedded_as_if_cut_by_hand(pretrained, images, tmp_path, size):
     """The short side is resized to 256/224 of the size, and the centre is cut."""

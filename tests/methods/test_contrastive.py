@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from gsg_jax.methods import contrastive
 from gsg_jax.methods.contrastive import init_queue, moco_loss, nt_xent_loss
 from tests.methods.loops import fresh, loss_and_gradient, unit
 
@@ -90,11 +89,3 @@ def test_the_queue_forgets_the_oldest_first():
         history += list(unit(z).reshape(-1, 3))
     by_first = [sorted(map(tuple, rows)) for rows in (memory["queue"], history[-10:])]
     np.testing.assert_allclose(*by_first, rtol=1e-5)
-
-
-def test_what_does_not_fit_is_an_error_that_says_what_does():
-    with pytest.raises(ValueError, match=r"num_views is 3.*num_views=2"):
-        contrastive.check_two_views(num_views=3, batch_size=8, temperature=0.2)
-    with pytest.raises(ValueError, match=r"queue_size is 15.*queue_size=16"):
-        contrastive.check_queue(num_views=2, batch_size=8, queue_size=15, temperature=0.2)
-    contrastive.check_queue(num_views=2, batch_size=8, queue_size=16, temperature=0.2)

@@ -12,7 +12,6 @@ from gsg_jax.methods.guided import (
     DISTANCES,
     GUIDES,
     PAIRS,
-    check_pairing,
     closest_pairs,
     draw_pairs,
     guided_loss,
@@ -229,21 +228,3 @@ def test_source_views_are_those_that_get_gradient_and_give_the_same_loss(pairing
     of_selected, _, (_, metrics) = of(p[sources, np.arange(10)], others={"sources": sources})
     np.testing.assert_allclose(of_selected, loss, rtol=1e-6)
     np.testing.assert_allclose(sum(metrics[f"closest_{pair}"] for pair in PAIRS), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("pairing", "num_views", "batch_size", "sources", "words"),
-    [
-        ("permutation", 2, 8, "all", "--config.method.num_views=4"),
-        ("halves", 4, 8, "all", "--config.method.num_views=2"),
-        ("halves", 2, 7, "all", "even batch"),
-        ("opposites", 2, 8, "all", "permutation, roll, halves, nearest"),
-        ("roll", 2, 8, "selected", 'set --config.method.pairing="halves"'),
-        ("nearest", 2, 8, "selected", 'set --config.method.pairing="halves"'),
-    ],
-)
-def test_a_pairing_that_does_not_fit_says_what_would(
-    pairing, num_views, batch_size, sources, words
-):
-    with pytest.raises(ValueError, match=words):
-        check_pairing(pairing, num_views=num_views, batch_size=batch_size, sources=sources)

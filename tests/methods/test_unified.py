@@ -15,7 +15,7 @@ from gsg_jax.methods.directpred import directpred_loss
 from gsg_jax.methods.forms import FORMS, WITH_ANY_POSITIVE, Pair
 from gsg_jax.methods.method import CutMix
 from gsg_jax.methods.similarity import cosine_similarity, normalize
-from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
+from gsg_jax.methods.unified import own_form_values, surrogate_loss
 from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "gradient_forms.npz"
@@ -278,32 +278,6 @@ def test_barlow_twins_with_the_identity_lacks_only_the_diagonals_pull():
         diagonal = np.mean(np.asarray(u[0] * u[1]), axis=0)
         expected = 2 / 7 * (1 - 0.3) * diagonal * np.asarray(u[::-1])
         np.testing.assert_allclose(full[0] - identity[0], expected, rtol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("choices", "words"),
-    [
-        ({"form": "unigrd"}, r"method.form is 'unigrd': take one of moco, simclr"),
-        ({"stop_gradient": False}, "stop_gradient is False.*leave it True"),
-        ({"form": "simclr"}, "method.target is ema.*method.target=online"),
-        ({"form": "moco", "target": "online"}, "method.target is online.*simclr_one_term"),
-        ({"form": "directpred", "balance": 7.0}, "balance is 7.0.*has none to set: leave it 0"),
-        ({"form": "vicreg_l2", "has_local_views": True}, "views.num_local=0.*unigrad"),
-        ({"form": "barlow_twins", "has_cutmix": True}, "cutmix_probability=0.*unigrad"),
-        ({"form": "vicreg", "is_guided": True}, "sources_by=method.*unigrad"),
-        ({"num_views": 4}, "num_views is 4.*num_views=2"),
-    ],
-)
-def test_what_has_no_definition_is_answered_with_what_has_one(choices, words):
-    fits = {"form": "unigrad", "num_views": 2, "batch_size": 8, "target": "ema"}
-    fits |= {"stop_gradient": True, "has_local_views": False, "has_cutmix": False}
-    fits["is_guided"] = False
-    fits |= SETTINGS | {"balance": 0.0}
-    check_form(**fits)
-    check_form(**fits | {"form": "simclr", "target": "online"})
-    check_form(**fits | {"has_local_views": True})
-    with pytest.raises(ValueError, match=words):
-        check_form(**fits | choices)
 
 
 def test_a_balance_and_a_scale_of_zero_are_the_forms_own():

@@ -13,7 +13,6 @@ from PIL import Image
 
 from gsg_jax.jobs import report as jobs_report
 from gsg_jax.report import pictures
-from gsg_jax.report.page import as_json
 from gsg_jax.run.starts import read_starts
 from tests.runs import call, config, figures, tiny, write_images
 
@@ -132,14 +131,6 @@ def test_a_page_asks_no_other_machine_for_anything_and_names_are_no_markup(run):
     assert EVIL not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     assert "\\u003cimg src=x" in page
-
-
-def test_json_in_a_page_cannot_end_its_element():
-    text = as_json({"a": "</script><!--", "b": [1, "&"]})
-    assert "<" not in text and "&" not in text
-    assert json.loads(text) == {"a": "</script><!--", "b": [1, "&"]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        as_json(float("nan"))
 
 
 def _shows(page, part):

@@ -48,13 +48,6 @@ def test_each_missing_file_is_named_and_the_others_are_read(tmp_path, name):
     assert whole == {other: other != name for other in whole}
 
 
-def test_missing_baselines_are_named_where_k_nn_was_measured(tmp_path):
-    folder = write_run(tmp_path / "run")
-    (folder / "metrics.jsonl").write_text(json.dumps(LINES[0] | {"knn_top1": 0.5}) + "\n")
-    (part,) = read_run_record(folder).missing
-    assert part.text.startswith("baselines.json is missing")
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -77,30 +70,11 @@ def test_a_damaged_file_is_named(tmp_path, name, text):
     assert name in part.text and "damaged" in part.text
 
 
-def test_figures_that_are_no_numbers_are_counted(tmp_path):
-    folder = write_run(tmp_path / "run")
-    text = '{"step": 5, "epoch": 0.5, "loss": NaN}\n{"step": 10, "epoch": 1, "loss": -Infinity}\n'
-    (folder / "metrics.jsonl").write_text(text + '{"step": 15, "epoch": 1.5, "loss": 2.0}\n')
-    record = read_run_record(folder)
-    text = "loss is not a finite number at 2 of the 3 logged steps: its curve has gaps."
-    assert record.missing == (("curves", text),)
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         read_run_record(tmp_path)
     with pytest.raises(UserError, match="holds no run"):
         read_run_record(tmp_path / "nowhere")
-
-
-def test_the_figures_of_every_evaluation_are_read(tmp_path):
-    folder = write_run(tmp_path / "run")
-    found = {"figures": {"knn": {"knn_top1": 0.5}, "probe": {"linear_top1": 0.75}}}
-    found["about"] = {"encoder": "pixels", "step": 0}
-    (folder / "evaluation.json").write_text(json.dumps(found))
-    record = read_run_record(folder)
-    assert record.evaluation == {"knn_top1": 0.5, "linear_top1": 0.75}
-    assert record.evaluated == {"encoder": "pixels", "step": 0}
 
 
 def test_every_logged_figure_has_a_curve_over_the_epochs(tmp_path):

@@ -1,7 +1,6 @@
 """A run's starts: by which command, when, of which commit, on which machine."""
 
 import datetime
-import json
 import shlex
 import subprocess
 import sys
@@ -65,9 +64,3 @@ def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
     installed = package.parent / "site-packages" / "gsg_jax"
     monkeypatch.setattr(starts, "PACKAGE", installed)
     assert starts.commit() == ""
-
-
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "starts.jsonl").write_text(json.dumps({"step": 1}) + "\n")
-    with pytest.raises(starts.UserError, match="starts.jsonl is damaged"):
-        starts.read_starts(tmp_path)

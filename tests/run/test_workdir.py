@@ -180,6 +180,9 @@ def test_a_record_that_is_a_folder_is_refused(tmp_path):
 def test_reading_a_record_where_there_is_none_names_the_fix(tmp_path):
     with pytest.raises(UserError, match="holds no run .* give the --workdir of one"):
         workdirs.read_config(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="config.json is damaged .no group method."):
+        workdirs.read_config(tmp_path)
 
 
 def test_a_record_of_an_earlier_version_gets_the_keys_it_lacks(tmp_path):

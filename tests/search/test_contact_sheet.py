@@ -128,23 +128,6 @@ def test_a_character_that_no_font_has_is_its_code_point_and_said_so(tmp_path, mo
     fonts.runs.cache_clear()
 
 
-def test_each_part_of_a_name_has_a_font_that_has_it(monkeypatch):
-    own, other = ImageFont.load_default(fonts.SIZE), ImageFont.load_default(2 * fonts.SIZE)
-    monkeypatch.setattr(fonts, "_own", lambda: [own])
-    monkeypatch.setattr(fonts, "_others", lambda: [other])
-    monkeypatch.setattr(fonts, "_has", lambda font, c: c != "*" and c.isdigit() == (font == other))
-    fonts.runs.cache_clear()
-    assert fonts.runs("a12*b") == [(own, "a"), (other, "12"), (own, "\\u002a"), (own, "b")]
-    sheets = [Image.new("L", (100, 40)) for _ in range(2)]
-    fonts.draw_centred(ImageDraw.Draw(sheets[0]), (50, 30), "a12b", 255)
-    x = 50 - (own.getlength("ab") + other.getlength("12")) / 2
-    for font, part in ((own, "a"), (other, "12"), (own, "b")):
-        ImageDraw.Draw(sheets[1]).text((x, 30), part, 255, font, anchor="ls")
-        x += font.getlength(part)
-    np.testing.assert_array_equal(*sheets)
-    fonts.runs.cache_clear()
-
-
 # The name of the font that has a script.
 SCRIPTS = {
     **{
