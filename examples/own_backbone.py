@@ -1,4 +1,4 @@
-"""An own backbone, for any method: a plain convolutional network.
+"""A custom backbone, for any method: a plain convolutional network.
 
     gsg-jax simsiam_gsg --plugin=examples/own_backbone.py --config.model.backbone=plain_cnn
 

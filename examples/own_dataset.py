@@ -1,4 +1,4 @@
-"""An own data set, for any method and evaluation: drawings of circles and squares.
+"""A custom data set, for any method and evaluation: drawings of circles and squares.
 
     gsg-jax simsiam_gsg --plugin=examples/own_dataset.py --config.data.name=shapes
 

@@ -1,4 +1,4 @@
-"""An own method in one file, which is its config too: alignment and uniformity.
+"""A custom method in one file, which is its config too: alignment and uniformity.
 
     gsg-jax examples/own_method.py[:RECIPE] [--workdir=DIR]
 

@@ -33,7 +33,7 @@ FLAGS = """
                                 folder in the run that it evaluates); a run in it resumes; knn
                                 and linear write predictions.csv only if it is given
   --config.GROUP.KEY=VALUE      another value of a key
-  --plugin=FILE.py              a file that registers an own method, backbone or data set, if it is
+  --plugin=FILE.py              a file that registers a method, backbone or data set, if it is
                                 not the config itself; may be given again
   --print_config                print the config as it would be used, and end
 

@@ -31,7 +31,7 @@ _SHARED = {
     "pretrained": Key("", "the --workdir of a pretraining run"),
     "encoder": Key("pretrained", "untrained: as the run drew it; pixels: none", ENCODERS),
     # "" is what pretraining had.
-    "data.name": Key("", "embedded, folder, hf:PATH, a TFDS name or an own set"),
+    "data.name": Key("", "embedded, folder, hf:PATH, a TFDS name or a custom set"),
     "data.dir": Key("", "the TFDS folder or the image folder"),
     "data.train_split": Key("", "the split to learn from"),
     "data.test_split": Key("", "the split to score"),

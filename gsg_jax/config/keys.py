@@ -97,7 +97,7 @@ _OPTIM = {
 }
 
 _DATA = {
-    "name": Key("imagenet2012", "embedded, folder, hf:PATH, a TFDS name or an own set"),
+    "name": Key("imagenet2012", "embedded, folder, hf:PATH, a TFDS name or a custom set"),
     "dir": Key("", "the TFDS folder ('': TFDS's default) or the image folder"),
     "train_split": Key("train", "the split to train on"),
     "test_split": Key("validation", "the split that the monitor scores"),

@@ -22,7 +22,7 @@ _TABLES = {"method": METHODS, "backbone": BACKBONES, "dataset": SOURCES}
 
 
 class Origin(NamedTuple):
-    """Where an own part was registered.
+    """Where a custom part was registered.
 
     Attributes:
       file: its path; the name of the module if that is no file, as in a notebook.
@@ -37,7 +37,7 @@ _ORIGINS: dict[tuple[str, str], Origin] = {}
 
 
 def register(kind: str, name: str, part: Any) -> None:
-    """Adds an own part to the table of its kind: "method", "backbone" or "dataset".
+    """Adds a custom part to the table of its kind: "method", "backbone" or "dataset".
 
     Raises:
       UsageError: if the name is taken, or the part is wrong; see gsg_jax.register_method,
@@ -97,7 +97,7 @@ def _origin() -> Origin:
 
 
 def own_parts(config: ConfigDict) -> dict[tuple[str, str], Origin]:
-    """The own parts that a config of pretraining names: {(kind, name): origin}."""
+    """The custom parts that a config of pretraining names: {(kind, name): origin}."""
     named = {
         "method": config.method.name,
         "backbone": config.model.backbone,
@@ -107,7 +107,7 @@ def own_parts(config: ConfigDict) -> dict[tuple[str, str], Origin]:
 
 
 def run_plugin(path: str) -> None:
-    """Runs a file that registers own parts; raises UsageError if it is missing or fails."""
+    """Runs a file that registers custom parts; raises UsageError if it is missing or fails."""
     if not pathlib.Path(path).is_file():
         raise UsageError(f"--plugin={path}: there is no such file: give the path of a Python file")
     run_file(path, "--plugin")

@@ -83,7 +83,7 @@ def read_run(
       needs_data: whether the data will be opened.
 
     Raises:
-      UserError: if there is no run, an own part of it that is needed is not registered, or the
+      UserError: if there is no run, a custom part of it that is needed is not registered, or the
         backbone takes no images of this size.
     """
     workdir = given_path("--config.pretrained", config.pretrained)
@@ -114,7 +114,7 @@ def _set_size(run: ml_collections.ConfigDict, size: int, crop: str) -> None:
 def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """Reads the config of a run; raises UserError if there is none or it is damaged.
 
-    An own method need not be there, since only its backbone is evaluated; an own backbone must.
+    A custom method need not be there, since only its backbone is evaluated; a custom backbone must.
     """
     run = from_record(read_config(workdir))
     try:
@@ -129,7 +129,7 @@ def read_record(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _check_is_there(workdir: pathlib.Path, kind: str, name: str, known: Collection[str]) -> None:
-    """Raises UserError if an own part of a run is not registered here.
+    """Raises UserError if a custom part of a run is not registered here.
 
     The file that the run recorded is named and never run: it came with the folder.
     """

@@ -130,7 +130,7 @@ def _checked_layout(name: str, run: ml_collections.ConfigDict, folder: pathlib.P
     """Returns which of LAYOUTS an export takes."""
     is_vit = run.model.backbone in VITS
     if not is_vit and run.model.backbone not in RESNETS:
-        raise UserError(f"{run.model.backbone}: an own backbone, for which no layout has names")
+        raise UserError(f"{run.model.backbone}: a custom backbone, for which no layout has names")
     if name == "reference":
         about = read_imported(folder)
         layout = about["layout"] if about else "simsiam"

@@ -109,14 +109,14 @@ def image_channels(run: ml_collections.ConfigDict, backbone: Mapping[str, Any]) 
     """Returns the channels of a run's images, from the parameters of its backbone.
 
     Raises:
-      UserError: if the backbone is an own one that has no such parameters for any images.
+      UserError: if the backbone is a custom one that has no such parameters for any images.
     """
     model = run.model
     if "patch_embed" in backbone:
         return backbone["patch_embed"]["kernel"].shape[0] // model.patch_size**2
     if model.backbone in RESNETS:
         return backbone["conv1"]["kernel"].shape[2]
-    for channels in (3, 1):  # an own backbone: which images would it draw these parameters for?
+    for channels in (3, 1):  # a custom backbone: which images would it draw these parameters for?
         image = jnp.zeros((1, run.views.size, run.views.size, channels))
         init = partial(build_backbone(model).init, jax.random.key(0), train=False)
         drawn = jax.eval_shape(init, image)["params"]
