@@ -203,7 +203,8 @@ class Form(NamedTuple):
     Attributes:
       gradients: the two parts of the gradient by the rows u.
       rows_of: makes rows of projections.
-      balance: its usual lambda; None if the form has none, or computes its own.
+      balance: its usual lambda, on unit rows that of 2048 channels; None if the form has none, or
+        computes its own.
       scale_per_channel: c of the loss scale c / D with which it learns like a cosine; None means a
         scale of 1.
 

@@ -11,6 +11,8 @@ from gsg_jax.methods.method import Memory, Metrics, Outputs
 from gsg_jax.methods.positives import positives
 from gsg_jax.methods.similarity import normalize
 
+PAPER_WIDTH = 2048  # channels of the projections for which UniGrad's authors give lambda
+
 
 def surrogate_loss(
     outputs: Outputs,
@@ -70,9 +72,12 @@ def surrogate_loss(
 def own_form_values(*, width: int, form: str, **options) -> dict[str, float]:
     """The form's own balance and loss_scale, which a 0 in the config stands for."""
     del options
-    scale = FORMS[form].scale_per_channel
+    scale, balance = FORMS[form].scale_per_channel, FORMS[form].balance or 0.0
+    if FORMS[form].rows_of is normalize:
+        # The correlations of unit rows sum to 1: with fewer channels each is larger.
+        balance *= width / PAPER_WIDTH
     return {
-        "balance": FORMS[form].balance or 0.0,
+        "balance": balance,
         "loss_scale": 1.0 if scale is None else scale / width,
     }
 

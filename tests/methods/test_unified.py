@@ -283,15 +283,13 @@ def test_barlow_twins_with_the_identity_lacks_only_the_diagonals_pull():
 def test_a_balance_and_a_scale_of_zero_are_the_forms_own():
     own = {form: own_form_values(width=50, form=form, temperature=0.2) for form in FORMS}
     balances = {form: values["balance"] for form, values in own.items() if values["balance"]}
+    on_unit_rows = {"directpred_constant": 100, "barlow_twins_l2": 50}
+    on_unit_rows |= {"vicreg_l2": 25, "unigrad": 100}
     assert balances == {
-        "directpred_constant": 100,
-        "barlow_twins": 5e-3,
-        "barlow_twins_identity": 5e-3,
-        "barlow_twins_l2": 50,
-        "vicreg": 4e-5,
-        "vicreg_l2": 25,
-        "unigrad": 100,
+        **{form: balance * 50 / 2048 for form, balance in on_unit_rows.items()},
+        **{"barlow_twins": 5e-3, "barlow_twins_identity": 5e-3, "vicreg": 4e-5},
     }
+    assert own_form_values(width=2048, form="unigrad")["balance"] == 100
     scales = {form: values["loss_scale"] for form, values in own.items()}
     twins = {"barlow_twins": 0.01, "barlow_twins_identity": 0.01}
     assert {form: scale for form, scale in scales.items() if scale != 1} == {
