@@ -10,7 +10,8 @@ method, so differences of a few tenths of a point between two values mean nothin
 
 `--cells='simsiam_*'` sweeps some of the methods, `--cells='*_rate*'` the rates alone.
 
-144 cells, one seed. Run: the 32 cells of SimSiam and BYOL, plain and guided.
+151 cells, one seed. Run: those of SimSiam and BYOL, plain and guided, SimCLR, MoCo v2, Barlow
+Twins and VICReg.
 """
 
 from typing import Any
@@ -39,6 +40,8 @@ TUNED = {
         "simsiam_gsg": {"views.crop_area": (0.4, 1.0)},
         "byol": {"optim.learning_rate": 0.8},
         "byol_gsg": {"optim.learning_rate": 0.8},
+        "simclr": {"optim.learning_rate": 0.2},
+        "moco_v2": {"optim.learning_rate": 0.4},
     },
 }
 # {row: (its config, what it changes in it)}: every method, and those with guided sources besides.
