@@ -54,7 +54,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leads the links of a page to files of the root to the pages made from them."""
+    """Leads links to files of the root to their pages; the search leaves records out."""
+    if page.file.src_uri.startswith("results/"):
+        page.meta["search"] = {"exclude": True}
     up = "../" * page.file.src_uri.count("/")
     for source, name in FROM_ROOT.items():
         markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")

@@ -198,7 +198,7 @@ def test_the_search_works_when_the_site_is_opened_as_a_file(site, browser, start
     page.on("request", lambda request: heard.append(request.url))
     page.goto((site / start).as_uri())
     page.locator(".md-search__input").click()
-    page.keyboard.type("barlow", delay=20)
+    page.keyboard.type("inspector", delay=20)
     hit = page.locator(".md-search-result__item a").first
     hit.wait_for(timeout=20_000)
     hit.click()

@@ -149,7 +149,7 @@ def test_the_readme_has_its_parts_in_order_and_fits_in_130_lines():
     assert len(text.splitlines()) <= 130
     parts = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert parts == [
-        *("Install", "One minute", "Three lines of Python", "Why this, and not ..."),
+        *("Install", "One minute", "Three lines of Python", "How it compares"),
         *("Your own photographs", "Methods", "Results", "Links", "Citation", "Licence"),
     ]
     assert text.index("![") < text.index("## Install")
