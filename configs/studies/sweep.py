@@ -41,6 +41,8 @@ TUNED = {
         "byol_gsg": {"optim.learning_rate": 0.8},
         "simclr": {"optim.learning_rate": 0.2},
         "moco_v2": {"optim.learning_rate": 0.4},
+        "barlow_twins": {"optim.learning_rate": 0.05},
+        "vicreg": {"optim.learning_rate": 0.256},
     },
 }
 # {row: (its config, what it changes in it)}: every method, and those with guided sources besides.

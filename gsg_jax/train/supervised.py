@@ -172,12 +172,8 @@ class ClassifierRun:
                 f"be shared by {num_devices} devices; give more images or fewer devices"
             )
         area = config.views.crop_area or run.views.crop_area
-        # The run may come from a larger machine.
-        data, num_cores = copy.deepcopy(run.data), os.cpu_count() or 1
-        data.num_threads = min(data.num_threads, num_cores)
-        data.num_processes = min(data.num_processes, num_cores)
         self.loader = open_loader(
-            data,
+            _for_this_machine(run.data),
             source,
             batch_size=batch_size,
             seed=config.run.seed,
@@ -287,6 +283,14 @@ class ClassifierRun:
                 if is_stopping and step < self.num_steps:
                     raise UserError(f"stopped at step {step} and saved: the same command resumes")
         return state
+
+
+def _for_this_machine(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The data of a run, which may come from a larger machine."""
+    data, num_cores = copy.deepcopy(data), os.cpu_count() or 1
+    data.num_threads = min(data.num_threads, num_cores)
+    data.num_processes = min(data.num_processes, num_cores)
+    return data
 
 
 def jit_classifier_step(task: ClassifierTask, mesh: jax.sharding.Mesh) -> Callable:
