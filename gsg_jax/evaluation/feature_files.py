@@ -1,5 +1,6 @@
 """Embeddings on disk: written batch by batch, resumed where an earlier call stopped."""
 
+import hashlib
 import json
 import pathlib
 import time
@@ -62,9 +63,9 @@ def write_features(
       UserError: if the file, or its beginning, is about something else.
     """
     record_path, rows_path = path.with_suffix(".json"), path.with_suffix(".partial")
-    about = json.loads(
-        json.dumps(about | {"num_images": len(source)})
-    )  # as it is read back, with lists instead of tuples
+    labels_digest = hashlib.sha256(labels_of(source).tobytes()).hexdigest()[:16]
+    about = about | {"num_images": len(source), "labels_digest": labels_digest}
+    about = json.loads(json.dumps(about))  # as it is read back, with lists instead of tuples
     num_done = _rows_done(record_path, rows_path, path, about)
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
