@@ -1,16 +1,18 @@
 """Times the train step on one GPU, beside PyTorch's and beside what the chip can do: one table.
 
-    python benchmarks/gpu.py [--seconds=560] [--images=128] [--rounds=20] [--output=gpu.json]
-        [--only='byol*'] [--size=224] [--width=64]
+    python benchmarks/gpu.py [--seconds=560] [--images=64] [--rounds=20] [--output=gpu.json]
+        [--only='byol*'] [--jobs=8] [--size=224] [--width=64]
 
 ResNet-50 at 224 pixels in bfloat16: SimSiam, BYOL, and both with guided stop-gradient, on all views
 and on the selected ones; ours draws its views in the step, PyTorch's (torch_step.py) has them
 ready. "tuned" is channels last, bfloat16 and torch.compile; "reference" is the papers' definition
 in float32. Then a ViT-S/16 of two views. Plain methods have two views an image, guided ones four.
 
-Every point runs in a process of its own and is kept in the JSON file. No point begins after the
-given seconds; the same command goes on with the others. A point that fails is named at the end,
-with status 1, and tried again by the next call.
+Every point runs in a process of its own. Some compile beside each other, which takes most of the
+time; then one after another is timed, alone, and kept in the JSON file. XLA and PyTorch choose
+kernels by timing them, so --jobs=1 may find slightly faster ones. No points begin after the given
+seconds; the same command goes on with the others. A point that fails is named at the end, with
+status 1, and tried again by the next call.
 
 "of the roofline" is the time that the step needs at least, over the time that it takes: its
 operations by the rate of a large matrix product, or its bytes by that of a large copy, whichever is
@@ -40,8 +42,8 @@ POINTS = {
     CEILINGS: (CEILINGS, "", ""),
     **{method: ("ours", method, "all") for method in METHODS},
     **{f"{method} selected": ("ours", method, "selected") for method in METHODS[2:]},
-    **{f"{method} tuned PyTorch": ("torch", method, "tuned") for method in METHODS},
     "simsiam ViT-S/16": ("vit", "simsiam", "all"),
+    **{f"{method} tuned PyTorch": ("torch", method, "tuned") for method in METHODS},
     **{f"{method} reference PyTorch": ("torch", method, "reference") for method in METHODS},
 }
 COLUMNS = ("point", "images", "step ms", "its views ms", "images/s", "TFLOP/s", "of the roofline")
@@ -51,17 +53,21 @@ def main() -> None:
     """Runs the points that are missing, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=560, help="no point begins later")
-    parser.add_argument("--images", type=int, default=128, help="a step of ResNet-50; ViT: twice")
+    parser.add_argument("--images", type=int, default=64, help="a step of ResNet-50; ViT: 4 times")
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of a point")
     parser.add_argument("--size", type=int, default=224, help="pixels of a view")
     parser.add_argument("--width", type=int, default=64, help="of the ResNet")
     parser.add_argument("--only", default="*", help="pattern of the points' names")
+    parser.add_argument("--jobs", type=int, default=8, help="points that compile at a time")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("gpu.json"))
     parser.add_argument("--here", choices=POINTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
         side, method, way = POINTS[arguments.here]
-        print(json.dumps(SIDES[side](arguments, method, way)))
+        measure = SIDES[side](arguments, method, way)
+        print("ready", flush=True)
+        if sys.stdin.readline():
+            print(json.dumps(measure()), flush=True)
         return
     asked = [name for name in POINTS if fnmatch.fnmatch(name, arguments.only) or name == CEILINGS]
     known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
@@ -75,27 +81,45 @@ def main() -> None:
 def run_points(asked: list[str], known: dict, arguments: argparse.Namespace) -> list[str]:
     """Adds the missing figures to `known` and to the file; returns the points that failed."""
     end, failed = time.monotonic() + arguments.seconds, []
-    flags = [f"--{name}={getattr(arguments, name)}" for name in ("images", "rounds")]
-    flags += [f"--{name}={getattr(arguments, name)}" for name in ("size", "width")]
-    for name in asked:
-        if name in known or time.monotonic() > end:
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        command = [sys.executable, __file__, f"--here={name}", *flags]
-        without_gpu = {"JAX_PLATFORMS": "cpu"} if POINTS[name][0] == "torch" else {}
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | without_gpu
-        )
-        if done.returncode:
-            failed.append(name)
-            continue
-        known[name] = json.loads(done.stdout.splitlines()[-1])
-        arguments.output.write_text(json.dumps(known, indent=1) + "\n")
+    todo = [name for name in asked if name not in known]
+    for first in range(0, len(todo), arguments.jobs):
+        if time.monotonic() > end:
+            break
+        group = {name: start(name, arguments) for name in todo[first : first + arguments.jobs]}
+        is_ready = {name: bool(process.stdout.readline()) for name, process in group.items()}
+        for name, process in group.items():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            out, _ = process.communicate("measure\n" if is_ready[name] else "")
+            if process.returncode:
+                failed.append(name)
+                continue
+            known[name] = json.loads(out.splitlines()[-1])
+            arguments.output.write_text(json.dumps(known, indent=1) + "\n")
     return failed
 
 
-def ceilings(arguments: argparse.Namespace, method: str, way: str) -> dict:
-    """Measured rates of the device: bfloat16 operations and bytes of its memory a second."""
+def start(name: str, arguments: argparse.Namespace) -> subprocess.Popen:
+    """Starts the process of a point: it says when it has compiled, then waits for its turn."""
+    flags = [f"--{flag}={getattr(arguments, flag)}" for flag in ("images", "rounds")]
+    flags += [f"--{flag}={getattr(arguments, flag)}" for flag in ("size", "width")]
+    # JAX takes memory as it needs it, and none where PyTorch uses the device.
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if POINTS[name][0] in ("ours", "vit"):  # two CPUs, for which operations are counted
+        flags_of_xla = os.environ.get("XLA_FLAGS", "")
+        env["XLA_FLAGS"] = f"{flags_of_xla} --xla_force_host_platform_device_count=2"
+    env |= {"JAX_PLATFORMS": "cpu"} if POINTS[name][0] == "torch" else {}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, __file__, f"--here={name}", *flags],
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+        env=os.environ | env,
+    )
+
+
+def ceilings(arguments: argparse.Namespace, method: str, way: str) -> Callable[[], dict]:
+    """Rates of the device: bfloat16 operations and bytes of its memory a second."""
     import jax
     import jax.numpy as jnp
 
@@ -104,21 +128,23 @@ def ceilings(arguments: argparse.Namespace, method: str, way: str) -> dict:
     a, b = jax.random.normal(jax.random.key(0), (2, side, side), jnp.bfloat16)
     x = jax.random.normal(jax.random.key(1), (length,), jnp.bfloat16)
     product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: -x)
-    seconds_of_product = median_seconds(
-        lambda: jax.block_until_ready(product(a, b)), arguments.rounds
-    )
-    seconds_of_copy = median_seconds(lambda: jax.block_until_ready(copy(x)), arguments.rounds)
-    return {
-        "operations_per_second": 2 * side**3 / seconds_of_product,
-        "bytes_per_second": 2 * x.nbytes / seconds_of_copy,
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-    }
+
+    def measure() -> dict:
+        of_product = median_seconds(lambda: jax.block_until_ready(product(a, b)), arguments.rounds)
+        of_copy = median_seconds(lambda: jax.block_until_ready(copy(x)), arguments.rounds)
+        return {
+            "operations_per_second": 2 * side**3 / of_product,
+            "bytes_per_second": 2 * x.nbytes / of_copy,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
+
+    return measure
 
 
-def ours(arguments: argparse.Namespace, method: str, sources: str) -> dict:
+def ours(arguments: argparse.Namespace, method: str, sources: str) -> Callable[[], dict]:
     """Our step with a ResNet-50, views included."""
-    from step_time import measure
+    from step_time import prepare
 
     overrides = {
         "data.batch_size": arguments.images,
@@ -127,24 +153,24 @@ def ours(arguments: argparse.Namespace, method: str, sources: str) -> dict:
         "views.size": arguments.size,
         "method.sources": sources,
     }
-    return measure(f"{method}:imagenet", arguments.rounds, overrides)
+    return prepare(f"{method}:imagenet", arguments.rounds, overrides)
 
 
-def vit(arguments: argparse.Namespace, method: str, sources: str) -> dict:
-    """Our step with a ViT-S/16 and twice as many images, views included."""
-    from step_time import measure
+def vit(arguments: argparse.Namespace, method: str, sources: str) -> Callable[[], dict]:
+    """Our step with a ViT-S/16 and four times as many images, views included."""
+    from step_time import prepare
 
     overrides = {
-        "data.batch_size": 2 * arguments.images,
+        "data.batch_size": 4 * arguments.images,
         "model.dtype": "bfloat16",
         "model.backbone": "vit_small" if arguments.width == 64 else "vit_micro",
         "views.size": arguments.size,
         "method.sources": sources,
     }
-    return measure(f"{method}:imagenet_vit", arguments.rounds, overrides)
+    return prepare(f"{method}:imagenet_vit", arguments.rounds, overrides)
 
 
-def theirs(arguments: argparse.Namespace, method: str, mode: str) -> dict:
+def theirs(arguments: argparse.Namespace, method: str, mode: str) -> Callable[[], dict]:
     """PyTorch's step with a ResNet-50, on ready views."""
     import torch
     from versus_torch import their_step
@@ -152,16 +178,24 @@ def theirs(arguments: argparse.Namespace, method: str, mode: str) -> dict:
     own = {"methods": method, "modes": mode, "batch": arguments.images, "recipe": "imagenet"}
     own |= {"sources": "all", "size": arguments.size, "width": arguments.width}
     step = their_step(argparse.Namespace(**own))
-    seconds = median_seconds(step, arguments.rounds)
-    return {
-        "batch_size": arguments.images,
-        "step_ms": 1e3 * seconds,
-        "images_per_second": arguments.images / seconds,
-        "torch": torch.__version__,
-    }
+    if mode == "tuned":  # it compiles in its first step
+        step()
+        torch.cuda.empty_cache()
+
+    def measure() -> dict:
+        seconds = median_seconds(step, arguments.rounds)
+        return {
+            "batch_size": arguments.images,
+            "step_ms": 1e3 * seconds,
+            "images_per_second": arguments.images / seconds,
+            "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20),
+            "torch": torch.__version__,
+        }
+
+    return measure
 
 
-SIDES: dict[str, Callable[[argparse.Namespace, str, str], dict]] = {
+SIDES: dict[str, Callable[[argparse.Namespace, str, str], Callable[[], dict]]] = {
     CEILINGS: ceilings,
     "ours": ours,
     "vit": vit,

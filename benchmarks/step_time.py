@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,12 +26,12 @@ import numpy as np
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import load_config, override, resolve
-from gsg_jax.devices.mesh import by_image, global_batch, make_mesh, replicated
+from gsg_jax.devices.mesh import by_image, global_batch, make_mesh, mesh_of, replicated
 from gsg_jax.methods import METHODS
 from gsg_jax.models.cpu import is_one_cpu
 from gsg_jax.models.jit import jit_network
 from gsg_jax.train.build import build_experiment, jit_step
-from gsg_jax.train.state import Experiment, init_state
+from gsg_jax.train.state import Experiment, TrainState, init_state
 from gsg_jax.train.views import draw_views
 
 
@@ -60,8 +60,15 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--here", *flags], check=True)
 
 
-def measure(name: str, num_steps: int, overrides: Mapping[str, Any] | None = None) -> dict:
-    """Compiles and times one method's step on random images.
+def measure(name: str, num_steps: int) -> dict:
+    """Compiles and times one method's step on random images; the figures of one line."""
+    return prepare(name, num_steps)()
+
+
+def prepare(
+    name: str, num_steps: int, overrides: Mapping[str, Any] | None = None
+) -> Callable[[], dict]:
+    """Compiles one method's step for random images.
 
     Args:
       name: a config and its recipe, such as "simsiam:imagenet".
@@ -69,8 +76,8 @@ def measure(name: str, num_steps: int, overrides: Mapping[str, Any] | None = Non
       overrides: other values of the config.
 
     Returns:
-      The figures of one line; unless the device is one CPU, where XLA does not count all of them,
-      with the operations and the bytes of a step.
+      Function that times the step and returns the figures of one line; unless the device is one
+      CPU, whose program differs, with the operations and the bytes of a step.
     """
     config = load_config(name)
     override(config, overrides or {})
@@ -84,52 +91,65 @@ def measure(name: str, num_steps: int, overrides: Mapping[str, Any] | None = Non
     batch = global_batch(mesh, random_images(config, channels))
 
     start = time.perf_counter()
-    lowered = jit_step(experiment, mesh).lower(state, batch)
-    step = lowered.compile()
+    step = jit_step(experiment, mesh).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
     work = {}
     if not is_one_cpu(mesh):
-        work["operations"] = lowered.cost_analysis()["flops"]
+        work["operations"] = count_operations(experiment, state, batch)
         work["bytes"] = step.cost_analysis()["bytes accessed"]
 
-    seconds = []
-    for n in range(3 + num_steps):
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-        if n >= 3:
-            seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    peak = peak_memory_mb()
-    views_seconds = time_views(experiment, mesh, batch, num_steps)
-    return {
+    figures = {
         "batch_size": config.data.batch_size,
         "num_views": config.method.num_views,
-        "views_per_second": round(config.data.batch_size * config.method.num_views / median, 1),
-        "images_per_second": round(config.data.batch_size / median, 1),
-        "step_ms": round(1e3 * median, 2),
-        "views_ms": round(1e3 * views_seconds, 2),
-        "views_share": round(views_seconds / median, 3),
         "compile_seconds": round(compile_seconds, 1),
-        "peak_memory_mb": round(peak),
         "device": f"{len(mesh.devices)} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
         **work,
     }
-
-
-def time_views(
-    experiment: Experiment, mesh: jax.sharding.Mesh, batch: jax.Array, num_steps: int
-) -> float:
-    """Median seconds of drawing a step's views alone, after three untimed draws."""
     draw = jit_network(
         functools.partial(draw_views, experiment),
         mesh,
         in_shardings=(by_image(mesh), replicated(mesh)),
     )
+    keys = jax.device_put(jax.random.split(jax.random.key(0), 3 + num_steps), replicated(mesh))
+    draw = draw.lower(batch, keys[0]).compile()
+
+    def time_step() -> dict:
+        nonlocal state
+        seconds = []
+        for _ in range(3 + num_steps):
+            start = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - start)
+        median, peak = statistics.median(seconds[3:]), peak_memory_mb()
+        views_seconds = time_views(draw, batch, keys)
+        return figures | {
+            "views_per_second": round(config.data.batch_size * config.method.num_views / median, 1),
+            "images_per_second": round(config.data.batch_size / median, 1),
+            "step_ms": round(1e3 * median, 2),
+            "views_ms": round(1e3 * views_seconds, 2),
+            "views_share": round(views_seconds / median, 3),
+            "peak_memory_mb": round(peak),
+        }
+
+    return time_step
+
+
+def count_operations(experiment: Experiment, state: TrainState, batch: jax.Array) -> float:
+    """Floating-point operations of a step as it is written, by XLA, which counts them for CPUs.
+
+    The devices must include two CPUs: a program for one CPU differs.
+    """
+    mesh = mesh_of(jax.devices("cpu")[:2], fsdp=1)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
+    return jit_step(experiment, mesh).lower(*shapes).cost_analysis()["flops"]
+
+
+def time_views(draw: Callable[..., jax.Array], batch: jax.Array, keys: jax.Array) -> float:
+    """Median seconds of drawing a step's views alone, after three untimed draws."""
     seconds = []
-    for key in jax.random.split(jax.random.key(0), 3 + num_steps):
-        key = jax.block_until_ready(jax.device_put(key, replicated(mesh)))
+    for key in jax.block_until_ready(list(keys)):
         start = time.perf_counter()
         jax.block_until_ready(draw(batch, key))
         seconds.append(time.perf_counter() - start)

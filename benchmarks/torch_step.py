@@ -107,6 +107,7 @@ class Step:
         self.is_guided = config.method.name.endswith("_gsg")
         self.format = torch.contiguous_format if mode == "reference" else torch.channels_last
         self.device, self.is_tuned = device, mode == "tuned"
+        torch.backends.cudnn.benchmark = self.is_tuned
         hidden, width = model.predictor_hidden_width, model.projector_width
         predictor = nn.Sequential(
             nn.Linear(width, hidden, bias=False),

@@ -17,7 +17,6 @@ is not in it.
 """
 
 import argparse
-import ast
 import functools
 import json
 import os
@@ -175,7 +174,7 @@ def compile_step(point: dict[str, Any]):
     from step_time import image_shape
 
     from gsg_jax.config.check import check_pretraining
-    from gsg_jax.config.load import load_config, override, resolve
+    from gsg_jax.config.load import load_config, override, resolve, setting_of
     from gsg_jax.devices.mesh import by_image, mesh_of, replicated, sharded
     from gsg_jax.train.build import build_experiment, jit_step
     from gsg_jax.train.state import init_state
@@ -200,15 +199,6 @@ def compile_step(point: dict[str, Any]):
     shape = image_shape(config, channels)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_image(mesh))
     return jit_step(experiment, mesh, state).lower(placed, images).compile()
-
-
-def setting_of(text: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE, where the value is Python, or else a string."""
-    key, _, value = text.partition("=")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def predicted(figures: dict[str, Any]) -> tuple[float, float]:

@@ -9,12 +9,13 @@ import resource
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
-# libtpu, which comes with the extra tpu-compile, complains where there is no TPU.
+# libtpu, which comes with the extra tpu-compile, complains where there is no TPU. tests/test_gpu.py
+# says how to take a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flags = ["--xla_force_host_platform_device_count=8"]
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    _flags.append("--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
 # Eight devices wait for one another in threads of one pool. While two sums over them are under way
 # at once, eight threads are too few, and the process aborts.
 os.environ.setdefault("NPROC", "64")

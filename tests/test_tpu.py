@@ -77,8 +77,6 @@ def test_the_largest_batch_is_found_by_halves_and_the_longer_term_predicts(load)
     assert tried[0] == 32 and len(set(tried)) <= 6
     figures = {"slice": "v5e:2x4", "operations": 197e12, "bytes": 2 * 819e9}
     assert tpu.predicted(figures) == (1.0, 2.0)
-    assert tpu.setting_of("model.recompute=True") == ("model.recompute", True)
-    assert tpu.setting_of("model.dtype=float32") == ("model.dtype", "float32")
 
 
 @pytest.mark.extended

@@ -11,7 +11,7 @@ method, so differences of a few tenths of a point between two values mean nothin
 `--cells='simsiam_*'` sweeps some of the methods, `--cells='*_rate*'` the rates alone.
 
 151 cells, one seed. Run: those of SimSiam and BYOL, plain and guided, SimCLR, MoCo v2, Barlow
-Twins and VICReg.
+Twins, VICReg and UniGrad.
 """
 
 from typing import Any
@@ -43,6 +43,7 @@ TUNED = {
         "moco_v2": {"optim.learning_rate": 0.4},
         "barlow_twins": {"optim.learning_rate": 0.05},
         "vicreg": {"optim.learning_rate": 0.256},
+        "unigrad": {"views.crop_area": (0.4, 1.0)},
     },
 }
 # {row: (its config, what it changes in it)}: every method, and those with guided sources besides.

@@ -1,5 +1,6 @@
 """Reading configs: of a file, of a command line, and of the record of a run."""
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -159,6 +160,17 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
             config.update_from_flattened_dict({key: given})
         except (TypeError, KeyError) as error:
             raise UsageError(f"--config.{key}={value!r}: {error}") from error
+
+
+def setting_of(text: str) -> tuple[str, Any]:
+    """Returns key and value of "KEY=VALUE": the value is Python's, true, false, or else a word."""
+    key, _, value = text.partition("=")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def nearest_key(key: str, known: dict[str, Any]) -> str:

@@ -6,10 +6,12 @@ status: 0 done, or stopped and saved; 1 if a cell failed; 2 wrong usage. The sam
 
 import argparse
 import pathlib
+import re
 import shlex
 import sys
 from typing import Any
 
+from gsg_jax.config.load import setting_of
 from gsg_jax.console import (
     Parser,
     argument_path,
@@ -25,6 +27,7 @@ from gsg_jax.study.results import results_of
 from gsg_jax.study.running import Stop, duration, read_record, run_all, seconds_left
 
 PROGRAM = "gsg-jax study"
+_SETTING = re.compile(r"--config\.[^=]+=")
 
 
 def main(argv: list[str], program: str = PROGRAM) -> int:
@@ -40,6 +43,8 @@ def _main(arguments: argparse.Namespace, argv: list[str]) -> int:
         seeds=arguments.seeds,
         cells=arguments.cells,
         is_toy=arguments.toy,
+        changes=arguments.changes,
+        length=arguments.epochs,
     )
     folder = arguments.workdir or pathlib.Path("runs") / _default_name(arguments, loaded)
     command = f"{PROGRAM} {shlex.join(argv)}"
@@ -55,7 +60,8 @@ def parse(argv: list[str], program: str) -> argparse.Namespace:
     parser = Parser(
         prog=program,
         description="Runs the cells of a study by several seeds, and judges its claims.",
-        epilog=f"example: {PROGRAM} --study=gain --images=cifar10 --workdir=runs/gain",
+        epilog="--config.KEY=VALUE changes a key in every cell. "
+        f"Example: {PROGRAM} --study=gain --images=cifar10 --workdir=runs/gain",
     )
     add = parser.add_argument
     add("--study", required=True, metavar="NAME[:RECIPE]", help="a study's name or file")
@@ -70,9 +76,13 @@ def parse(argv: list[str], program: str) -> argparse.Namespace:
     add("--seeds", type=_seeds, default=(), metavar="0,1", help="in place of the study's own")
     add("--cells", type=_words, default=(), metavar="A,B*", help="names or patterns of cells")
     add("--toy", action="store_true", help="a tiny network and the embedded images, to try it out")
+    add("--epochs", type=_factor, default=1.0, metavar="0.1", help="times those of every cell")
     add("--dry_run", action="store_true", help="list the runs and end")
     add("--report_only", action="store_true", help="write the report of what there is and end")
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if wrong := [word for word in rest if not _SETTING.match(word)]:
+        parser.error(f"unrecognized argument: {wrong[0]}")
+    arguments.changes = dict(setting_of(word.removeprefix("--config.")) for word in rest)
     images = arguments.images
     if images and not (arguments.report_only or images.is_dir()):
         parser.error(f"argument --images: {images}: there is no such folder")
@@ -134,6 +144,16 @@ def _list(records: list[tuple[Any, dict[str, Any]]]) -> None:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
+
+
+def _factor(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < 1e4:
+        raise argparse.ArgumentTypeError(f"{text}: takes a number above 0, such as 0.1")
+    return factor
 
 
 def _seeds(text: str) -> tuple[int, ...]:

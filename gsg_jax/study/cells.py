@@ -123,6 +123,8 @@ def load_study(
     seeds: tuple[int, ...] = (),
     cells: tuple[str, ...] = (),
     is_toy: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    length: float = 1.0,
 ) -> Loaded:
     """Reads a study and checks the config of every run.
 
@@ -133,6 +135,8 @@ def load_study(
       seeds: of the runs that are asked for; () for the study's.
       cells: names or patterns of the cells that are asked for; () for all.
       is_toy: whether TOY changes every cell, by one seed.
+      changes: other values of keys in every cell, by dotted names.
+      length: factor of the epochs of every cell, and of those between two k-NN scores.
 
     Raises:
       UsageError: if there is no such study, or it is wrong.
@@ -149,14 +153,14 @@ def load_study(
     chosen, seeds = _chosen(study, cells), seeds or study.seeds
     study = study._replace(seeds=tuple(dict.fromkeys((*study.seeds, *seeds))))
     more = {"data.name": "folder", "data.dir": images} if images else {}
-    more |= TOY if is_toy else {}
+    more |= (TOY if is_toy else {}) | dict(changes or {})
     costly = {"run.report": False, "eval.few_label": study.metric.startswith("few_label")}
     runs = []
     for seed in study.seeds:
         for cell in study.cells:
             once = {"eval.knn_pixels": False} if runs else {}  # the same for all runs, and costly
             overrides = {**costly, **once, **cell.overrides, **more, "run.seed": seed}
-            runs.append(_run(cell, overrides, where))
+            runs.append(_run(cell, overrides, length, where))
     asked = [run for run in runs if run.cell.name in chosen and run.seed in seeds]
     return Loaded(f"{path.stem}-{recipe}" if recipe else path.stem, text, study, runs, asked)
 
@@ -226,13 +230,19 @@ def _chosen(study: Study, patterns: Iterable[str]) -> set[str]:
     return set().union(*matched.values()) if matched else set(names)
 
 
-def _run(cell: Cell, overrides: dict[str, Any], where: str) -> Run:
+def _run(cell: Cell, overrides: dict[str, Any], length: float, where: str) -> Run:
     """A cell with a seed; raises UsageError if its config is wrong."""
     try:
         config = load_config(cell.config)
         if config.get("job") != "pretrain":
             raise UsageError(f"{cell.config} is the config of a job that is not a pretraining")
         override(config, overrides)
+        if length != 1:
+            epochs = {"run.num_epochs": config.run.num_epochs}
+            epochs["eval.knn_every_epochs"] = config.eval.knn_every_epochs
+            shorter = {key: n and max(1, round(length * n)) for key, n in epochs.items()}
+            override(config, shorter)
+            overrides = overrides | shorter
         check_pretraining(config)
     except UsageError as error:
         raise UsageError(f"{where}: cell {cell.name}: {error}") from error

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from gsg_jax.config.load import load_config, override, setting_of
 from gsg_jax.study import Cell, Study, running
 from gsg_jax.study.__main__ import main
 from gsg_jax.study.cells import STUDY_FOLDER, load_study
@@ -226,6 +227,9 @@ def test_a_wrong_study_is_refused_in_one_line_before_anything_runs(tmp_path, cap
         (["--study=gain", "--cells=vicreg"], "--cells=vicreg: no such cell; cells are simsiam,"),
         (["--study=gain", "--seeds=1,1"], "takes whole numbers, each once"),
         (["--study=gain", "--images=nowhere"], "nowhere: there is no such folder"),
+        (["--study=gain", "--epochs=0"], "0: takes a number above 0"),
+        (["--study=gain", "--config.model.wdth=8"], "did you mean --config.model.width?"),
+        (["--study=gain", "--dtype=bfloat16"], "unrecognized argument: --dtype=bfloat16"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_one_line(tmp_path, capsys, flags, said):
@@ -235,6 +239,20 @@ def test_a_wrong_command_line_is_answered_in_one_line(tmp_path, capsys, flags, s
         status = end.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "") and said in err.splitlines()[-1]
+
+
+def test_flags_change_keys_and_lengths_of_every_cell():
+    changes = dict(map(setting_of, ("model.dtype=bfloat16", "model.recompute=true")))
+    loaded = load_study("gain:cifar10", changes=changes, length=0.1)
+    configs = []
+    for run in loaded.runs[:6]:
+        configs.append(load_config(run.cell.config))
+        override(configs[-1], run.overrides)
+    assert [config.run.num_epochs for config in configs] == [20, 20, 40, 20, 20, 40]
+    assert [config.eval.knn_every_epochs for config in configs] == [1, 1, 2, 1, 1, 2]
+    assert {config.model.dtype for config in configs} == {"bfloat16"}
+    assert all(config.model.recompute is True for config in configs)
+    assert [run.view_epochs for run in loaded.runs[:3]] == [40, 80, 80]
 
 
 @pytest.mark.parametrize("path", sorted(STUDY_FOLDER.glob("*.py")), ids=lambda path: path.stem)
