@@ -6,8 +6,8 @@ The method runs the online branch on all four views of an image, as the paper do
 the two that become sources, which costs less: compare the curves over processor hours. The online
 branch's BatchNorm then has the statistics of sources only, which makes it another method.
 
-4 cells, 2 seeds. A seed of `cifar10_small` takes as long as 8 trainings of `simsiam`. Run: one
-seed.
+4 cells, 2 seeds. A seed of `cifar10_small` takes as long as 8 trainings of `simsiam`. The results
+are in docs/results.md.
 
 Source: this project.
 """
