@@ -18,13 +18,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "barlow_twins"
-    config.method.update(
-        {
-            "off_diagonal_weight": 5e-3,
-            "loss_scale": 1.0,
-            "stop_gradient": False,
-        }
-    )
+    config.method.update({"off_diagonal_weight": 5e-3, "stop_gradient": False})
     if config.optim.name == "sgd":  # the loss is a sum over channels
         config.optim.learning_rate *= 0.5 / config.model.projector_width
     return config

@@ -23,7 +23,6 @@ def get_config(recipe: str = "default") -> ConfigDict:
             "invariance_weight": 25.0,
             "variance_weight": 25.0,
             "covariance_weight": 1.0,
-            "loss_scale": 1.0,
             "stop_gradient": False,
         }
     )

@@ -44,13 +44,14 @@ def _table(keys: Mapping[str, Key]) -> str:
         option = name.removeprefix("method.")
         methods = [f"`{method}`" for method, row in METHODS.items() if option in row.options]
         meaning = f"{key.meaning} ({', '.join(methods)})" if methods else key.meaning
-        cells = (f"`{name}`", _value(key.default), _limits(key), may_change, meaning)
+        default = _value(key.default) if key.has_default else ""
+        cells = (f"`{name}`", default, _limits(key), may_change, meaning)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _value(value: Any) -> str:
-    if value is None or value == "":
+    if value == "":
         return ""
     numbers = value if isinstance(value, tuple) else (value,)
     text = ", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in numbers)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs a command line of gsg_jax.main detached, so that it continues when the ssh connection drops.
 #   launch/detached.sh start COMMAND...   starts it, unless one is running
-#   launch/detached.sh state              prints one line, `state: WORD`
+#   launch/detached.sh state [COMMAND...] prints one line, `state: WORD`; of a command that is given, none
+#                                         if the last run, which has ended, was another command's
 #   launch/detached.sh log [LINES]        prints the end of its log, 20 lines by default
 #   launch/detached.sh stop               sends SIGTERM: it saves and ends
 # WORD is none, running, done, failed (with an error line that says how to fix it), stopped (on request,
@@ -12,7 +13,9 @@ folder=runs/detached
 
 state() {
   local pid
-  if [ -f "$folder/status" ]; then
+  if [ -f "$folder/status" ] && [ $# -gt 0 ] && [ "$(printf '%q ' "$@")" != "$(cat "$folder/command")" ]; then
+    echo none
+  elif [ -f "$folder/status" ]; then
     case $(cat "$folder/status") in
       0) echo "done" ;;
       1 | 2) echo failed ;;
@@ -38,6 +41,7 @@ case $verb in
     fi
     mkdir -p "$folder"
     rm -f "$folder/status" "$folder/pid"
+    printf '%q ' "$@" >"$folder/command"
     # In a session of its own, so that no signal of the terminal reaches it.
     setsid launch/detached.sh run "$@" </dev/null >>"$folder/log" 2>&1 &
     until [ -f "$folder/pid" ] || [ -f "$folder/status" ]; do sleep 0.05; done
@@ -59,7 +63,7 @@ case $verb in
     echo "$status" >"$folder/status.partial"
     mv "$folder/status.partial" "$folder/status"
     ;;
-  state) echo "state: $(state)" ;;
+  state) echo "state: $(state "$@")" ;;
   log) [ ! -f "$folder/log" ] || tail -n "${1:-20}" "$folder/log" ;;
   stop)
     [ "$(state)" = running ] || { echo "error: no run is active" >&2; exit 1; }

@@ -22,7 +22,8 @@ fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=$root/.venv/bin/python
 [ -x "$python" ] || { echo "no $python: run 'make setup' in $root first" >&2; exit 2; }
-[[ $config = /* ]] || config=$root/$config
+# A file of this folder or of the repository, or a name.
+[ -f "${config%%:*}" ] || [ ! -f "$root/${config%%:*}" ] || config=$root/$config
 
 for ((restart = 0; ; restart++)); do
   status=0

@@ -34,6 +34,10 @@ POLL_SECONDS=${POLL_SECONDS:-60}
 need_number MAX_RESTARTS
 [[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "POLL_SECONDS='$POLL_SECONDS' is not a number of seconds: set it, for example POLL_SECONDS=60"
 
+# The state of this command's run on a worker: on a resource that was kept another one may have ended.
+describe_job
+state_of_job="if [ -x $detached ]; then $(quoted $detached state .venv/bin/python "${job[@]}"); else echo state: none; fi"
+
 say() {
   echo "queued_resource: $1" >&2
 }
@@ -67,7 +71,7 @@ if [ "$dry_run" = true ]; then
   "$launch/tpu_vm_run.sh" --dry-run ${flags[@]+"${flags[@]}"}
   echo "# every $POLL_SECONDS s until the run has ended:"
   list
-  on_worker all "$remote_state"
+  on_worker all "$state_of_job"
   echo "# if it is SUSPENDED, FAILED or PREEMPTED, again from the top, at most $MAX_RESTARTS times:"
   delete
   echo "# at the end:"
@@ -102,7 +106,7 @@ count_restart() {
 # error line: so a crash anywhere counts before a failure anywhere.
 state_of_run() {
   local states
-  states=$(on_worker all "$remote_state" | sed -n 's/^state: //p') || return 1
+  states=$(on_worker all "$state_of_job" | sed -n 's/^state: //p') || return 1
   case $'\n'$states$'\n' in
     *$'\nrunning\n'*) echo running ;;
     *$'\ncrashed\n'* | *$'\nlost\n'* | *$'\nstopped\n'*) echo ended ;;

@@ -59,7 +59,7 @@ def small_config(method: str, **method_overrides) -> ConfigDict:
     )
     config.data.batch_size = 16
     config.optim.learning_rate *= 5  # the config's own, for a run of a few steps
-    if "loss_scale" in config.method:
+    if method == "unigrad":
         config.method.loss_scale = 1.0
     if method == "moco_v2":  # its target lags behind what a greater rate changes in a few steps
         config.method.queue_size = 64

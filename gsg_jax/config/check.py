@@ -74,7 +74,7 @@ def _check_values(leaves: dict[str, Any], keys: dict[str, Key]) -> None:
 
 
 def _check_value(key: str, value: Any, row: Key) -> None:
-    if isinstance(row.default, str):
+    if row.kind is str:
         if row.limits and value not in tuple(row.limits):
             near = difflib.get_close_matches(str(value), row.limits, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -82,7 +82,7 @@ def _check_value(key: str, value: Any, row: Key) -> None:
             own = ", or give the file that registers it as --plugin=FILE"
             more = own if isinstance(row.limits, dict) else ""
             raise UsageError(f"--config.{key}={value}: {hint}take one of {choices}{more}")
-    elif isinstance(row.default, tuple):
+    elif row.kind is tuple:
         if row.limits:
             _check_tuple(key, value, row)
     elif row.limits:
@@ -90,9 +90,20 @@ def _check_value(key: str, value: Any, row: Key) -> None:
         if not is_number(value) or not low <= value <= high:  # NaN is in no range
             raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
     # A config file of the user's own may have the wrong type; a command line cannot.
-    kind = {bool: "true or false", int: "a whole number", str: "a text"}.get(type(row.default))
-    if kind and type(value) is not type(row.default):
-        raise UsageError(f"--config.{key}={value}: takes {kind}, such as {row.default!r}")
+    kind = {bool: "true or false", int: "a whole number", str: "a text"}.get(row.kind)
+    if kind and type(value) is not row.kind:
+        example = f", such as {row.default!r}" if row.has_default else ""
+        raise UsageError(f"--config.{key}={value}: takes {kind}{example}")
+
+
+def check_warmup(config: ConfigDict) -> None:
+    """Raises UsageError if the warm-up takes more epochs than the run has."""
+    warmup, run = config.optim.warmup_epochs, config.run
+    if not run.get("num_steps", 0) and warmup > run.num_epochs:
+        raise UsageError(
+            f"--config.optim.warmup_epochs={warmup:g}: longer than the run, run.num_epochs is "
+            f"{run.num_epochs}: take fewer, or more --config.run.num_epochs"
+        )
 
 
 def _check_tuple(key: str, values: tuple, row: Key) -> None:
@@ -141,6 +152,7 @@ def _check_method(config: ConfigDict) -> None:
 
 
 def _check_together(config: ConfigDict) -> None:
+    check_warmup(config)
     _check_backbone(config.model, config.views)
     _check_microbatches(config)
     _check_bn_groups(config)

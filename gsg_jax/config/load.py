@@ -92,7 +92,7 @@ def _add_options(config: ConfigDict) -> None:
     method = config.get("method")
     row = METHODS.get(method.get("name")) if isinstance(method, ConfigDict) else None
     for option, key in row.options.items() if row else ():
-        if key.default is not None and option not in method:
+        if key.has_default and option not in method:
             method[option] = key.default
 
 
@@ -206,8 +206,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.method.predictor = row.predictor
     if row.own_values:
         options = {option: config.method[option] for option in row.options}
-        for option, value in row.own_values(width=output_width(config.model), **options).items():
-            config.method[option] = config.method[option] or value
+        own = row.own_values(width=output_width(config.model), **options)
+        with config.method.ignore_type():  # a config may say 0 for 0.0
+            for option, value in own.items():
+                config.method[option] = config.method[option] or value
     return config
 
 

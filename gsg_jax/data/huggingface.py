@@ -12,7 +12,15 @@ from ml_collections import ConfigDict
 
 from gsg_jax.console import UserError, given_path, say
 from gsg_jax.data.decode import DECODE_ERRORS, decode, header_shape
-from gsg_jax.data.source import BrokenImage, Source, fits, in_memory, num_decode_threads, unreadable
+from gsg_jax.data.source import (
+    MAX_CLASSES,
+    BrokenImage,
+    Source,
+    fits,
+    in_memory,
+    num_decode_threads,
+    unreadable,
+)
 
 PREFIX = "hf:"  # of config.data.name
 _CHUNK = 256  # images whose headers are read before two are compared
@@ -201,8 +209,13 @@ def _labels(
     elif rows.features[column].dtype.startswith(("int", "uint")):
         # Classes of all splits, so that a number means the same in each.
         known = (x for part in splits.values() for x in part[column] if x is not None)
-        largest = max(known, default=-1)
-        names = tuple(str(number) for number in range(int(largest) + 1))
+        largest = int(max(known, default=-1))
+        if largest >= MAX_CLASSES:
+            raise UserError(
+                f"{data.name}: the labels in {column!r} go up to {largest}: they must be below "
+                f"{MAX_CLASSES:,}; if they are none, remove or rename the column"
+            )
+        names = tuple(str(number) for number in range(largest + 1))
     else:
         return None, ()
     labels = np.array([-1 if label is None else label for label in rows[column]], np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gsg_jax.console import UserError, say_everywhere
 from gsg_jax.data.crops import CropRecipe, centre_cut
-from gsg_jax.data.reader import Reader
+from gsg_jax.data.reader import Reader, check_shape
 from gsg_jax.data.source import (
     ArraySource,
     BrokenImage,
@@ -212,7 +212,10 @@ def eval_batches(
             except BrokenImage as broken:
                 say_everywhere(f"warning: {broken}; a black image takes its place")
                 return None
-            return pixels if size is None else centre_cut(pixels, size)
+        if size is not None:
+            return centre_cut(pixels, size)
+        check_shape(source, i, pixels)
+        return pixels
 
     def submit(start: int) -> list[Future[np.ndarray | None]]:
         start += host_index * share

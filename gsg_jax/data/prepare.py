@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gsg_jax.console import Parser, UserError, exit_status, protect_output
+from gsg_jax.console import Parser, UserError, argument_path, exit_status, protect_output
 from gsg_jax.data.open import EMBEDDED_FILE, FASHION_MNIST_CLASSES
 
 PROGRAM = "python -m gsg_jax.data.prepare"
@@ -272,11 +272,12 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="of TFDS, or to give to IDX files")
-    parser.add_argument("--data_dir", metavar="DIR", help="TFDS folder to write to")
-    parser.add_argument("--idx_dir", metavar="DIR", help="MNIST-style IDX .gz files to read from")
-    parser.add_argument(
-        "--manual_dir", metavar="DIR", help="folder of archives fetched by hand (imagenet2012)"
-    )
+    for flag, meaning in (
+        ("--data_dir", "TFDS folder to write to"),
+        ("--idx_dir", "MNIST-style IDX .gz files to read from"),
+        ("--manual_dir", "folder of archives fetched by hand (imagenet2012)"),
+    ):
+        parser.add_argument(flag, metavar="DIR", type=argument_path, help=meaning)
     parser.add_argument(
         "--embedded", action="store_true", help="write the package's own subset of --idx_dir"
     )

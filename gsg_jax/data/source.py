@@ -20,6 +20,9 @@ class BrokenImage(UserError):
     """One image cannot be decoded, however often it is read; the others can."""
 
 
+MAX_CLASSES = 1_000_000  # so that a column of other numbers is not taken for one of classes
+
+
 class Source(Protocol):
     """Images that can be read in any order, from several threads at once.
 

@@ -12,14 +12,13 @@ import numpy as np
 
 from gsg_jax.config.load import is_same
 from gsg_jax.console import UserError, counting, say
-from gsg_jax.data.open import Source
+from gsg_jax.data.source import MAX_CLASSES, Source
 from gsg_jax.devices import hosts
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.features import Embed, embed_batches
 from gsg_jax.run.files import read_object, replacing, write_atomically
 
 SAVE_EVERY_SECONDS = 5.0
-MAX_CLASSES = 1_000_000
 READ_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from gsg_jax.config.load import is_number
+
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 RECALL_LEVELS = 11
@@ -169,7 +171,8 @@ def shares_with_intervals(figures: dict[str, Any]) -> list[tuple[str, str, str]]
     rows = []
     for name, value in figures.items():
         if isinstance(value, float) and not name.endswith(NOT_SHARES):
-            low, high = figures.get(f"{name}_interval", (None, None))
-            interval = "" if low is None else f"{100 * low:.2f} to {100 * high:.2f}"
+            ends = figures.get(f"{name}_interval")
+            is_known = isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))
+            interval = f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}" if is_known else ""
             rows.append((name, f"{100 * value:.2f}", interval))
     return rows

@@ -40,8 +40,8 @@ def model_card(
       how to load the file.
     """
     is_imported = (workdir / IMPORTED).is_dir()
-    lines = read_lines(workdir / "metrics.jsonl")
-    epochs = [line["epoch"] for line in lines if line["step"] <= step and "epoch" in line]
+    lines = [line for line in read_lines(workdir / "metrics.jsonl") if line["step"] <= step]
+    epochs = [line["epoch"] for line in lines if "epoch" in line]
     found = [line["knn_top1"] for line in lines if line.get("knn_top1") is not None]
     figures = {"knn_top1": found[-1]} if found else {}
     is_vit = run.model.backbone in VITS

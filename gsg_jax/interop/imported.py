@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from gsg_jax.console import UserError
 from gsg_jax.interop.files import CheckpointFile
+from gsg_jax.interop.known import LAYOUTS
 from gsg_jax.interop.layouts import Found
 from gsg_jax.interop.tensors import Tensor
 from gsg_jax.run.files import read_object, write_atomically
@@ -58,12 +59,11 @@ def read_imported(workdir: pathlib.Path) -> dict[str, Any] | None:
     folder = workdir / IMPORTED
     if not folder.is_dir():
         return None
-    try:
-        about = read_object(folder / "layout.json")
-    except FileNotFoundError as error:
-        raise _damaged(folder, "layout.json is missing") from error
+    about = read_object(folder / "layout.json")
     if missing := [key for key in KEYS if key not in about]:
         raise _damaged(folder, f"layout.json has no {missing[0]}")
+    if about["layout"] not in LAYOUTS:
+        raise _damaged(folder, f"layout.json names a layout {about['layout']!r}")
     return about
 
 

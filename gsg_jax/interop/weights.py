@@ -180,7 +180,8 @@ def _take_card(run: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, 
         )
         run.data.crop = "host" if images.get("crop_pct", 0) < 1 else "device"
         check_pretraining(run)
-        card.get("sizes", {}).get("num_heads")
+        if not isinstance(heads := card.get("sizes", {}).get("num_heads", 0), int):
+            raise TypeError(f"sizes.num_heads is {heads!r}")
     except (AttributeError, KeyError, TypeError, IndexError, UserError) as error:
         raise UserError(f"{card_path} is not the card of an export ({error})") from error
     return card

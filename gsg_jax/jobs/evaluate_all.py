@@ -60,6 +60,11 @@ def run_every_evaluation(
         return evaluation.run()
 
 
+def _without_parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that figures depend on: the digest identifies the encoder, the file its parts."""
+    return {key: value for key, value in settings.items() if key not in ("pretrained", "parts")}
+
+
 class Evaluation:
     """All evaluations of one checkpoint and the file that keeps them."""
 
@@ -81,10 +86,8 @@ class Evaluation:
 
     def run(self) -> dict[str, Any]:
         """Runs what the file does not have yet; returns all figures."""
-        settings = json.loads(as_json(self.config))
+        settings = _without_parts(json.loads(as_json(self.config)))
         settings |= {"digest": self.encoder.digest, **self.identity}
-        for key in ("pretrained", "parts"):  # the digest identifies the encoder, the file its parts
-            settings.pop(key)
         found, options = self._found(settings), self.config.eval
         wait_for_hosts("the figures are looked at")
         scorers: dict[str, Callable[[], dict[str, Any]]] = {
@@ -124,10 +127,11 @@ class Evaluation:
 
     def _finetune(self) -> dict[str, Any]:
         figures = {}
+        settings = ml_collections.ConfigDict(_without_parts(self.config.to_dict()))
         for share, train in self.labelled_parts.items():
             prefix = f"finetune_{100 * share:g}pct"
             folder = self.workdir / "finetune" / prefix
-            with claimed_for_evaluation(folder, self.config, self.encoder.digest, self.identity):
+            with claimed_for_evaluation(folder, settings, self.encoder.digest, self.identity):
                 figures |= tune(self.encoder, train, self.test, self.config, folder, prefix)
         return figures
 

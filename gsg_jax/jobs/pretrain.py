@@ -1,6 +1,7 @@
 """The pretraining job: the run, and a report of it at its end."""
 
 import pathlib
+import shlex
 from typing import Any
 
 import ml_collections
@@ -13,7 +14,7 @@ from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.loop import pretrain
 
 NEXT = """what to do next:
-  embed     python -c "import gsg_jax; print(gsg_jax.load('{workdir}').embed(['a.jpg']))"
+  embed     python -c "import gsg_jax; print(gsg_jax.load('{folder}').embed(['a.jpg']))"
   search    gsg-jax search {workdir} {query}
   evaluate  gsg-jax evaluate_all --config.pretrained={workdir}"""
 
@@ -43,7 +44,8 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
         with stop_signals() as stop_requested:
             write_report(report, workdir, stop_requested)
         query = "--image=a.jpg" if config.data.name == "folder" else "--duplicates"
-        lines = NEXT.format(workdir=workdir, query=query).splitlines()
+        words = {"folder": workdir, "workdir": shlex.quote(str(workdir)), "query": query}
+        lines = NEXT.format(**words).splitlines()
         say(*(lines if "knn_top1" in figures else lines[:-1]))  # without labels nothing to evaluate
     except (ReportStopped, KeyboardInterrupt):
         say("stopped before the report was written; the run is done, the same command writes it")

@@ -131,7 +131,8 @@ def _embedded(config: ml_collections.ConfigDict, check_stop: Callable[[], None])
     data = ", ".join(part for part in (run.data.name, run.data.dir) if part)
     is_of_run = not (config.data.name or config.data.dir)
     is_tested = test is not None and test.class_names
-    num_scored = len(test) if is_tested else min(len(train), run.eval.max_bank)
+    num_known = np.count_nonzero(labels_of(test if is_tested else train) >= 0)
+    num_scored = num_known if is_tested else min(num_known, run.eval.max_bank)
     return Embedded(
         *(bank, query, train.class_names, encoder.step, data, is_of_run),
         num_scored if is_monitored and is_of_run else None,

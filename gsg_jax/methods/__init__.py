@@ -10,16 +10,13 @@ from gsg_jax.methods.contrastive import (
     nt_xent_loss,
 )
 from gsg_jax.methods.correlation import init_correlation
-from gsg_jax.methods.decorrelation import (
-    barlow_twins_loss,
-    own_barlow_scale,
-    own_vicreg_scale,
-    vicreg_loss,
-)
+from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
 from gsg_jax.methods.directpred import directpred_loss, init_predictor
+from gsg_jax.methods.forms import FORMS
 from gsg_jax.methods.guided import (
     DISTANCES,
     GUIDES,
+    VIEWS_OF_PAIRING,
     check_pairing,
     guided_loss,
     source_views,
@@ -31,23 +28,26 @@ from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 from gsg_jax.methods.visreg import visreg_loss
 
 # Options that several methods have.
-_TEMPERATURE = {"temperature": Key(None, "of the softmax over similarities or classes", (0.01, 10))}
-_LOSS_SCALE = {"loss_scale": Key(None, "factor of the loss; 0: the method's own", (0, 1e3))}
+_TEMPERATURE = {
+    "temperature": Key(float, "of the softmax over similarities or classes", (0.01, 10))
+}
 _CORRELATION = {
-    "correlation_decay": Key(None, "share of the running correlation that is kept", (0, 1)),
-    "eigenvalue_floor": Key(None, "added to the spectrum, relative to its largest", (0, 10)),
+    "correlation_decay": Key(float, "share of the running correlation that is kept", (0, 1)),
+    "eigenvalue_floor": Key(float, "added to the spectrum, relative to its largest", (0, 10)),
 }
 
 _SKETCH = {
     "regularizer_weight": Key(
-        None, "lambda, of all but the invariance, which has the rest", (0, 1)
+        float, "lambda, of all but the invariance, which has the rest", (0, 1)
     ),
-    "num_directions": Key(None, "random directions a step, compared with a Gaussian", (1, 65536)),
+    "num_directions": Key(int, "random directions a step, compared with a Gaussian", (1, 65536)),
 }
 _SHARED = {"target": "online", "predictor": "none", "stop_gradient": False}
 _LINEAR = ("local_views", "cutmix", "guided")  # losses that are linear in a target row
 _PAIRING = {
-    "pairing": Key(None, "how guided stop-gradient draws each image's reference"),
+    "pairing": Key(
+        str, "how guided stop-gradient draws each image's reference", tuple(VIEWS_OF_PAIRING)
+    ),
     "guide": Key("closest", "view pair that are the sources; another one is an ablation", GUIDES),
     "distances": Key("raw", "of projections that guide; normalised: an ablation", DISTANCES),
 }
@@ -73,7 +73,7 @@ METHODS = {
         target="ema",
         predictor="none",
         options=_TEMPERATURE
-        | {"queue_size": Key(None, "earlier targets that are kept as negatives", (1, 1e8))},
+        | {"queue_size": Key(int, "earlier targets that are kept as negatives", (1, 1e8))},
         check=check_queue,
         init_memory=init_queue,
         extras=("ema_positive",),
@@ -82,36 +82,30 @@ METHODS = {
         barlow_twins_loss,
         target="online",
         predictor="none",
-        options=_LOSS_SCALE
-        | {"off_diagonal_weight": Key(None, "of the off-diagonal correlations", (0, 1e3))},
+        options={"off_diagonal_weight": Key(float, "of the off-diagonal correlations", (0, 1e3))},
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
-        own_values=own_barlow_scale,
     ),
     "vicreg": Method(
         vicreg_loss,
         target="online",
         predictor="none",
-        options=_LOSS_SCALE
-        | {
-            "invariance_weight": Key(None, "of the distance between views", (0, 1e4)),
-            "variance_weight": Key(None, "of the variance term", (0, 1e4)),
-            "covariance_weight": Key(None, "of the covariance term", (0, 1e4)),
+        options={
+            "invariance_weight": Key(float, "of the distance between views", (0, 1e4)),
+            "variance_weight": Key(float, "of the variance term", (0, 1e4)),
+            "covariance_weight": Key(float, "of the covariance term", (0, 1e4)),
         },
         check=check_two_views,
         stop_gradient=False,
         extras=("ema_positive",),
-        own_values=own_vicreg_scale,
     ),
     "directpred": Method(
         directpred_loss,
         target="ema",
         predictor="none",
         options=_CORRELATION
-        | {
-            "predictor_every_steps": Key(None, "steps between two closed-form predictors", (1, 1e6))
-        },
+        | {"predictor_every_steps": Key(int, "steps between two closed-form predictors", (1, 1e6))},
         init_memory=init_predictor,
         extras=EXTRAS,
     ),
@@ -120,11 +114,11 @@ METHODS = {
         target="ema",
         predictor="none",
         options=_TEMPERATURE
-        | _LOSS_SCALE
         | _CORRELATION
         | {
-            "form": Key(None, "the gradient of the family that UniGrad takes"),
-            "balance": Key(None, "weight of the negative gradient; 0: the form's own", (0, 1e6)),
+            "loss_scale": Key(float, "factor of the gradient; 0: the form's own", (0, 1e3)),
+            "form": Key(str, "the gradient of the family that UniGrad takes", tuple(FORMS)),
+            "balance": Key(float, "weight of the negative gradient; 0: the form's own", (0, 1e6)),
         },
         check=check_form,
         init_memory=init_correlation,
@@ -137,10 +131,10 @@ METHODS = {
         predictor="none",
         options=_TEMPERATURE
         | {
-            "target_temperature": Key(None, "of the target's softmax", (0.01, 10)),
-            "first_target_temperature": Key(None, "the same at step 0", (0.01, 10)),
-            "temperature_warmup_steps": Key(None, "steps from the first to the last", (0, 1e9)),
-            "centre_momentum": Key(None, "share of the running centre that is kept", (0, 1)),
+            "target_temperature": Key(float, "of the target's softmax", (0.01, 10)),
+            "first_target_temperature": Key(float, "the same at step 0", (0.01, 10)),
+            "temperature_warmup_steps": Key(int, "steps from the first to the last", (0, 1e9)),
+            "centre_momentum": Key(float, "share of the running centre that is kept", (0, 1)),
         },
         check=check_dino,
         init_memory=init_centre,
@@ -151,8 +145,8 @@ METHODS = {
         target="online",
         predictor="none",
         options={
-            "sharpness_weight": Key(None, "of the entropy of each image's classes", (0, 1e3)),
-            "diversity_weight": Key(None, "of the entropy of the mean over a batch", (0, 1e3)),
+            "sharpness_weight": Key(float, "of the entropy of each image's classes", (0, 1e3)),
+            "diversity_weight": Key(float, "of the entropy of the mean over a batch", (0, 1e3)),
         },
         check=check_two_views,
         stop_gradient=False,
@@ -163,7 +157,9 @@ METHODS = {
         simdino_loss,
         target="ema",
         predictor="none",
-        options={"coding_epsilon": Key(None, "of the coding rate, its allowed error", (1e-6, 1e3))},
+        options={
+            "coding_epsilon": Key(float, "of the coding rate, its allowed error", (1e-6, 1e3))
+        },
         extras=_LINEAR,
     ),
 }

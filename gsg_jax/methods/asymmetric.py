@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gsg_jax.methods.method import Memory, Metrics, Outputs
 from gsg_jax.methods.positives import positives
-from gsg_jax.methods.similarity import attraction, normalize
+from gsg_jax.methods.similarity import attraction, cosine_to_unit, normalize
 
 
 def asymmetric_loss(
@@ -35,5 +35,5 @@ def asymmetric_loss(
     chex.assert_axis_dimension_gteq(z, 0, 2)
 
     targets = positives(normalize(z), p.shape[0], outputs.mix, outputs.picks)  # [V, B, D]
-    loss = -jnp.mean(jnp.sum(normalize(p) * targets, axis=-1))
+    loss = -jnp.mean(cosine_to_unit(p, targets))
     return loss, memory, {"attraction": -jnp.mean(attraction(p, targets))}

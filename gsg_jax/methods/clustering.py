@@ -50,10 +50,8 @@ def dino_loss(
     chex.assert_axis_dimension(outputs.z_target, 0, 2)
     z = jax.lax.stop_gradient(outputs.z_target) if stop_gradient else outputs.z_target
     progress = jnp.minimum(memory["steps"].astype(z.dtype) / max(temperature_warmup_steps, 1), 1)
-    sharpness = first_target_temperature + progress * (
-        target_temperature - first_target_temperature
-    )
-    q = jax.nn.softmax((z - memory["centre"][None, None]) / sharpness, axis=-1)  # [2, B, K]
+    tau_t = first_target_temperature + progress * (target_temperature - first_target_temperature)
+    q = jax.nn.softmax((z - memory["centre"][None, None]) / tau_t, axis=-1)  # [2, B, K]
     targets = positives(q, outputs.p.shape[0], outputs.mix, outputs.picks)  # [V, B, K]
     scores = outputs.p / temperature
     loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=-1), axis=-1))
@@ -63,7 +61,7 @@ def dino_loss(
     centre = centre_momentum * memory["centre"] + (1 - centre_momentum) * seen
     memory = {"centre": centre, "steps": memory["steps"] + 1}
     entropy = jnp.mean(_entropy(jax.lax.stop_gradient(q)))
-    metrics = {"target_temperature": sharpness, "target_entropy": entropy}
+    metrics = {"target_temperature": tau_t, "target_entropy": entropy}
     return loss, memory, {"attraction": attraction, **metrics}
 
 

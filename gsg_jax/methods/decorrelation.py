@@ -15,7 +15,6 @@ def barlow_twins_loss(
     key: jax.Array,
     *,
     off_diagonal_weight: float,
-    loss_scale: float = 1.0,
     stop_gradient: bool = False,
 ) -> tuple[jax.Array, Memory, Metrics]:
     """Distance of the views' cross-correlation matrix from the identity.
@@ -29,8 +28,6 @@ def barlow_twins_loss(
       memory: unused, returned as is.
       key: unused; nothing is random.
       off_diagonal_weight: lambda, at least 0.
-      loss_scale: multiplies the loss. The loss is a sum over channels, so its gradient is about D
-        times that of a cosine; with own_barlow_scale both learn at the same rate.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
@@ -43,18 +40,15 @@ def barlow_twins_loss(
     def one_order(x, y, y_negative):
         x, y, y_negative = standardize(x), standardize(y), standardize(y_negative)
         diagonal = jnp.mean(x * y, axis=0)  # of C, [D]
+        on_diagonal = jnp.sum(jnp.square(1 - diagonal))
         squares = jnp.sum(jnp.square(_product(x, y_negative) / x.shape[0]))
-        own = jnp.sum(jnp.square(jnp.mean(x * y_negative, axis=0)))
-        agreement = jnp.sum(jnp.square(1 - diagonal))
-        # All squares (a repulsion) without the diagonal's are the off-diagonal ones.
-        return jnp.stack(
-            [
-                agreement + off_diagonal_weight * (squares - own),
-                agreement - off_diagonal_weight * own,
-            ]
-        )
+        own_squares = jnp.sum(jnp.square(jnp.mean(x * y_negative, axis=0)))
+        off_diagonal = squares - own_squares
+        # What pushes images apart is the sum of all squares; the rest attracts.
+        attraction = on_diagonal - off_diagonal_weight * own_squares
+        return jnp.stack([on_diagonal + off_diagonal_weight * off_diagonal, attraction])
 
-    loss, attraction = loss_scale * _both_orders(one_order, outputs, stop_gradient)
+    loss, attraction = _both_orders(one_order, outputs, stop_gradient)
     return loss, memory, {"attraction": attraction}
 
 
@@ -66,7 +60,6 @@ def vicreg_loss(
     invariance_weight: float,
     variance_weight: float,
     covariance_weight: float,
-    loss_scale: float = 1.0,
     stop_gradient: bool = False,
 ) -> tuple[jax.Array, Memory, Metrics]:
     """Weighted sum of invariance, variance and covariance terms, on raw projections.
@@ -82,7 +75,6 @@ def vicreg_loss(
       invariance_weight: at least 0.
       variance_weight: at least 0.
       covariance_weight: at least 0.
-      loss_scale: multiplies all three weights; with own_vicreg_scale it learns like a cosine.
       stop_gradient: True takes z_2 from the target under stop-gradient, in both orders.
 
     Returns:
@@ -99,24 +91,12 @@ def vicreg_loss(
 
     invariance, agreement = _both_orders(invariance_of, outputs, stop_gradient)
     variance, covariance = _spread(outputs.p)
-    loss = loss_scale * (
+    loss = (
         invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     )
-    attraction = loss_scale * invariance_weight * agreement
+    attraction = invariance_weight * agreement
     terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
     return loss, memory, {"attraction": attraction, **terms}
-
-
-def own_barlow_scale(*, width: int, **options) -> dict[str, float]:
-    """The scale that a loss_scale of 0 stands for: 1 / 2D."""
-    del options
-    return {"loss_scale": 0.5 / width}
-
-
-def own_vicreg_scale(**options) -> dict[str, float]:
-    """The scale that a loss_scale of 0 stands for; the loss's means divide by D already."""
-    del options
-    return {"loss_scale": 0.01}
 
 
 def standardize(x: jax.Array) -> jax.Array:

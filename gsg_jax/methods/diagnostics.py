@@ -43,7 +43,7 @@ def effective_rank(x: jax.Array) -> jax.Array:
       x: representations, [B, F]; only the first 256 rows are used.
 
     Returns:
-      A scalar in [1, min(B - 1, F)]; 1 if all rows lie on one line, 0 if they are equal.
+      A scalar in [1, min(B - 1, 255, F)]; 1 if all rows lie on one line, 0 if they are equal.
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
@@ -134,9 +134,13 @@ def _on_the_sphere(z: jax.Array, gradient: jax.Array) -> jax.Array:
 
 def _similarities(outputs: Outputs) -> Metrics:
     """Mean cosines of the first view's rows with their siblings, and with other images' rows."""
-    u, t = normalize(outputs.z[0]), normalize(outputs.z_target[1])  # [B, D] each
+    num_images = outputs.z.shape[1]
+    if outputs.sources is None:
+        sibling = outputs.z_target[1]
+    else:  # of views 0 and 1, or 2 and 3
+        sibling = outputs.z_target[outputs.sources[0] ^ 1, jnp.arange(num_images)]
+    u, t = normalize(outputs.z[0]), normalize(sibling)  # [B, D] each
     siblings = jnp.sum(u * t, axis=-1)
-    num_images = u.shape[0]
     among_all = jnp.sum(jnp.sum(u, axis=0) * jnp.sum(t, axis=0))
     others = (among_all - jnp.sum(siblings)) / max(num_images * (num_images - 1), 1)
     return {"positive_similarity": jnp.mean(siblings), "negative_similarity": others}

@@ -51,20 +51,20 @@ Gradients = tuple[jax.Array, jax.Array]
 
 def moco(pair: Pair) -> Gradients:
     """G = 1/(2 N tau) (-u_2 + sum_v s_v v), s the softmax of u_1 . v / tau over all targets."""
-    bank = _rows(pair.bank)
-    shares = jax.nn.softmax(_dot(_rows(pair.u), bank.T) / pair.temperature, axis=1)
-    negative = _dot(shares, bank).reshape(pair.u.shape)
-    scale = _mean_over_views(pair) / pair.temperature
-    return -scale * pair.positive, scale * negative
+    return _info_nce(pair, leaves_out_itself=False)
 
 
 def simclr_one_term(pair: Pair) -> Gradients:
     """SimCLR's first term alone, what u_1 gets as a source: MoCo's with u_1's own row left out."""
+    return _info_nce(pair, leaves_out_itself=True)
+
+
+def _info_nce(pair: Pair, *, leaves_out_itself: bool) -> Gradients:
     rows, bank = _rows(pair.u), _rows(pair.bank)
     logits = _dot(rows, bank.T) / pair.temperature
-    is_itself = jnp.eye(len(rows), len(bank), dtype=bool)
-    shares = jax.nn.softmax(jnp.where(is_itself, -jnp.inf, logits), axis=1)
-    negative = _dot(shares, bank).reshape(pair.u.shape)
+    if leaves_out_itself:
+        logits = jnp.where(jnp.eye(len(rows), len(bank), dtype=bool), -jnp.inf, logits)
+    negative = _dot(jax.nn.softmax(logits, axis=1), bank).reshape(pair.u.shape)
     scale = _mean_over_views(pair) / pair.temperature
     return -scale * pair.positive, scale * negative
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gsg_jax.methods.method import CutMix, Memory, Metrics, Outputs
-from gsg_jax.methods.similarity import attraction, distance, normalize
+from gsg_jax.methods.similarity import attraction, cosine_to_unit, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
@@ -89,8 +89,9 @@ def guided_loss(
 
     image, reference, a, b = pairs = closest_pairs(z_stopped, key, pairing, guide, distances)
     p_i, p_r = _sources(outputs, pairs)  # [P, D]
-    t_i = _target(z[:2], image, 1 - a, outputs.mix)  # [P, D]
-    t_r = _target(z[-2:], reference, 1 - b, outputs.mix)
+    sibling_a, sibling_b = 1 - a, 1 - b  # the targets' views
+    t_i = _target(z[:2], image, sibling_a, outputs.mix)  # [P, D]
+    t_r = _target(z[-2:], reference, sibling_b, outputs.mix)
     local = p[num_global if outputs.sources is None else len(outputs.sources) :]  # [L, B, D]
 
     def similarity(alike):
@@ -98,7 +99,7 @@ def guided_loss(
         of_reference = _with_local(alike(p_r, t_r), alike(local[:, reference], t_r[None]))
         return jnp.mean(0.5 * of_image + 0.5 * of_reference)
 
-    loss = -similarity(_cosine_to_unit)
+    loss = -similarity(cosine_to_unit)
     metrics = {f"closest_{pair}": jnp.mean(2 * a + b == n) for n, pair in enumerate(PAIRS)}
     return loss, memory, {"attraction": -similarity(attraction), **metrics}
 
@@ -178,11 +179,6 @@ def _target(
 def _with_local(source: jax.Array, local: jax.Array) -> jax.Array:
     """Mean similarity [P] of a source [P] and the image's local views [L, P]."""
     return (source + jnp.sum(local, axis=0)) / (1 + local.shape[0])
-
-
-def _cosine_to_unit(p: jax.Array, targets: jax.Array) -> jax.Array:
-    """Inner product of p's direction with targets of unit length, or mixed ones."""
-    return jnp.sum(normalize(p) * targets, axis=-1)
 
 
 def check_pairing(

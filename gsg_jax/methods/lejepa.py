@@ -35,8 +35,8 @@ def lejepa_loss(
     """
     invariance = distance_to_centre(outputs, stop_gradient)
     gaussianity = jnp.mean(sigreg(project(outputs.p, key, num_directions)))
+    loss = (1 - regularizer_weight) * invariance + regularizer_weight * gaussianity
     attraction = (1 - regularizer_weight) * invariance
-    loss = attraction + regularizer_weight * gaussianity
     terms = {"invariance": invariance, "sigreg": gaussianity}
     return loss, memory, {"attraction": attraction, **terms}
 

@@ -17,8 +17,8 @@ class Key(NamedTuple):
     """One key of a config.
 
     Attributes:
-      default: its value unless a recipe or a config says otherwise; None if every config that has
-        the key gives a value. Its type is the type of the key.
+      default: its value unless a recipe or a config says otherwise, of the key's type; the type
+        itself if every config that has the key gives a value.
       meaning: what it is, in one line.
       limits: the smallest and the largest value of a number, or of each number of a tuple; the
         choices of a text, or the table whose names they are; () if whoever reads the value checks
@@ -35,6 +35,16 @@ class Key(NamedTuple):
     length: int = 0
     is_ordered: bool = False
     may_change: str = ""
+
+    @property
+    def kind(self) -> type:
+        """The type of its values."""
+        return self.default if isinstance(self.default, type) else type(self.default)
+
+    @property
+    def has_default(self) -> bool:
+        """Whether a config may leave it out."""
+        return not isinstance(self.default, type)
 
 
 class CutMix(NamedTuple):
@@ -100,7 +110,8 @@ class Method:
       loss: pure function (outputs, memory, key, **options) -> (loss, memory, metrics). Its metrics
         have `attraction` beside what is logged: the part of the loss that pulls a view toward its
         positive, a scalar whose gradient is the positive gradient; the rest is the negative one.
-        It raises AssertionError at trace time if shapes or the number of views do not fit.
+        It raises AssertionError or ValueError at trace time if shapes or the number of views do not
+        fit.
       target: "online" (weight-sharing), "ema", or "ema_positive" (the EMA branch gives positives,
         the online branch negatives); what `method.target="auto"` means.
       predictor: "mlp" or "none"; what `method.predictor="auto"` means.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from gsg_jax.methods.method import Memory, Metrics, Outputs
 from gsg_jax.methods.positives import positives
-from gsg_jax.methods.similarity import attraction, normalize
+from gsg_jax.methods.similarity import attraction, cosine_to_unit, normalize
 
 
 def simdino_loss(
@@ -39,17 +39,17 @@ def simdino_loss(
     p, (num_global, batch_size, width) = outputs.p, z.shape
     chex.assert_equal_shape([p[0], z[0]])
     chex.assert_axis_dimension_gteq(z, 0, 2)
-    u, t = normalize(p), normalize(z)
+    u, t = normalize(p[:num_global]), normalize(z)
     targets = positives(t, p.shape[0], outputs.mix, outputs.picks)  # [V, B, D]
     num_targets = jnp.full(p.shape[0], num_global).at[:num_global].add(-1)  # of each view
 
-    f = (u[:num_global] + t) / 2
+    f = (u + t) / 2
     f = f.swapaxes(1, 2) if batch_size < width else f  # the smaller matrix, of equal determinant
     gram = jnp.einsum("vni,vnj->vij", f, f, precision=jax.lax.Precision.HIGHEST)
     scaled = jnp.eye(f.shape[2])[None] + width / (batch_size * coding_epsilon) * gram
     roots = jnp.diagonal(jnp.linalg.cholesky(scaled), axis1=1, axis2=2)  # [G, min(B, D)]
     expansion = (1 / width + 1 / batch_size) * jnp.mean(jnp.sum(jnp.log(roots), axis=-1))
-    cosines = jnp.stack([jnp.sum(u * targets, axis=-1), attraction(p, targets)])  # [2, V, B]
+    cosines = jnp.stack([cosine_to_unit(p, targets), attraction(p, targets)])  # [2, V, B]
     compression, pull = jnp.average(jnp.mean(cosines, axis=2), axis=1, weights=num_targets)
     metrics = {"attraction": -pull, "compression": compression, "expansion": expansion}
     return -compression - expansion, memory, metrics

@@ -18,9 +18,9 @@ def normalize(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(norm(x), NORM_FLOOR)[..., None]
 
 
-def cosine_similarity(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Cosine of the angle between vectors [..., D], with each norm clamped at 1e-8 separately."""
-    return jnp.sum(normalize(x) * normalize(y), axis=-1)
+def cosine_to_unit(x: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cosine of vectors [..., D] with targets of unit length, or the mean of several cosines."""
+    return jnp.sum(normalize(x) * targets, axis=-1)
 
 
 def attraction(x: jax.Array, targets: jax.Array) -> jax.Array:

@@ -93,10 +93,8 @@ def check_form(
     is_guided: bool,
     **choices,
 ) -> None:
-    """Raises ValueError if there is no such form, or if it does not fit the other choices."""
+    """Raises ValueError if a form does not fit the other choices."""
     check_two_views(**choices)
-    if form not in FORMS:
-        raise ValueError(f"method.form is {form!r}: take one of {', '.join(FORMS)}")
     if not stop_gradient:
         raise ValueError(
             "method.stop_gradient is False, but a given gradient has no other: leave it True; "

@@ -50,6 +50,6 @@ def visreg_loss(
         "shape": jnp.mean(jnp.square(ranked - quantiles[None, :, None])),
         "centre": jnp.mean(jnp.square(mean)),
     }
+    loss = (1 - regularizer_weight) * invariance + regularizer_weight * sum(terms.values())
     attraction = (1 - regularizer_weight) * invariance
-    loss = attraction + regularizer_weight * sum(terms.values())
     return loss, memory, {"attraction": attraction, "invariance": invariance, **terms}

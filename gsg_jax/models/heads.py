@@ -16,8 +16,8 @@ PROJECTOR_ENDS = ("batch_norm", "none")
 class Projector(nn.Module):
     """Linear layers, each followed by a norm, with ReLU between them.
 
-    The last norm has no scale and bias, or is left out. No linear layer has a bias, which would
-    have no effect before a BatchNorm.
+    The last norm has no scale and bias, or is left out. No linear layer has a bias: before a
+    BatchNorm it would have no effect.
 
     Attributes:
       num_layers: linear layers, at least 1 (3 in the papers).

@@ -1,6 +1,7 @@
 """Charts of the logged figures of one run, or of several runs together."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -224,4 +225,4 @@ def _other_kinds(records: Sequence[RunRecord]) -> list[Kind]:
 def _epochs_a_step(record: RunRecord) -> float:
     """Epochs a step; 0 if no line has logged it."""
     ratios = (line["epoch"] / line["step"] for line in record.lines if line.get("epoch"))
-    return next(ratios, 0.0)
+    return next(filter(math.isfinite, ratios), 0.0)

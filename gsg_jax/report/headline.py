@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from gsg_jax.config.keys import FEW_LABELS
+from gsg_jax.config.load import is_number
 from gsg_jax.report.charts import figure
 from gsg_jax.report.embeddings import Confusion
 from gsg_jax.run.record import RunRecord, baseline_name
@@ -122,8 +123,7 @@ def _verdict(
     parts += _collapse(record, config, last)
     epoch, epochs = last.get("epoch"), config.run.num_epochs if config else 0
     if config and not config.run.num_steps and epoch and epoch < epochs - 1e-6:
-        collapse = CollapseWatch(config, record.lines)
-        reason = Patience(config.run.patience_epochs, collapse, record.lines).reason
+        reason = Patience(config, record.lines).reason
         ended = f"ended early, as {reason}" if reason else "not finished"
         parts.append(f"{ended}, epoch {epoch:.3g} of {epochs}")
     return "; ".join(parts)
@@ -218,4 +218,4 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _is_some(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)

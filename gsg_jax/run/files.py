@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Collection, Iterator
 from typing import IO, BinaryIO
 
@@ -21,7 +22,8 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
     What lies at either name, a link to elsewhere too, is replaced and never written through.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # readers may write figures, too
+    # Others may write figures at the same time, readers and other machines too.
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     try:
         with partial.open("xb") as file:

@@ -12,11 +12,16 @@ class LeftOut:
     def __init__(self, path: Path):
         """Reads what is there; the file is written only if there is a reason."""
         self._path, self._lock = path, threading.Lock()
-        text = path.read_text("utf-8", "surrogateescape") if path.is_file() else ""
-        self._lines = set(text.splitlines())
+        self._lines = self._in_file()
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._lines | self._in_file())
+
+    def _in_file(self) -> set[str]:
+        """The lines of the file, to which other hosts add too."""
+        if not self._path.is_file():
+            return set()
+        return set(self._path.read_text("utf-8", "surrogateescape").splitlines())
 
     def add(self, *reasons: str) -> None:
         """Appends the reasons that are not in the file, a line each."""

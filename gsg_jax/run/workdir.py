@@ -273,6 +273,6 @@ def _with_newer_keys(record: dict) -> dict:
         record[group] = {**defaults[group], **record[group]}
     row = METHODS.get(record["method"].get("name"))
     for option, key in row.options.items() if row else ():
-        if key.default is not None:
+        if key.has_default:
             record["method"].setdefault(option, key.default)
     return record

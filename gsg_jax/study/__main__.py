@@ -113,9 +113,7 @@ def _study(
     if not arguments.report_only:
         say(f"study {loaded.name}: {len(loaded.asked)} runs in {folder}")
         with stop.on_signals():
-            study = loaded.study
-            asked = {"metric": study.metric, "evaluations": study.evaluations}
-            failed = run_all(loaded.asked, folder, **asked, stop=stop, when_run=report)
+            failed = run_all(loaded.asked, folder, stop=stop, when_run=report)
         last = report()
     for result in results_of(loaded.study, [read_record(folder, run) for run in loaded.runs]):
         if result.scores:

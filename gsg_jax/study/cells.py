@@ -84,13 +84,17 @@ class Run(NamedTuple):
       cell: of the study.
       seed: of the run.
       overrides: all of them, with the seed.
-      view_epochs: its epochs times the views of an image in an epoch.
+      view_epochs: its epochs, if run.num_steps does not end it, times the views of an image in one.
+      metric: the study's.
+      evaluations: the study's.
     """
 
     cell: Cell
     seed: int
     overrides: dict[str, Any]
     view_epochs: float
+    metric: str
+    evaluations: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -136,7 +140,7 @@ def load_study(
       cells: names or patterns of the cells that are asked for; () for all.
       is_toy: whether TOY changes every cell, by one seed.
       changes: other values of keys in every cell, by dotted names.
-      length: factor of the epochs of every cell, and of those between two k-NN scores.
+      length: factor of the epochs or steps of every cell, and of the epochs between k-NN scores.
 
     Raises:
       UsageError: if there is no such study, or it is wrong.
@@ -160,7 +164,7 @@ def load_study(
         for cell in study.cells:
             once = {"eval.knn_pixels": False} if runs else {}  # the same for all runs, and costly
             overrides = {**costly, **once, **cell.overrides, **more, "run.seed": seed}
-            runs.append(_run(cell, overrides, length, where))
+            runs.append(_run(cell, overrides, length, study, where))
     asked = [run for run in runs if run.cell.name in chosen and run.seed in seeds]
     return Loaded(f"{path.stem}-{recipe}" if recipe else path.stem, text, study, runs, asked)
 
@@ -230,7 +234,7 @@ def _chosen(study: Study, patterns: Iterable[str]) -> set[str]:
     return set().union(*matched.values()) if matched else set(names)
 
 
-def _run(cell: Cell, overrides: dict[str, Any], length: float, where: str) -> Run:
+def _run(cell: Cell, overrides: dict[str, Any], length: float, study: Study, where: str) -> Run:
     """A cell with a seed; raises UsageError if its config is wrong."""
     try:
         config = load_config(cell.config)
@@ -238,13 +242,14 @@ def _run(cell: Cell, overrides: dict[str, Any], length: float, where: str) -> Ru
             raise UsageError(f"{cell.config} is the config of a job that is not a pretraining")
         override(config, overrides)
         if length != 1:
-            epochs = {"run.num_epochs": config.run.num_epochs}
-            epochs["eval.knn_every_epochs"] = config.eval.knn_every_epochs
-            shorter = {key: n and max(1, round(length * n)) for key, n in epochs.items()}
-            override(config, shorter)
-            overrides = overrides | shorter
+            lengths = {f"run.{key}": config.run[key] for key in ("num_epochs", "num_steps")}
+            lengths["eval.knn_every_epochs"] = config.eval.knn_every_epochs
+            scaled = {key: n and max(1, round(length * n)) for key, n in lengths.items()}
+            override(config, scaled)
+            overrides = overrides | scaled
         check_pretraining(config)
     except UsageError as error:
         raise UsageError(f"{where}: cell {cell.name}: {error}") from error
     views = config.method.num_views + config.views.num_local
-    return Run(cell, config.run.seed, overrides, config.run.num_epochs * views)
+    view_epochs, asked = config.run.num_epochs * views, (study.metric, study.evaluations)
+    return Run(cell, config.run.seed, overrides, view_epochs, *asked)

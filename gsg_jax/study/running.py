@@ -68,8 +68,6 @@ def run_all(
     runs: Sequence[Run],
     folder: pathlib.Path,
     *,
-    metric: str,
-    evaluations: Sequence[str],
     stop: Stop,
     when_run: Callable[[], None],
 ) -> dict[str, str]:
@@ -78,8 +76,6 @@ def run_all(
     Args:
       runs: in this order.
       folder: DIR.
-      metric: a figure that every run must end with.
-      evaluations: of every run.
       stop: ends the loop.
       when_run: called after every run.
 
@@ -99,7 +95,7 @@ def run_all(
                         continue
                     if not is_finished(read_record(folder, run)):
                         say(f"{run.name}: begins; its log is {folder / run.name}.log")
-                        record = attempt(run, folder, metric, evaluations, held, stop)
+                        record = attempt(run, folder, held, stop)
                         if "error" in record:
                             failed[run.name] = record["error"]
                         say(_line(run, record, runs, folder, time.monotonic() - start))
@@ -135,6 +131,8 @@ def claim(path: pathlib.Path) -> Iterator[int | None]:
 def read_record(folder: pathlib.Path, run: Run) -> dict[str, Any]:
     """What is known of a run; {} before its first attempt has ended.
 
+    It has figures if the run is complete, with the metric and the evaluations that are asked for.
+
     Raises:
       UserError: if the folder holds another run of this name.
     """
@@ -154,22 +152,18 @@ def read_record(folder: pathlib.Path, run: Run) -> dict[str, Any]:
             f"{path} is of another {run.name}, which differs in {'; '.join(differing[:5])}: give "
             "another --workdir, or another name to the cell"
         )
+    evaluated = set(run.evaluations) <= set(record.get("evaluations", ()))
+    if not evaluated or run.metric not in record.get("figures", {}):
+        record.pop("figures", None)
     return record
 
 
 def is_finished(record: dict[str, Any]) -> bool:
-    """Whether a record is of a run that is complete, with its evaluations."""
+    """Whether a record of read_record is of a run that is complete, with its evaluations."""
     return "figures" in record
 
 
-def attempt(
-    run: Run,
-    folder: pathlib.Path,
-    metric: str,
-    evaluations: Sequence[str],
-    held: int,
-    stop: Stop,
-) -> dict[str, Any]:
+def attempt(run: Run, folder: pathlib.Path, held: int, stop: Stop) -> dict[str, Any]:
     """Runs or resumes a run and evaluates it; returns its record, which is written before."""
     record = {"seconds": 0.0, "processor_seconds": 0.0, "attempts": 0} | read_record(folder, run)
     record = {key: value for key, value in record.items() if key != "error"} | _definition(run)
@@ -179,11 +173,12 @@ def attempt(
             figures = _call(command(run, workdir), log, held, stop)
             if figures["step"] < figures["num_steps"]:
                 raise UserError(f"stopped at step {figures['step']} of {figures['num_steps']}")
-            for name in evaluations:
+            for name in run.evaluations:
                 figures = _call([name, f"--config.pretrained={workdir}"], log, held, stop) | figures
-            if metric not in figures:
-                raise UserError(f"it ends without the figure {metric}")
+            if run.metric not in figures:
+                raise UserError(f"it ends without the figure {run.metric}")
             record |= _results(read_run_record(workdir)) | {"figures": figures}
+            record["evaluations"] = list(run.evaluations)
         except UserError as error:
             record |= {} if stop.is_requested else {"error": str(error)}
     record["seconds"] += time.monotonic() - start

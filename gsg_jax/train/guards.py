@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import jax
@@ -137,7 +138,6 @@ class CollapseWatch:
         """
         if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
-        self._highest_rank = max(self._highest_rank, values["embedding_rank"])
         signs = self.signs(values)
         said_before, self._has_warned = self._has_warned, bool(signs)
         if not signs or said_before:
@@ -147,6 +147,7 @@ class CollapseWatch:
     def signs(self, values: dict[str, float]) -> list[str]:
         """Returns which figures of a logged step are below their limits."""
         limits, std, rank = self._config.eval, values["projection_std"], values["embedding_rank"]
+        self._highest_rank = max(self._highest_rank, rank)
         lowest, highest = limits.min_projection_std, self._highest_rank
         signs = []
         if std < lowest:
@@ -175,9 +176,10 @@ class Patience:
       reason: why it is over, in words; "" if it is not.
     """
 
-    def __init__(self, epochs: int, collapse: CollapseWatch, past: list[dict[str, float]]):
-        """Reads the lines that the run has logged so far; 0 epochs have no end."""
-        self._epochs, self._collapse, self.reason = epochs, collapse, ""
+    def __init__(self, config: ml_collections.ConfigDict, past: list[dict[str, float]]):
+        """Takes the resolved config and the lines that the run has logged so far."""
+        self._epochs, self.reason = config.run.patience_epochs, ""  # 0 epochs have no end
+        self._collapse = CollapseWatch(config, [])  # it meets the past line by line, as at first
         self._best, self._best_epoch, self._sound_epoch = -1.0, 0.0, 0.0
         for line in past:
             self.is_over(line)
@@ -210,8 +212,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     If any host is asked to stop, all stop at the same step, provided that all call the function
     equally often. What comes after the last call is answered by the next block. SIGHUP, of a closed
-    terminal, stays ignored under nohup.
+    terminal, stays ignored under nohup. In a thread, where Python allows no handlers, none are set.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield _stop_of_any_host() if jax.process_count() > 1 else lambda: False
+        return
     received, is_answered = _late[:], False
     _late.clear()
     previous, are_several = {}, jax.process_count() > 1

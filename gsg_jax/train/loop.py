@@ -57,9 +57,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
     Args:
       config: of configs/, with its overrides.
-      workdir: DIR; holds config.json, starts.jsonl, metrics.jsonl, throughput.jsonl,
-        baselines.json, tensorboard/ and checkpoints/ afterwards, and left_out.txt if images were
-        left out.
+      workdir: DIR; docs/runs.md lists the files that it holds afterwards.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after
@@ -216,7 +214,7 @@ class Pretraining:
     ) -> TrainState:
         losses = self._loss_guard(state, display)
         collapse = CollapseWatch(self.config, writer.past)
-        patience = Patience(self.config.run.patience_epochs, collapse, writer.past)
+        patience = Patience(self.config, writer.past)
         if patience.reason:  # the run was killed as it ended early
             self.num_steps, self.is_early = first_step, first_step < self.num_steps
         batches = self.loader.iterate(first_step)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from gsg_jax.config.check import check_warmup
 from gsg_jax.config.keys import OPTIMIZERS
 from gsg_jax.console import UsageError, say
 
@@ -99,10 +100,10 @@ def is_below(path: tuple[jax.tree_util.DictKey, ...], roots: tuple[tuple[str, ..
 def learning_rate_schedule(
     optim: ml_collections.ConfigDict, *, batch_size: int, num_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
-    """The learning rate of step s, counted from 0: linear warm-up to the peak, a cosine to zero.
+    """The learning rate of step s, counted from 0: linear warm-up to the peak, then a cosine.
 
     In a warm-up of W steps the rate of step s is s / W of the peak: 0 at the first step, and the
-    peak once, at step W.
+    peak at step W. The cosine would be zero one step, or one epoch, after the last.
 
     Args:
       optim: reads warmup_epochs (0 = none) and cosine_per: "step" lowers the rate every step,
@@ -150,11 +151,7 @@ def run_length(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
             f"{MAX_STEPS:,}, the most that are counted: set it to at most "
             f"{MAX_STEPS // steps_per_epoch}"
         )
-    if warmup > run.num_epochs:
-        raise UsageError(
-            f"--config.optim.warmup_epochs={warmup:g}: longer than the run, run.num_epochs is "
-            f"{run.num_epochs}: take fewer, or more --config.run.num_epochs"
-        )
+    check_warmup(config)
     return run.num_epochs * steps_per_epoch
 
 

@@ -18,7 +18,7 @@ GROUPS = ("params", "batch_stats")
 # The keys of config.model that decide what a backbone computes from its weights.
 _BACKBONE = (
     *("backbone", "width", "num_stages", "stem", "stem_stride", "norm", "norm_groups"),
-    *("weight_standardization", "num_heads", "patch_size", "pooling", "positions"),
+    *("bn_epsilon", "weight_standardization", "num_heads", "patch_size", "pooling", "positions"),
 )
 
 

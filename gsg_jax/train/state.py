@@ -15,10 +15,11 @@ from gsg_jax.methods.method import LossFn, Memory
 from gsg_jax.models.siamese import Siamese, init_variables
 from gsg_jax.train.online_probe import init_probe
 
-# What is folded into a key for a draw of its own, beside the draws that split the key.
+# What is folded into a key for a draw of its own: large numbers, since splitting a key gives the
+# same keys as folding the first numbers into it.
 MEMORY_STREAM = 2**32 - 1  # into the seed's key, whose other folds are the steps
 DROP_PATH_STREAM = 2**32 - 1  # into a step's key
-LOCAL_STREAM, CUTMIX_STREAM = 0, 1  # into the views' key
+LOCAL_STREAM, CUTMIX_STREAM = 2**32 - 1, 2**32 - 2  # into the views' key
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -64,20 +64,22 @@ def train_step(
         grads["probe"], logs = probe_gradient(experiment.probe, state.params["probe"], h, labels)
         metrics |= logs
 
+    metrics |= step_figures(experiment, state, outputs, loss_key)
+    del metrics["attraction"]  # for the gradient figures, not for the log
+
     updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = experiment.ema_decay(state.step)
+    target_params = update_ema(state.target_params, params, decay, experiment.frozen)
     after = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
-        target_params=update_ema(state.target_params, params, decay, experiment.frozen),
+        target_params=target_params,
         target_batch_stats=target_batch_stats,
         opt_state=opt_state,
         memory=memory,
     )
-    metrics |= step_figures(experiment, state, outputs, loss_key)
-    del metrics["attraction"]  # for the gradient figures, not for the log
     if experiment.skips_bad_steps:
         after = _unless_bad(experiment, state, after, metrics)
         metrics["skipped_steps"] = skipped_steps(after)

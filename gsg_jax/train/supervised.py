@@ -178,7 +178,9 @@ class ClassifierRun:
             batch_size=batch_size,
             seed=config.run.seed,
             with_labels=True,
-            crops=CropRecipe(num_views=1, size=run.views.size, area=area),
+            crops=CropRecipe(
+                num_views=1, size=run.views.size, area=area, aspect=run.views.crop_aspect
+            ),
         )
         self.num_steps = run_length(config, self.loader.steps_per_epoch)
         self.task = ClassifierTask(
@@ -275,12 +277,13 @@ class ClassifierRun:
                 is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS
                 if jax.process_count() > 1:  # whose clocks differ
                     is_due = step % SAVE_EVERY_STEPS == 0
-                is_stopping = stop_requested()  # once a step, as on the other hosts
+                # Once a step, as on the other hosts. After the last one, the next block is asked.
+                is_stopping = step < self.num_steps and stop_requested()
                 if is_due or step == self.num_steps or is_stopping:
                     _check_finite(float(loss), step, what)
                     checkpoints.save(state, None)
                     saved = time.monotonic()
-                if is_stopping and step < self.num_steps:
+                if is_stopping:
                     raise UserError(f"stopped at step {step} and saved: the same command resumes")
         return state
 

@@ -331,6 +331,17 @@ def test_a_damaged_image_is_black_in_evaluation_and_named(monkeypatch):
     assert len(said) == 1 and "0.png" in said[0]
 
 
+def test_an_image_that_was_replaced_by_one_of_another_shape_is_told():
+    class Replaced(Photos):
+        image_shape = (1, 1, 3)  # which would fit into any other by broadcasting
+
+        def image(self, i):
+            return np.zeros((6, 4, 3) if i == 1 else (1, 1, 3), np.uint8)
+
+    with pytest.raises(UserError, match=r"image 1 of .* is \(6, 4, 3\) but others are \(1, 1, 3\)"):
+        list(eval_batches(Replaced(3), batch_size=2))
+
+
 def test_evaluation_of_differing_shapes_needs_a_size():
     with pytest.raises(UserError, match="differ in shape"):
         eval_batches(Photos(3), batch_size=2)

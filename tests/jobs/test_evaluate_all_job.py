@@ -113,7 +113,11 @@ def test_jax_settings_that_change_numbers_are_part_of_every_folder_that_is_resum
 @pytest.mark.extended
 def test_fine_tuning_of_another_checkpoint_is_never_taken_for_this_ones(pretrained, tmp_path):
     flags = ("--config.parts=('finetune',)", "--config.finetune_labels=(1.0,)")
-    evaluate(pretrained, tmp_path, *flags)
+    first, _ = evaluate(pretrained, tmp_path, *flags)
+    (tmp_path / "evaluation.json").unlink()
+    more = ("--config.parts=('finetune','knn')", flags[1])  # it is taken up by other parts
+    again, _ = evaluate(f"{pretrained}/", tmp_path, *more)
+    assert first.items() - {"job"} <= again.items() and "knn_top1" in again
     (tmp_path / "evaluation.json").unlink()
     said = refused(*command(pretrained, tmp_path, *flags, "--config.encoder=untrained"))
     assert "finetune_100pct holds another" in said

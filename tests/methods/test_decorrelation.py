@@ -34,20 +34,6 @@ def test_barlow_twins_equals_a_loop(branches):
     np.testing.assert_allclose(value, np.mean(expected), rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("loss", "options"),
-    [(barlow_twins_loss, {"off_diagonal_weight": 0.3}), (vicreg_loss, WEIGHTS)],
-)
-def test_a_scale_multiplies_loss_gradient_and_attraction(loss, options):
-    p, z = fresh(10)
-    one = loss_and_gradient(loss, p, z, **options)
-    tenth = loss_and_gradient(loss, p, z, loss_scale=0.1, **options)
-    np.testing.assert_allclose(tenth[0], 0.1 * one[0], rtol=1e-10)
-    np.testing.assert_allclose(tenth[1], 0.1 * one[1], rtol=1e-10)
-    attractions = [metrics["attraction"] for _, metrics in (tenth[2], one[2])]
-    np.testing.assert_allclose(attractions[0], 0.1 * attractions[1], rtol=1e-10)
-
-
 def test_barlow_twins_of_a_constant_channel_is_finite():
     p, _ = fresh(1)
     p[:, :, 2] = 3.0

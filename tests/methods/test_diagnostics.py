@@ -105,6 +105,21 @@ def test_similarities_by_a_loop():
     np.testing.assert_allclose(figures["negative_similarity"], np.mean(different), rtol=1e-10)
 
 
+def test_the_sibling_of_a_selected_source_is_the_view_that_it_is_not():
+    z, target = fresh(3)
+    sources = np.random.default_rng(8).integers(0, 2, (1, 7))
+
+    def selected(z):
+        return against(target)(z)._replace(sources=jnp.asarray(sources))
+
+    def loss(outputs, memory, key):
+        return jnp.sum(outputs.z), memory, {"attraction": jnp.sum(outputs.z)}
+
+    figures = figures_of(loss, z[:1], selected)
+    alike = [unit(z[0])[n] @ unit(target[1 - sources[0, n]])[n] for n in range(7)]
+    np.testing.assert_allclose(figures["positive_similarity"], np.mean(alike), rtol=1e-10)
+
+
 def test_without_a_predictor_nothing_pushes_and_with_one_something_does():
     z, target = fresh(4)
     weights = np.random.default_rng(5).normal(size=(5, 5))

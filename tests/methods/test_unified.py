@@ -14,7 +14,7 @@ from gsg_jax.methods.decorrelation import barlow_twins_loss, vicreg_loss
 from gsg_jax.methods.directpred import directpred_loss
 from gsg_jax.methods.forms import FORMS, WITH_ANY_POSITIVE, Pair
 from gsg_jax.methods.method import CutMix
-from gsg_jax.methods.similarity import cosine_similarity, normalize
+from gsg_jax.methods.similarity import cosine_to_unit, normalize
 from gsg_jax.methods.unified import own_form_values, surrogate_loss
 from tests.methods.loops import fresh, loss_and_gradient, outputs_of, unit
 
@@ -103,7 +103,7 @@ def directpred_by_a_root(outputs, memory, key):
     values, vectors = jnp.linalg.eigh(memory["correlation"])
     predictor = vectors * jnp.sqrt(jnp.maximum(values, 0))[None] @ vectors.T
     q = normalize(outputs.p) @ predictor
-    return -jnp.mean(cosine_similarity(q, outputs.z_target[::-1])), memory, {}
+    return -jnp.mean(cosine_to_unit(q, normalize(outputs.z_target[::-1]))), memory, {}
 
 
 def unigrad_on_unit_rows(outputs, memory, key):

@@ -19,6 +19,13 @@ def test_every_reason_is_a_line_once_over_several_starts(tmp_path):
     )
 
 
+def test_what_several_hosts_have_met_is_counted_once(tmp_path):
+    here, there = (LeftOut(tmp_path / "left_out.txt") for _ in range(2))
+    here.add("a.png (cut)", "b.png (cut)")
+    there.add("b.png (cut)", "c.png (cut)")
+    assert len(here) == len(there) == 3
+
+
 def test_what_was_planted_at_its_name_is_replaced_and_not_written_through(tmp_path):
     (tmp_path / "mine").write_text("precious")
     path = tmp_path / "left_out.txt"

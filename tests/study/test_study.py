@@ -166,6 +166,18 @@ def test_the_report_has_means_paired_differences_and_verdicts(tmp_path, fake, ca
     assert record["knn_curve"] == [[0, 0.125], [256, 0.531 / 2], [512, 0.531]]
 
 
+def test_a_record_without_the_evaluations_that_a_study_asks_for_is_not_finished(
+    tmp_path, fake, capsys
+):
+    runs, folder = fake(), tmp_path / "w"
+    study(capsys, write_study(tmp_path, "ab"), folder)
+    asks = write_study(tmp_path, "ab", more=', evaluations=("linear",), metric="linear_top1"')
+    assert study(capsys, asks, folder, "--report_only")[1]["num_left"] == 2
+    _, last, _ = study(capsys, asks, folder)
+    assert (last["num_done"], last["num_left"]) == (2, 0) and len(runs.called) == 4
+    assert json.loads((folder / "a-0.json").read_text())["figures"]["linear_top1"] == 0.25
+
+
 def test_the_charts_are_pictures_with_a_line_for_each_cell(tmp_path, fake, capsys):
     fake()
     study(capsys, write_study(tmp_path, "ab"), tmp_path / "w")

@@ -1,5 +1,6 @@
 """A bad step, a collapse or a signal is noticed at the right step, once, with advice."""
 
+import concurrent.futures
 import math
 import signal
 
@@ -47,10 +48,14 @@ def figures(rank, std=0.9):
     return {"embedding_rank": rank, "projection_std": std}
 
 
-def watch(past=(), method="simsiam", **overrides):
+def watching(method="simsiam", **overrides):
     config = small_config(method, **overrides)
     config.eval.update({"min_projection_std": 0.5, "min_rank_share": 0.5})
-    return CollapseWatch(config, list(past))
+    return config
+
+
+def watch(past=(), method="simsiam", **overrides):
+    return CollapseWatch(watching(method, **overrides), list(past))
 
 
 def test_a_fall_of_the_rank_is_warned_of_once_and_a_second_fall_again():
@@ -63,7 +68,9 @@ def test_a_fall_of_the_rank_is_warned_of_once_and_a_second_fall_again():
 
 def test_patience_ends_with_a_knn_that_does_not_rise_or_with_a_lasting_collapse():
     def ends(epochs, lines, past=()):
-        patience = Patience(epochs, watch(past), list(past))
+        config = watching()
+        config.run.patience_epochs = epochs
+        patience = Patience(config, list(past))
         found = [n for n, line in enumerate(lines, len(past) + 1) if patience.is_over(line)]
         return found[:1], patience.reason
 
@@ -76,6 +83,10 @@ def test_patience_ends_with_a_knn_that_does_not_rise_or_with_a_lasting_collapse(
     states = [sound, collapsed, sound, collapsed, collapsed, collapsed]
     lines = [{"epoch": n, **state} for n, state in enumerate(states, 1)]
     assert ends(3, lines)[0] == [6] and "collapsed since epoch 3" in ends(3, lines)[1]
+    # What was sound when it was logged stays so, though the rank was higher later.
+    rising = [figures(20), figures(50, 0.4), figures(22)]
+    lines = [{"epoch": n, **state} for n, state in enumerate(rising, 1)]
+    assert ends(3, lines) == ends(3, lines[2:], lines[:2]) == ([], "")
 
 
 def test_a_fall_of_the_deviation_is_warned_of():
@@ -114,6 +125,15 @@ def test_the_warning_says_what_to_try(method, overrides, advice, not_advised):
     text = watch(method=method, **overrides).warning(figures(1, 0.1))
     assert "\n" not in text and advice in text
     assert not not_advised or not_advised not in text
+
+
+def test_in_a_thread_no_signal_is_caught():
+    def ask():
+        with stop_signals() as stop_requested:
+            return stop_requested()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask).result() is False
 
 
 def test_signals_become_a_flag_and_the_old_handlers_come_back():
