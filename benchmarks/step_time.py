@@ -106,13 +106,7 @@ def prepare(
         "jax": jax.__version__,
         **work,
     }
-    draw = jit_network(
-        functools.partial(draw_views, experiment),
-        mesh,
-        in_shardings=(by_image(mesh), replicated(mesh)),
-    )
-    keys = jax.device_put(jax.random.split(jax.random.key(0), 3 + num_steps), replicated(mesh))
-    draw = draw.lower(batch, keys[0]).compile()
+    time_views = prepare_views(experiment, mesh, batch, num_steps)
 
     def time_step() -> dict:
         nonlocal state
@@ -123,7 +117,7 @@ def prepare(
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - start)
         median, peak = statistics.median(seconds[3:]), peak_memory_mb()
-        views_seconds = time_views(draw, batch, keys)
+        views_seconds = time_views()
         return figures | {
             "views_per_second": round(config.data.batch_size * config.method.num_views / median, 1),
             "images_per_second": round(config.data.batch_size / median, 1),
@@ -146,14 +140,27 @@ def count_operations(experiment: Experiment, state: TrainState, batch: jax.Array
     return jit_step(experiment, mesh).lower(*shapes).cost_analysis()["flops"]
 
 
-def time_views(draw: Callable[..., jax.Array], batch: jax.Array, keys: jax.Array) -> float:
-    """Median seconds of drawing a step's views alone, after three untimed draws."""
-    seconds = []
-    for key in jax.block_until_ready(list(keys)):
-        start = time.perf_counter()
-        jax.block_until_ready(draw(batch, key))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[3:])
+def prepare_views(
+    experiment: Experiment, mesh: jax.sharding.Mesh, batch: jax.Array, num_steps: int
+) -> Callable[[], float]:
+    """Compiles the drawing of a step's views; returns what times it, after three untimed draws."""
+    draw = jit_network(
+        functools.partial(draw_views, experiment),
+        mesh,
+        in_shardings=(by_image(mesh), replicated(mesh)),
+    )
+    keys = jax.device_put(jax.random.split(jax.random.key(0), 3 + num_steps), replicated(mesh))
+    draw = draw.lower(batch, keys[0]).compile()
+
+    def time_views() -> float:
+        seconds = []
+        for key in jax.block_until_ready(list(keys)):
+            start = time.perf_counter()
+            jax.block_until_ready(draw(batch, key))
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[3:])
+
+    return time_views
 
 
 def image_shape(config, channels: int) -> tuple[int, ...]:

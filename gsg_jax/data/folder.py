@@ -36,7 +36,6 @@ class FolderSource:
       labels: int32 [N], or None.
       class_names: one per label, or empty.
       image_shape: (H, W, 3) of every image, or None.
-      channels: 3 for RGB, 1 for grayscale.
       notes: what was understood and what was left out, for people.
       left_out: what is wrong with each image that was left out.
     """
@@ -46,7 +45,6 @@ class FolderSource:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
-    channels: int = 3
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -58,13 +56,13 @@ class FolderSource:
         return vars(self) | {"paths": tuple(map(str, self.paths)), "labels": None}
 
     def image(self, i: int) -> np.ndarray:
-        """Decodes image i, uint8 [H, W, channels], in the orientation of its EXIF data.
+        """Decodes image i, uint8 [H, W, 3], in the orientation of its EXIF data.
 
         Raises:
           UserError: if the file cannot be read; BrokenImage if it cannot be decoded.
         """
         try:
-            return decode(self.paths[i], channels=self.channels, exif=True)
+            return decode(self.paths[i], exif=True)
         except DECODE_ERRORS as error:
             text = f"cannot decode {self.paths[i]} ({reason(error)})"
             raise unreadable(error, text) from error
