@@ -176,7 +176,7 @@ UNDEFINED = [
     ("simclr", "method.num_views=4", 2, ["num_views is 4", "num_views=2"]),
     ("unigrad", "method.form=simclr", 2, ["method.target is ema", "method.target=online"]),
     ("unigrad", "method.stop_gradient=false", 2, ["stop_gradient is False", "leave it True"]),
-    ("unigrad", "method.form=unigrd", 2, ["form is 'unigrd'", "take one of moco, simclr"]),
+    ("unigrad", "method.form=unigrd", 2, ["did you mean unigrad?", "take one of moco"]),
     ("unigrad", "method.form=moco method.target=online", 2, ["is online", "simclr_one_term"]),
     ("unigrad", "method.form=directpred method.balance=7", 2, ["balance is 7.0", "leave it 0"]),
     ("unigrad", "method.form=vicreg views.num_local=2", 2, ["vicreg", "num_local=0"]),

@@ -16,14 +16,18 @@ from gsg_jax.devices.hosts import is_writer
 TIMED = ("views_per_second", "interval_seconds", "train_seconds")
 
 
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+    """Where this process prepares a file: others may write it too, also on other machines."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` at the end; a reader sees the old one or the new.
 
     What lies at either name, a link to elsewhere too, is replaced and never written through.
     """
-    # Others may write figures at the same time, readers and other machines too.
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    partial = partial_path(path)
     partial.unlink(missing_ok=True)
     try:
         with partial.open("xb") as file:

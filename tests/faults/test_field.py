@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from gsg_jax.run.files import partial_path
 from gsg_jax.run.workdir import WRITTEN
 from gsg_jax.train import loop
 from tests.faults.conftest import FULL
@@ -102,7 +103,7 @@ def test_links_planted_in_a_workdir_are_not_written_through(tmp_path, tally, mon
         done(*flags)
     names = ("config.json", "identity.json", "run.lock", "report.html", *WRITTEN)
     files = [name for name in names if "." in name]
-    partials = [f"{name}.{os.getpid()}.partial" for name in files]
+    partials = [partial_path(pathlib.Path(name)).name for name in files]
 
     def attempt(name, _):
         workdir, mine = tmp_path / f"run {name}", tmp_path / f"mine {name}"

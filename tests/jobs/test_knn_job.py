@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.neighbors import KNeighborsClassifier
 
+from gsg_jax.run.files import partial_path
 from tests.runs import done, hashes, job, refused
 
 
@@ -102,7 +102,7 @@ def test_predictions_and_bank_are_written_to_a_workdir_that_is_given(tmp_path, m
     written = ("predictions.csv", "classifier.safetensors")
     for name in written:  # links in a folder of somebody else
         (out / name).symlink_to(tmp_path / "given" / "test.npz")
-        (out / f"{name}.{os.getpid()}.partial").symlink_to(tmp_path / "given" / "test.npz")
+        partial_path(out / name).symlink_to(tmp_path / "given" / "test.npz")
     again, err = knn(*flags, f"--workdir={out}")
     assert again == last and f"predictions and classifier are in {out}" in err
     assert {name: sha for name, sha in hashes(tmp_path).items() if name[:4] != "out/"} == before
