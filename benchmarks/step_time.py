@@ -93,19 +93,16 @@ def prepare(
     start = time.perf_counter()
     step = jit_step(experiment, mesh).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
-    work = {}
-    if not is_one_cpu(mesh):
-        work["operations"] = count_operations(experiment, state, batch)
-        work["bytes"] = step.cost_analysis()["bytes accessed"]
-
     figures = {
         "batch_size": config.data.batch_size,
         "num_views": config.method.num_views,
         "compile_seconds": round(compile_seconds, 1),
         "device": f"{len(mesh.devices)} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
-        **work,
     }
+    if not is_one_cpu(mesh):
+        figures["operations"] = count_operations(experiment, state, batch)
+        figures["bytes"] = step.cost_analysis()["bytes accessed"]
     time_views = prepare_views(experiment, mesh, batch, num_steps)
 
     def time_step() -> dict:

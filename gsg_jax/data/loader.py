@@ -212,10 +212,7 @@ def eval_batches(
             except BrokenImage as broken:
                 say_everywhere(f"warning: {broken}; a black image takes its place")
                 return None
-        if size is not None:
-            return centre_cut(pixels, size)
-        check_shape(source, i, pixels)
-        return pixels
+        return check_shape(source, i, pixels) if size is None else centre_cut(pixels, size)
 
     def submit(start: int) -> list[Future[np.ndarray | None]]:
         start += host_index * share

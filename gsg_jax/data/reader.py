@@ -49,14 +49,14 @@ class Reader:
             if self.crops:
                 seeds = np.random.SeedSequence(self.seed, spawn_key=(CROP_STREAM, step, place))
                 return self.crops.cut(pixels, np.random.Generator(np.random.PCG64(seeds)))
-        check_shape(self.source, i, pixels)
-        return {"image": pixels}
+        return {"image": check_shape(self.source, i, pixels)}
 
 
-def check_shape(source: Source, i: int, pixels: np.ndarray) -> None:
-    """Raises UserError if an image that is left whole has not the source's shape."""
+def check_shape(source: Source, i: int, pixels: np.ndarray) -> np.ndarray:
+    """Returns an image that is left whole; UserError if it has not the source's shape."""
     if pixels.shape != source.image_shape:
         raise UserError(
             f"image {i} of {source.name!r} is {pixels.shape} but others are {source.image_shape}, "
             'or were when the set was opened: set data.crop="host", or restore the image'
         )
+    return pixels

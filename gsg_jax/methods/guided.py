@@ -89,9 +89,8 @@ def guided_loss(
 
     image, reference, a, b = pairs = closest_pairs(z_stopped, key, pairing, guide, distances)
     p_i, p_r = _sources(outputs, pairs)  # [P, D]
-    sibling_a, sibling_b = 1 - a, 1 - b  # the targets' views
-    t_i = _target(z[:2], image, sibling_a, outputs.mix)  # [P, D]
-    t_r = _target(z[-2:], reference, sibling_b, outputs.mix)
+    t_i = _target(z[:2], image, 1 - a, outputs.mix)  # [P, D], of the sources' siblings
+    t_r = _target(z[-2:], reference, 1 - b, outputs.mix)
     local = p[num_global if outputs.sources is None else len(outputs.sources) :]  # [L, B, D]
 
     def similarity(alike):

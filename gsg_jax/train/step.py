@@ -66,16 +66,14 @@ def train_step(
 
     metrics |= step_figures(experiment, state, outputs, loss_key)
     del metrics["attraction"]  # for the gradient figures, not for the log
-
     updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = experiment.ema_decay(state.step)
-    target_params = update_ema(state.target_params, params, decay, experiment.frozen)
+    decay, frozen = experiment.ema_decay(state.step), experiment.frozen
     after = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
-        target_params=target_params,
+        target_params=update_ema(state.target_params, params, decay, frozen),
         target_batch_stats=target_batch_stats,
         opt_state=opt_state,
         memory=memory,
