@@ -39,13 +39,13 @@ __all__ = [
 def load(
     path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
 ) -> "ImageEncoder":
-    """Opens a trained network, to embed images with.
+    """Opens a trained network that embeds images.
 
     Args:
-      path: the workdir of a run, whose newest checkpoint is taken; a checkpoint file of PyTorch
+      path: the workdir of a run, whose newest checkpoint is taken; a PyTorch checkpoint file
         (.safetensors, or .pth, .tar, .pt, .bin, .ckpt) in a layout that the import takes; or a
         file or folder of an export for torchvision, timm or the reference.
-      overrides: for a file, what the import takes on its command line, by dotted keys, such as
+      overrides: for a file, options of the import as on its command line, by dotted keys, such as
         {"prefix": "encoder.", "views.mean": (0.5,) * 3}.
 
     Returns:
@@ -63,7 +63,7 @@ def load(
       >>> encoder.embed("photos").shape == (3, encoder.width)  # a folder
       True
 
-      What is wrong is said in one line:
+      Errors are reported in one line:
 
       >>> encoder.embed(["a.jpg", "lost.jpg"])
       Traceback (most recent call last):
@@ -96,8 +96,8 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> "Config
     """Returns the config of a method or an evaluation, to read, change and train with.
 
     Args:
-      name: of a config file, and its recipe after a colon, as on the command line.
-      overrides: other values by dotted keys; they are checked as flags are.
+      name: a config file's, with its recipe after a colon, as on the command line.
+      overrides: other values by dotted keys, checked as flags are.
 
     Raises:
       UsageError: if there is no such config, recipe or key, or a value has a wrong type.
@@ -121,7 +121,7 @@ def pretrain(config: "ConfigDict | str", workdir: str | os.PathLike[str]) -> dic
     """Pretrains, or resumes the run in the folder, as the command line does.
 
     Args:
-      config: of get_config, or its name.
+      config: from get_config, or a config's name.
       workdir: folder of the run.
 
     Returns:
@@ -149,7 +149,7 @@ def evaluate(
     """Evaluates a run as the command line does.
 
     Args:
-      workdir: folder of the run; what an evaluation writes goes to a folder in it.
+      workdir: folder of the run; evaluations write to folders in it.
       name: "knn", "few_label", "linear", "finetune", "transfer", "features", "evaluate_all",
         "report", or the file of another evaluation; a recipe may follow after a colon.
       overrides: other values of its config, as in get_config.
@@ -178,13 +178,13 @@ def register_method(name: str, method: "Method") -> None:
     """Adds a method of your own: `config.method.name` may be `name` from now on.
 
     The file that registers it may be the config itself, a --plugin of the command line, or any
-    module that is imported; run again, it replaces what it registered. examples/own_method.py is a
+    imported module; running it again replaces what it registered. examples/own_method.py is a
     complete example.
 
     Args:
       name: a Python name that no other method has.
-      method: its row, as in gsg_jax.methods.METHODS: the loss and the choices around it. The
-        default, the limits and the meaning of its `options` come with it.
+      method: its row, as in gsg_jax.methods.METHODS: the loss and the choices around it. Its
+        `options` come with their default, limits and meaning.
 
     Raises:
       UsageError: if the name is taken, or the row has a wrong part.
@@ -211,14 +211,14 @@ def register_backbone(
     """Adds a backbone of your own: `config.model.backbone` may be `name` from now on.
 
     It is registered in the same places as a method; examples/own_backbone.py is an example.
-    Evaluations of a run need its file too, as --plugin or imported: gsg_jax never runs a file
-    because a run's folder names it.
+    Evaluations of a run need the backbone's file too, as --plugin or imported: gsg_jax never runs
+    a file because a run's folder names it.
 
     Args:
       name: a Python name that no other backbone has.
       build: (model, norm) -> a Flax module that maps images [N, H, W, C], with the argument
         `train`, to embeddings [N, F]. `model` is `config.model`; norm(name=...)(x, train=train) is
-        the normalisation that it asks for, by the statistics of each view.
+        the normalisation that the config asks for, by each view's statistics.
 
     Raises:
       UsageError: if the name is taken.

@@ -43,7 +43,7 @@ COMMANDS = {
 
 
 def main(argv: list[str], ask_cluster: bool = False) -> int:
-    """Runs what a command line of `gsg-jax` asks for.
+    """Runs a command line of `gsg-jax`.
 
     Args:
       argv: the command line, the program's name first.

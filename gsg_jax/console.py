@@ -1,7 +1,7 @@
 """What a user reads on standard error: errors, lines and progress; and the last line for programs.
 
-Output that cannot be written ends no job. Names and values that come from files, folders and flags
-are shown with all that a terminal would obey made visible.
+Output that cannot be written ends no job. Names and values from files, folders and flags are shown
+with every character that a terminal would obey made visible.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LINE_EVERY_SECONDS = 30.0
 # Categories of Unicode that a terminal obeys instead of showing, and joiners, which are harmless.
 _OBEYED, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
 
-_host = 0  # of this process
+_host = 0  # this process's number
 
 
 class UserError(Exception):
@@ -36,7 +36,7 @@ class UsageError(UserError):
 
 
 def given_path(flag: str, value: str) -> pathlib.Path:
-    """The path that a flag gives, with ~ expanded; UsageError if ~ is nobody's."""
+    """The path that a flag gives, with ~ expanded; UsageError if ~ cannot be expanded."""
     try:
         return pathlib.Path(value).expanduser()
     except RuntimeError as error:
@@ -44,13 +44,13 @@ def given_path(flag: str, value: str) -> pathlib.Path:
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Returns the exit status and the line that an error of a job deserves.
+    """Returns the exit status and the line for an error of a job.
 
     Returns:
-      (status, text); None if the user cannot fix it, so that its traceback must be seen.
+      (status, text); None if the user cannot fix the error, so its traceback must be seen.
     """
     if isinstance(error, UserError):
-        # What an error names may have line breaks.
+        # Names in an error may have line breaks.
         return (2 if isinstance(error, UsageError) else 1), " ".join(str(error).splitlines())
     if isinstance(error, KeyboardInterrupt):
         return 1, "interrupted; the same command resumes where it stopped"
@@ -67,7 +67,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status; an error that the user can fix is one line."""
+    """Runs a command and returns its exit status; prints a fixable error in one line."""
     try:
         return command()
     except (Exception, KeyboardInterrupt) as error:
@@ -82,12 +82,12 @@ def exit_status(command: Callable[[], int]) -> int:
 def counting(
     what: str, total: int, done: int = 0, console: Console | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Shows how much of a task is done: a bar on a terminal, a line now and then elsewhere.
+    """Shows how much of a task is done: a bar on a terminal, occasional lines elsewhere.
 
     Args:
       what: the task, in a few words.
       total: how many items it has.
-      done: how many were done before.
+      done: how many were already done.
       console: standard error if None.
 
     Yields:
@@ -116,10 +116,10 @@ def counting(
 
 
 def shown(text: str) -> str:
-    """Returns a text in which what a terminal would obey is written out, such as a line break.
+    """Returns the text with whatever a terminal would obey written out, such as line breaks.
 
-    A file name, a class or a value of a config could else move the cursor, or begin a line of its
-    own that looks like one of ours.
+    A file name, a class or a value of a config could otherwise move the cursor, or begin a line
+    that looks like one of ours.
     """
     if text.isprintable():
         return text
@@ -138,7 +138,7 @@ def say(*lines: str) -> None:
 
 
 def say_everywhere(*lines: str) -> None:
-    """Prints lines for people on whichever host this is, with the host's number unless it is 0."""
+    """Prints lines for people on any host, with the host's number unless it is 0."""
     host = f"host {_host}: " if _host else ""
     file = _lasting(sys.stderr)
     file.write("".join(f"{host}{shown(line)}\n" for line in lines))
@@ -148,8 +148,8 @@ def say_everywhere(*lines: str) -> None:
 def last_line(figures: dict[str, Any]) -> int:
     """Prints the figures of a job, for programs; returns the exit status of the job.
 
-    It is 0 if standard output cannot be written at the end of a complete run, which has its figures
-    in its workdir, too; whatever else is lost with its last line has failed.
+    If standard output cannot be written, a complete run still returns 0, since its workdir has the
+    figures too; any other job that loses its last line has failed.
     """
     text, out = json.dumps(figures), _lasting(sys.stdout)
     out.write(text + "\n")
@@ -166,14 +166,14 @@ def last_line(figures: dict[str, Any]) -> int:
 
 
 class Lasting:
-    """A file that drops what cannot be written, since its reader has gone or its disk is full.
+    """A file that drops what cannot be written because its reader has gone or its disk is full.
 
     Attributes:
       error: the last reason why something was dropped, or None.
     """
 
     def __init__(self, file: TextIO | None):
-        """Wraps standard output or standard error; None is one that is closed."""
+        """Wraps standard output or standard error; None is a closed one."""
         self._file, self.error = file, None
 
     def __getattr__(self, name: str) -> Any:
@@ -185,7 +185,7 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Writes what is kept back, or drops it."""
+        """Writes buffered text, or drops it."""
         self._try("flush")
 
     def isatty(self) -> bool:
@@ -204,11 +204,11 @@ class Lasting:
 
 
 def protect_output() -> None:
-    """Makes this process outlive the readers of its output; to be called once, at its start."""
+    """Makes this process outlive the readers of its output; call it once, at the start."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened would get what is printed
+        except OSError:  # else the next file opened would get the output
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
 

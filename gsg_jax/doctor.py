@@ -43,7 +43,7 @@ PACKAGES = (
 )
 # Device files, and the extra of this package that each needs.
 ACCELERATORS = {"/dev/nvidia0": "cuda", "/dev/accel0": "tpu", "/dev/vfio/0": "tpu"}
-LEAST_DISK = 5 * 2**30  # bytes: some checkpoints of a ResNet-50
+LEAST_DISK = 5 * 2**30  # bytes: several checkpoints of a ResNet-50
 LEAST_MEMORY = 4 * 2**30  # bytes of the host
 STEP_SECONDS = 2.0
 GOOD, NOTE, BAD = "ok", "note", "STOP"
@@ -143,7 +143,7 @@ def check_devices() -> Finding:
 
 
 def check_memory() -> Finding:
-    """Checks the memory of the host, and reports that of the first device if JAX knows it."""
+    """Checks the memory of the host, and reports the first device's if JAX knows it."""
     figures = {"host_available": host_memory()}
     text = "unknown on the host"
     if figures["host_available"] is not None:
@@ -167,7 +167,7 @@ def host_memory() -> int | None:
 
 
 def check_disk(workdir: pathlib.Path) -> Finding:
-    """Checks that runs can be written where they will lie, and that there is room."""
+    """Checks that runs can be written to their folder, and that it has room."""
     folder = workdir.resolve()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     figures = {"folder": str(there), "free": shutil.disk_usage(there).free}
@@ -242,7 +242,7 @@ def check_step() -> Finding:
 
 
 def tiny_steps() -> Iterator[float]:
-    """Yields the losses of the real train step, with a network of one stage on images of noise."""
+    """Yields the losses of the real train step, with a one-stage network on noise images."""
     config = pretraining("default")
     config.method.name = "simsiam"
     config.model.update({"width": 8, "num_stages": 1})

@@ -85,7 +85,7 @@ def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> 
     if config.get("job") == "pretrain" and not are_several():
         if figures := read_finished(workdir, config):
             return figures
-    from gsg_jax.jobs import JOBS, ON_ONE_HOST  # here: they take two seconds to import
+    from gsg_jax.jobs import JOBS, ON_ONE_HOST  # here: importing them takes two seconds
 
     if config.get("job") not in tuple(JOBS):
         raise UsageError(f"the config's job must be one of {', '.join(JOBS)}")
@@ -96,7 +96,7 @@ def run_job(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> 
 
 
 def run_process(program: Callable[[list[str]], int]) -> None:
-    """Makes this process a program: runs it on sys.argv, and ends with its exit status."""
+    """Runs a program on sys.argv as this process, and ends with its exit status."""
     protect_output()
     # Orbax logs a traceback of every error that it raises, and leaves some to asyncio.
     absl_logging.set_verbosity(absl_logging.FATAL)
@@ -112,10 +112,10 @@ def run_process(program: Callable[[list[str]], int]) -> None:
             status = ABORTED
     sys.stdout.flush()
     if status and are_several():
-        # The end of host 0 ends the others; those that fail alike report it first.
+        # When host 0 ends, the others do; hosts that fail alike report it first.
         time.sleep(_GRACE_SECONDS)
     if status:
-        # Threads that a full disk left half way would add their tracebacks, and JAX would wait for
+        # Threads that a full disk interrupted would add their tracebacks, and JAX would wait for
         # hosts that have ended.
         os._exit(status)
 

@@ -19,7 +19,7 @@ def check_pretraining(config: ConfigDict, *, checks_method: bool = True) -> None
 
     Args:
       config: the config.
-      checks_method: False for the record of a run whose own method is not there and not needed.
+      checks_method: False for the record of a run whose custom method is missing and not needed.
 
     Raises:
       UsageError: names the key, its value, the limit and the fix.
@@ -33,7 +33,7 @@ def check_pretraining(config: ConfigDict, *, checks_method: bool = True) -> None
     known = KEYS | option_keys(config.method.name)
     if not checks_method:
         leaves = {key: value for key, value in leaves.items() if not key.startswith("method.")}
-    for key in leaves:  # a config file of the user's own may have a misspelt key
+    for key in leaves:  # a user's config file may have a misspelt key
         if key not in known and key not in FIXED_KEYS:
             raise UsageError(f"the config has {key}: there is no such key{nearest_key(key, known)}")
     _check_values(leaves, known)
@@ -89,7 +89,7 @@ def _check_value(key: str, value: Any, row: Key) -> None:
         low, high = row.limits
         if not is_number(value) or not low <= value <= high:  # NaN is in no range
             raise UsageError(f"--config.{key}={value}: must be a number from {low:g} to {high:g}")
-    # A config file of the user's own may have the wrong type; a command line cannot.
+    # A user's config file may hold a wrong type; a command line cannot.
     kind = {bool: "true or false", int: "a whole number", str: "a text"}.get(row.kind)
     if kind and type(value) is not row.kind:
         example = f", such as {row.default!r}" if row.has_default else ""
@@ -121,7 +121,7 @@ def _check_tuple(key: str, values: tuple, row: Key) -> None:
 
 
 def _check_method(config: ConfigDict) -> None:
-    """Checks that the config has the options of its method, and that the method can be so."""
+    """Checks that the config has its method's options, and that the method can be so configured."""
     method, row = config.method, METHODS[config.method.name]
     for option in row.options:
         if option not in method:
@@ -175,7 +175,7 @@ def _check_together(config: ConfigDict) -> None:
 
 
 def _check_extras(config: ConfigDict, target: str, row: Method) -> None:
-    """Checks that the loss of the method is defined for what the config asks of it."""
+    """Checks that the method's loss is defined for what the config asks."""
     method, views = config.method, config.views
     share, sources_by = views.cutmix_probability, method.sources_by
     asked = {
@@ -289,7 +289,7 @@ def _check_backbone(model: ConfigDict, views: ConfigDict) -> None:
 
 
 def _nearest_divisor(number: int, wanted: int, low: int = 1, high: int = 0) -> int:
-    """The divisor of a number nearest to the one wanted, from low to high, or up to wanted."""
+    """The divisor of a number nearest to `wanted`, from low to high, or up to `wanted`."""
     fitting = [n for n in range(low, min(number, high or wanted) + 1) if number % n == 0]
     return min(fitting, key=lambda n: abs(n - wanted))
 

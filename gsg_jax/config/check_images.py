@@ -9,7 +9,7 @@ from gsg_jax.models.vit import VITS
 
 
 def fit_batch(config: ConfigDict, source: Source) -> dict[str, int]:
-    """Halves data.batch_size until a folder's images fill a batch, and says so in one warning.
+    """Halves data.batch_size until a folder's images fill a batch, with one warning.
 
     Returns:
       {"batch_size_asked": the value before} for the last line; {} if it was not lowered.

@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 
 def parse_flags(argv: list[str]) -> Command:
-    """Returns the command that argv spells, the program's name first.
+    """Returns the command in argv, whose first word is the program's name.
 
     Raises:
       UsageError: for an unknown flag, config, recipe or key, or a value of a wrong type.
@@ -73,7 +73,7 @@ def parse_flags(argv: list[str]) -> Command:
 
 
 def _check_names(arguments: list[str], own: flags.FlagValues, keys: dict) -> None:
-    """Raises UsageError for the key of a config that is given without its --config."""
+    """Raises UsageError for a config's key that is given without --config."""
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
         if not argument.startswith("--") or name in own:
@@ -85,7 +85,7 @@ def _check_names(arguments: list[str], own: flags.FlagValues, keys: dict) -> Non
 
 
 def _meaning(word: str) -> str:
-    """The end of an error line: the flag that a word on its own was probably meant to be."""
+    """The end of an error line: the flag that a lone word was probably meant to be."""
     if pathlib.Path(word).is_dir():
         return (
             f"did you mean --workdir={word} for a run, or for images --config.data.dir={word} with "
@@ -124,7 +124,7 @@ def as_text(config: ml_collections.ConfigDict) -> str:
 
 
 def default_workdir(path_and_recipe: str, config: ml_collections.ConfigDict) -> str:
-    """Returns the folder of a job that was given none.
+    """Returns the folder of a job without --workdir.
 
     It is runs/NAME-RECIPE for a pretraining, PRETRAINED/NAME for one evaluation, and PRETRAINED
     itself for the report and for all evaluations together. It is "" for k-NN and for a linear

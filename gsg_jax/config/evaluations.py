@@ -1,7 +1,7 @@
 """The keys of the evaluations, and the configs that they make.
 
 configs/features.py, knn.py, few_label.py, linear.py, finetune.py, transfer.py, evaluate_all.py and
-report.py take theirs from here; a recipe after the config's name changes the numbers.
+report.py get theirs from here; a recipe after the config's name changes the numbers.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from gsg_jax.config.keys import COSINES, CROPS, FEW_LABELS, OPTIMIZERS, Key
 from gsg_jax.config.recipes import add_keys, check_recipe
 from gsg_jax.config.transfer_sets import SETS
 
-# What the evaluations take after a colon: numbers for small images, or those of the papers.
+# Recipes of the evaluations, after a colon: numbers for small images, or the papers'.
 RECIPES = ("default", "imagenet")
 
-# What is evaluated: a run's newest checkpoint, the same network as the run drew it, or the pixels.
+# What is evaluated: a run's newest checkpoint, the run's network as initialised, or the pixels.
 ENCODERS = ("pretrained", "untrained", "pixels")
 # How the linear evaluation learns: on embeddings by many probes at once or by L-BFGS, or on images.
 PROTOCOLS = ("probe", "lbfgs", "images")
@@ -30,7 +30,7 @@ def _like(key: str, default: Any) -> Key:
 _SHARED = {
     "pretrained": Key("", "the --workdir of a pretraining run"),
     "encoder": Key("pretrained", "untrained: as the run drew it; pixels: none", ENCODERS),
-    # "" is what pretraining had.
+    # "" means as in pretraining.
     "data.name": Key("", "embedded, folder, hf:PATH, a TFDS name or a custom set"),
     "data.dir": Key("", "the TFDS folder or the image folder"),
     "data.train_split": Key("", "the split to learn from"),
@@ -82,7 +82,7 @@ _TRAINING = {
     "optim.trust_coefficient": _like("optim.trust_coefficient", 1e-3),
     "optim.warmup_epochs": _like("optim.warmup_epochs", 0.0),
     "optim.cosine_per": Key("step", "when the rate falls", COSINES),
-    "views.crop_area": _like("views.crop_area", ()),  # () is what pretraining had
+    "views.crop_area": _like("views.crop_area", ()),  # () means as in pretraining
     "views.flip_probability": _like("views.flip_probability", 0.5),
     "data.batch_size": _like("data.batch_size", 32),
     "run.num_epochs": _like("run.num_epochs", 30),
@@ -99,7 +99,7 @@ _TRANSFER = {
     "transfer.dir": Key("", "the TFDS folder; '': TFDS's default"),
 }
 _FEATURES = {"features": Key("", "folder of a features job, read instead of a checkpoint")}
-# What each job reads besides.
+# Further keys of each job.
 _JOBS = {
     "features": {
         "splits": Key(("train", "test"), "the splits to embed; TFDS sets: any of their own too"),

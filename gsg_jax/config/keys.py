@@ -15,11 +15,11 @@ from gsg_jax.models.vit import POOLINGS, POSITIONS
 OPTIMIZERS = ("sgd", "lars", "adamw")
 EMA_SCHEDULES = ("constant", "cosine")
 COSINES = ("epoch", "step")
-FEW_LABELS = (1, 5, 10)  # labelled images a class, of the few-label accuracy
+FEW_LABELS = (1, 5, 10)  # labelled images per class for the few-label accuracy
 CROPS = ("device", "host")
 
 # When a key may differ from the record of the run that is resumed: never; until an imported
-# checkpoint has been trained on, since its state does not depend on the key; or at any time.
+# checkpoint has been trained on, since that state does not depend on the key; or at any time.
 NEVER, UNTIL_TRAINED, ALWAYS = "never", "until trained", "always"
 
 
@@ -195,7 +195,7 @@ GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key
 def option_keys(method: str = "") -> dict[str, Key]:
     """The keys that only some methods have, by their dotted names; configs give their values.
 
-    If two methods define an option differently, the definition of `method` is the one.
+    If two methods define an option differently, the definition of `method` is used.
     """
     rows = [*METHODS.values(), *filter(None, [METHODS.get(method)])]
     return _group("method", NEVER, {key: row for of in rows for key, row in of.options.items()})

@@ -1,4 +1,4 @@
-"""Reading configs: of a file, of a command line, and of the record of a run."""
+"""Reads configs from a file, a command line, or the record of a run."""
 
 import ast
 import difflib
@@ -64,7 +64,7 @@ def run_file(path: str, flag: str = "--config") -> types.ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"{flag}={path}: not a Python file; give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses, such as Flax's modules, look for their module there. It does not stay: what
+    # Dataclasses, such as Flax's modules, look for their module there. It is removed again: what
     # cannot be imported must not be pickled for worker processes.
     sys.modules[spec.name] = module
     try:
@@ -79,7 +79,7 @@ def run_file(path: str, flag: str = "--config") -> types.ModuleType:
 
 
 def _failure(error: BaseException, path: str) -> str:
-    """The line in which a config file failed, and its error, in one line."""
+    """Says at which line a config file failed, and with which error."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
@@ -88,7 +88,7 @@ def _failure(error: BaseException, path: str) -> str:
 
 
 def _add_options(config: ConfigDict) -> None:
-    """Adds the options of the config's method that have a default and that it does not set."""
+    """Adds the method's options that have a default and that the config does not set."""
     method = config.get("method")
     row = METHODS.get(method.get("name")) if isinstance(method, ConfigDict) else None
     for option, key in row.options.items() if row else ():
@@ -97,7 +97,7 @@ def _add_options(config: ConfigDict) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a config or a JSON file is a number, within a float; true is none."""
+    """Whether a value of a config or a JSON file is a number in float's range; true is not one."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and (isinstance(value, float) or value.bit_length() < 1024)
 
@@ -147,7 +147,7 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
     """Sets keys of a config, as the flags `--config.a.b=v` of a command line do.
 
     Args:
-      config: is changed.
+      config: changed in place.
       values: by dotted keys, such as {"run.num_epochs": 2}.
 
     Raises:
@@ -163,7 +163,7 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def setting_of(text: str) -> tuple[str, Any]:
-    """Returns key and value of "KEY=VALUE": the value is Python's, true, false, or else a word."""
+    """Returns key and value of "KEY=VALUE": the value is Python's, true, false, or else text."""
     key, _, value = text.partition("=")
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
@@ -237,7 +237,7 @@ def _with_tuples(value: Any) -> Any:
 def differences(
     config: ConfigDict, record: dict[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """The keys, free ones aside, in which a config and a run's record differ.
+    """The keys, except free ones, in which a config and a run's record differ.
 
     Returns:
       "key (its value there, its value here)" for each.

@@ -16,7 +16,7 @@ from gsg_jax.methods import METHODS, PREDICTORS, TARGETS, Key, Method
 from gsg_jax.methods.method import EXTRAS
 from gsg_jax.models.siamese import BACKBONES
 
-# What a method's functions are given besides its options.
+# Arguments of a method's functions besides its options.
 _TAKEN = ("width", "batch_size", "has_local_views", "has_cutmix", "is_guided", "num_prototypes")
 _TABLES = {"method": METHODS, "backbone": BACKBONES, "dataset": SOURCES}
 
@@ -25,7 +25,7 @@ class Origin(NamedTuple):
     """Where a custom part was registered.
 
     Attributes:
-      file: its path; the name of the module if that is no file, as in a notebook.
+      file: its path; the module's name if there is no file, as in a notebook.
       text: of the file, or of the notebook's cell, at that time.
     """
 

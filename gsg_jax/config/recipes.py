@@ -89,9 +89,9 @@ def _small_images(config: ConfigDict) -> None:
 
 
 def _cifar10(config: ConfigDict) -> None:
-    """The small benchmark of Lee & Lee (NeurIPS 2023): SimSiam's of CIFAR-10, for 200 epochs.
+    """The small benchmark of Lee & Lee (NeurIPS 2023): SimSiam's CIFAR-10 benchmark for 200 epochs.
 
-    A folder of the images with train/ and test/ does as well: data.name=folder, data.dir=FOLDER.
+    A folder of the images with train/ and test/ works too: data.name=folder, data.dir=FOLDER.
 
     Source: Chen & He, CVPR 2021 (arXiv 2011.10566), appendix D.
     """
@@ -105,7 +105,7 @@ def _cifar10(config: ConfigDict) -> None:
 def _cifar10_small(config: ConfigDict) -> None:
     """The same for a CPU: 12 epochs of a network of three stages from 8 x 8 pixels.
 
-    On one core five minutes for two views. Its k-NN is as good as that of four stages from 16 x 16
+    On one core two views take five minutes. The k-NN is as good as with four stages from 16 x 16
     pixels, which take 4.5 times as long (docs/results.md).
     """
     _cifar10(config)
@@ -129,9 +129,10 @@ def _fashion_mnist(config: ConfigDict) -> None:
 def _default(config: ConfigDict) -> None:
     """The embedded images; tuned for two and a half minutes of training on two cores.
 
-    The large stem and three stages end in 2 x 2 pixels too, and compute on fewer pixels, so that
-    the network can be wider for the same time. Shoes all point to the left: no flips. Without
-    solarized views, dark and light garments stay apart, which helps where labels are few.
+    The large stem and three stages end in 2 x 2 pixels, as the small stem and four would, but
+    compute on fewer, so the network can be wider for the same time. Shoes all point to the left: no
+    flips. Without solarized views, dark and light garments stay apart, which helps where labels are
+    few.
     """
     _garments(config)
     config.model.update({"stem": "imagenet", "num_stages": 3, "width": 40})

@@ -87,7 +87,7 @@ def make_views(
     def view(image, key, blur_probability, solarize_probability):
         crop_key, flip_key, colour_key, blur_key = jax.random.split(key, 4)
         is_flipped = jax.random.bernoulli(flip_key, recipe.flip_probability)
-        if host_cropped:  # flipped as bytes, a quarter of what floats are
+        if host_cropped:  # flipped as bytes, a quarter of floats' size
             image = jnp.where(is_flipped, image[:, ::-1], image).astype(jnp.float32) / 255
         else:
             image = image.astype(jnp.float32) / 255
@@ -141,7 +141,7 @@ def cutmix(
     """Pastes one box of each image's partner over the same place of its own views.
 
     The partners are the batch in a random order. One box serves the batch: its share of the view's
-    area is drawn uniformly from [0, 1], and it is cut off at the view's edge.
+    area is drawn uniformly from [0, 1], and it is clipped at the view's edge.
 
     Args:
       views: [B x V, size, size, C], images first.

@@ -23,9 +23,9 @@ def random_jitter(
     Args:
       key: PRNG key.
       image: [H, W, C] in [0, 1], C = 3, or 1, where saturation and hue change nothing.
-      strengths: s of each. Brightness, contrast and saturation are scaled by U(1 - s, 1 + s), but
+      strengths: s for each. Brightness, contrast and saturation are scaled by U(1 - s, 1 + s), but
         at least 0; the hue turns by U(-s, s) of a full circle.
-      is_applied: whether at all; otherwise every factor is 1 and the hue has no place.
+      is_applied: whether to jitter at all; if not, every factor is 1 and the hue stays.
 
     Returns:
       The image, [H, W, C] in [0, 1].
@@ -60,18 +60,18 @@ def jitter_in_order(
     place: jax.Array | int = 0,
     turn: jax.Array | None = None,
 ) -> jax.Array:
-    """Blends in an order, and turns the hue among the blends.
+    """Applies blends in an order, and turns the hue between them.
 
     Three of the four operations blend the image with something (black, its mean gray, its own
-    gray), so one blend serves each place of the order. All work on each pixel by itself, but the
-    contrast needs the mean gray of what the others before it have made. So the chain is computed
+    gray), so one blend serves each place of the order. All work per pixel, but the contrast needs
+    the mean gray of the image that the operations before it produce. So the chain is computed
     twice, up to the contrast and whole: an accelerator then stores little in between.
 
     Args:
       image: [H, W, C] in [0, 1].
       order: of brightness 0, contrast 1 and saturation 2, each at most once.
       factors: of these three.
-      place: how many blends come before the hue; more than there are: no hue.
+      place: how many blends come before the hue; if more than there are, no hue.
       turn: of the hue, in [-0.5, 0.5] of a full circle, or None to leave it.
 
     Returns:
@@ -81,7 +81,7 @@ def jitter_in_order(
     numbers = jnp.arange(len(order))
 
     def chain(length, mean_gray):
-        of_place = jnp.where(numbers < length, factors[order], 1.0)  # a factor of 1 leaves all
+        of_place = jnp.where(numbers < length, factors[order], 1.0)  # a factor of 1 changes nothing
         if turn is None:
             return _blends(channels, order, of_place, mean_gray)
         is_first = numbers < place
@@ -105,14 +105,14 @@ def _blends(channels, order, factors, mean_gray):
 
 
 def _stored_on_cpu(channels):
-    """Keeps XLA on a CPU from computing every step of a chain again for each of its uses."""
+    """Keeps XLA on a CPU from recomputing every step of a chain for each use."""
     return jax.lax.platform_dependent(
         channels, cpu=jax.lax.optimization_barrier, default=lambda x: x
     )
 
 
 def _luma(channels):
-    """The gray [H, W] of channels [H, W]; one channel is its own."""
+    """The gray [H, W] of channels [H, W]; one channel is its own gray."""
     if len(channels) == 1:
         return channels[0]
     return sum(weight * c for weight, c in zip(GRAY_WEIGHTS, channels, strict=True))
@@ -166,7 +166,7 @@ def gaussian_blur(image: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
     Args:
       image: [H, W, C].
       sigma: standard deviation, pixels, above 0.
-      radius: the kernel is cut off here, pixels.
+      radius: where the kernel is cut off, pixels.
 
     Returns:
       The blurred image, [H, W, C].

@@ -77,7 +77,7 @@ def draw_box(
 
     Returns:
       (left, top, right, bottom) in pixels, inside the image. The aspect is drawn log-uniformly, up
-      to rounding; if ten draws do not fit, the box is the greatest centred one of such an aspect.
+      to rounding; if ten draws do not fit, the box is the greatest centred one of allowed aspect.
 
     Source: torchvision.transforms.RandomResizedCrop.
     """
@@ -146,7 +146,7 @@ def centre_cut(pixels: np.ndarray, size: int, resize: float = EVAL_RESIZE) -> np
 
     Source: torchvision.transforms.Resize (the long side is rounded down) and CenterCrop.
     """
-    # First, since a strip of one pixel would be resized to `short` times its length.
+    # Cut first: a strip of one pixel would be resized to `short` times its length.
     longest = _MAX_ASPECT * min(pixels.shape[:2])
     top, left = (max(0, length - longest) // 2 for length in pixels.shape[:2])
     pixels = pixels[top : top + longest, left : left + longest]

@@ -14,10 +14,10 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from gsg_jax.console import UserError
 
-# What Pillow says of EXIF data and of large images names no file; what fails raises an error.
+# Pillow's warnings about EXIF data and large images name no file; failures raise an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Errors of Pillow on files that are broken, cut short, or claim to be absurdly large.
+# Pillow's errors for files that are broken, cut short, or claim to be absurdly large.
 DECODE_ERRORS = (
     OSError,  # cut short, unreadable, UnidentifiedImageError
     SyntaxError,  # broken PNG chunks
@@ -34,7 +34,7 @@ _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
     "WEBP": (".webp",),
-    "GIF": (".gif",),  # of several frames or pages, the first
+    "GIF": (".gif",),  # the first of several frames or pages
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
@@ -42,9 +42,9 @@ _FORMATS = {
     "HEIF": (".heic", ".heif"),
 }
 _ORIENTATION_TAG, _BITS_TAG, _MAX_SAMPLE_TAG = 0x0112, 258, 281
-# The last bytes of files, where a format has some.
+# The last bytes of files, for formats with fixed ones.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
-# How Pillow names colours of 16 bits of PNG, and how to read the low bytes of the same.
+# Pillow's names for 16-bit colours of PNG, and for reading their low bytes.
 _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 # Not ImageOps.exif_transpose: it also writes the EXIF back, and fails if that is malformed.
 _TURNS = {
@@ -85,9 +85,9 @@ def decode(
     Args:
       encoded: the file's content, or its path.
       channels: 3 for RGB, 1 for grayscale; any kind of image is converted. Transparent pixels
-        become white. 16 bits become 8: the highest of those that the file says it uses (sBIT of
-        PNG, BitsPerSample or MaxSampleValue of TIFF), if its values need no more; of 12 if it says
-        nothing and all values are below 4096.
+        become white. 16 bits become the highest 8 of those that the file says it uses (sBIT of
+        PNG, BitsPerSample or MaxSampleValue of TIFF), if its values need no more; of 12 if the file
+        says nothing and all values are below 4096.
       exif: whether to apply the orientation in the EXIF data.
 
     Returns:
@@ -105,10 +105,10 @@ def decode(
 
 
 def _keep_low_bits(image: Image.Image, file: str | os.PathLike[str] | IO[bytes]) -> None:
-    """Brings colours of 16 bits that use fewer to 8; Pillow keeps the high byte of 16 alone."""
+    """Reduces 16-bit colours that use fewer bits to 8; Pillow keeps only the high byte."""
     kind, bits = image.tile[0].args, _png_bits(image)
     high = np.asarray(image)
-    # Opacity has bits of its own.
+    # Opacity has its own bits.
     parts = (high[..., :3], bits[0] or 12), (high[..., 3:], bits[-1] or 12)
     if all(part.max() >= 2 ** (num_bits - 8) for part, num_bits in parts if part.size):
         return  # they need all 16
@@ -122,7 +122,7 @@ def _keep_low_bits(image: Image.Image, file: str | os.PathLike[str] | IO[bytes])
 
 
 def _png_bits(image: Image.Image) -> tuple[int | None, ...]:
-    """The bits of 16 that a PNG file says it uses, of colours and of opacity; None if nothing."""
+    """How many of 16 bits a PNG file says its colours and opacity use; None if it does not say."""
     place = image.fp.tell()
     image.fp.seek(0)
     # The chunk has a byte for each channel; it precedes the pixels.
@@ -161,7 +161,7 @@ def _open(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
             image = JpegImagePlugin.JpegImageFile(file)
         except SyntaxError:
             image = None
-        if image is None:  # of another format, which cannot be reduced
+        if image is None:  # another format, which cannot be reduced
             raise
     width, height = image.size
     scale = next(s for s in (2, 4, 8) if width * height <= s * s * Image.MAX_IMAGE_PIXELS)
@@ -170,7 +170,7 @@ def _open(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 def _said_bits(image: Image.Image) -> int | None:
-    """How many bits of 16 a file that was opened and not loaded says it uses; None if nothing."""
+    """How many of 16 bits an opened, unloaded file says it uses; None if it does not say."""
     if image.format == "PNG" and getattr(image, "fp", None):
         return _png_bits(image)[0]
     if image.format == "TIFF":
@@ -209,7 +209,7 @@ def read_photo(path: str | os.PathLike[str], channels: int) -> np.ndarray:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a file, in a few words, of DECODE_ERRORS or a MemoryError."""
+    """What is wrong with a file, in a few words, from one of DECODE_ERRORS or a MemoryError."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     if isinstance(error, UnidentifiedImageError):
@@ -220,10 +220,10 @@ def reason(error: Exception) -> str:
 def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Returns (H, W, 3) of an image file after its EXIF orientation, from its header.
 
-    A file that does not end as its format does, since it was cut or something follows, is decoded.
+    A file whose end is not its format's, since it was cut or something follows, is decoded.
 
     Raises:
-      One of DECODE_ERRORS: if the header cannot be read, or such a file not be decoded.
+      One of DECODE_ERRORS: if the header cannot be read, or such a file cannot be decoded.
     """
     with _open(path) as image:
         if (end := _ENDS.get(image.format)) and not _ends_with(image.fp, end):

@@ -56,7 +56,7 @@ def list_images(root: Path, *, within: Path | None = None, follow_links: bool = 
       follow_links: whether links may lead anywhere.
 
     Raises:
-      UserError: if the folder cannot be listed; one below it that cannot is left out.
+      UserError: if the folder cannot be listed; a sub-folder that cannot is left out.
     """
     walk = _Walk(root, within or root, follow_links)
     walk.folder("")
@@ -154,7 +154,7 @@ class _Walk:
 def _identity(entry: os.DirEntry) -> tuple[int, int] | None:
     """The device and inode of a file that is no link; None if it has just vanished.
 
-    What the folder itself says (entry.inode()) is not that of an overlay or a mounted file, and -1
+    What the folder itself says (entry.inode()) is wrong for an overlay or a mounted file, and -1
     for every file of some FUSE systems.
     """
     with contextlib.suppress(OSError):

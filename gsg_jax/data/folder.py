@@ -16,7 +16,7 @@ from gsg_jax.data.decode import DECODE_ERRORS, decode, extensions, header_shape,
 from gsg_jax.data.files import Listed, list_images
 from gsg_jax.data.source import ArraySource, Source, fits, num_decode_threads, unreadable
 
-# Names of the splits in any case; of several test sets the first with labels is used.
+# Names of the splits in any case; the first of several test sets with labels is used.
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 # With more files than this, opening reads headers only and holds nothing in memory, except for
@@ -95,8 +95,8 @@ def open_folder(
 
     Files are checked when the folder is opened: up to 2,000, or more images of one size up to
     64 x 64 pixels, by decoding them; others by their headers and their last bytes. Broken files are
-    skipped with one warning; those that only reading shows are BrokenImage then. What was decoded
-    is held in memory if it is of one size and fits. Files are never changed. A file is used once,
+    skipped with one warning; files found broken only when read raise BrokenImage. Decoded images
+    are held in memory if they have one size and fit. Files are never changed. A file is used once,
     whatever links to it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Sets of Hugging Face `datasets`: saved or parquet files, folders of images, or of the Hub."""
+"""Hugging Face `datasets`: saved sets, parquet files, folders of images, or sets of the Hub."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ class HuggingFaceSource:
     def __init__(
         self, name: str, images: Any, labels: np.ndarray | None, class_names: tuple[str, ...]
     ) -> None:
-        """Takes a `datasets.Dataset` whose one column has images that it leaves encoded."""
+        """Takes a `datasets.Dataset` whose one column has encoded images."""
         self.name, self.labels, self.class_names = name, labels, class_names
         self._images, self._column = images, images.column_names[0]
         self.image_shape = self._common_shape()
@@ -89,7 +89,7 @@ class HuggingFaceSource:
     def _read(self, read: Callable[[bytes | str], Any], i: int) -> Any:
         encoded = self._images[int(i)][self._column] or {}
         try:
-            # Nothing: an image without content and path cannot be decoded.
+            # An image without content and path is b"", which cannot be decoded.
             return read(encoded.get("bytes") or encoded.get("path") or b"")
         except DECODE_ERRORS as error:
             text = f"cannot decode image {i} of {self.name} ({error})"
@@ -101,11 +101,11 @@ def _header_shape(encoded: bytes | str) -> tuple[int, int, int]:
 
 
 def open_huggingface(data: ConfigDict, split: str) -> Source:
-    """Opens one split of a set by Hugging Face `datasets`, read at random from Arrow files.
+    """Opens one split of a Hugging Face `datasets` set, read at random from Arrow files.
 
-    The images are the column of the type Image. Labels are the column of the type ClassLabel, or
+    The images are the column of type Image. Labels are the column of type ClassLabel, or
     whole numbers in a column "label". A path on this machine is opened without any request; a name
-    of the Hub, such as hf:user/set, is downloaded by `datasets` into its cache. Code of a set is
+    of the Hub, such as hf:user/set, is downloaded by `datasets` into its cache. A set's code is
     never run.
 
     Args:

@@ -34,12 +34,12 @@ class TrainLoader:
     Every epoch is a new permutation of the source, cut into whole batches; its remainder is left
     out. A batch is a function of (source, seed, batch_size, step, crops): it depends neither on
     threads or processes nor on the step at which the stream began. The shares of num_hosts hosts,
-    in order, are the batch of one host. In the place of a damaged image comes the next one of the
-    same permutation that can be decoded, after the last one the first.
+    in order, are the batch of one host. A damaged image is replaced by the next one of the
+    same permutation that can be decoded; the first follows the last.
 
     Attributes:
       skipped: what is wrong with each damaged image that was met, by its index.
-      when_skipped: called with it when it is met first.
+      when_skipped: called with that text when the image is first met.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def open_source(data: ConfigDict, split: str) -> Source | None:
 
 
 def _checked(name: str, split: str, source: Source | None) -> Source | None:
-    """The source as it is; raises UserError if it is none."""
+    """The source unchanged; raises UserError if it is unusable."""
     if source is None and split == "test":
         return None
     if source is None or not len(source):

@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
     Args:
       arguments: those after the program's name; None for sys.argv.
-      program: that name.
+      program: its name.
 
     Returns:
       Exit status: 0, or 1 after one line on standard error. Wrong usage exits with 2 at once.

@@ -39,7 +39,7 @@ class Reader:
           is damaged.
 
         Raises:
-          UserError: if it cannot be read, or is left whole and has not the source's shape.
+          UserError: if it cannot be read, or is left whole and differs from the source's shape.
         """
         with naming_memory(self.source, i):
             try:
@@ -53,7 +53,7 @@ class Reader:
 
 
 def check_shape(source: Source, i: int, pixels: np.ndarray) -> np.ndarray:
-    """Returns an image that is left whole; UserError if it has not the source's shape."""
+    """Returns an image that is left whole; UserError if its shape is not the source's."""
     if pixels.shape != source.image_shape:
         raise UserError(
             f"image {i} of {source.name!r} is {pixels.shape} but others are {source.image_shape}, "

@@ -12,7 +12,7 @@ import numpy as np
 
 from gsg_jax.console import UserError, say
 
-_CHUNK = 256  # one read of many records costs a twentieth per record of many reads of one
+_CHUNK = 256  # per record, a read of many costs a twentieth of a read of one
 _NAMED = 5  # images that a warning names
 
 
@@ -118,7 +118,7 @@ def in_memory(
 
 
 def warn_of_left_out(where: str, num_images: int, reasons: Sequence[str]) -> None:
-    """Says how many images are left out, and what is wrong with the first.
+    """Warns how many images are left out, and what is wrong with the first.
 
     Raises:
       UserError: if none is left.
@@ -134,7 +134,7 @@ def unreadable(error: Exception, message: str) -> UserError:
     """The error for an image that cannot be read: BrokenImage if its content is to blame.
 
     An error with a number comes from the system: the file is gone, a disk or a network fails. Such
-    an image may be read later, so that leaving it out would change a run that is resumed.
+    an image may be readable later, so leaving it out would change a resumed run.
     """
     return (UserError if getattr(error, "errno", None) else BrokenImage)(message)
 
@@ -199,7 +199,7 @@ class Subset:
         return self.labels_at(slice(None))
 
     def labels_at(self, rows: np.ndarray | slice) -> np.ndarray | None:
-        """Labels of some of them; a source of records reads no others."""
+        """Labels of some chosen images; a source of records reads no others."""
         indices = self.indices[rows]
         if labels_at := getattr(self.source, "labels_at", None):
             return labels_at(indices)

@@ -1,4 +1,4 @@
-"""What a run says of its images before it starts."""
+"""What a run reports about its images before starting."""
 
 from gsg_jax.data.source import Source
 

@@ -28,8 +28,8 @@ class RecordSource:
       image_shape: (H, W, C) of every image, or None.
       class_names: one per label; empty for a set without labels.
       channels: 3 for RGB, 1 for grayscale.
-      image_key: under which an element holds its image.
-      files: that hold the records, by which two versions of a set are told apart.
+      image_key: the key of an element's image.
+      files: the files of the records, which tell two versions of a set apart.
       label_of: returns a record's label, or its row of labels (`multi_label_row`).
     """
 
@@ -151,7 +151,7 @@ def open_tfds(
     Raises:
       UserError: if the set is missing, is not in ArrayRecord, or has no such split or images.
     """
-    # Imported here, since other sources need not pay its half a second.
+    # Imported here: other sources need not pay its half a second.
     import tensorflow_datasets as tfds
 
     builder = _builder(name, data_dir)

@@ -35,7 +35,7 @@ Read = Callable[[int, int, int], dict[str, np.ndarray] | BrokenImage]
 # Most images per answer of a process: an answer is some megabytes.
 _IMAGES_PER_ANSWER = 8
 _EXIT_SECONDS = 5.0
-_OF_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # it saves on them
+_OF_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the parent saves on them
 _IN_THREADS = "set --config.data.num_processes=0 to decode in threads"
 
 
@@ -154,7 +154,7 @@ def _in_order(
 
 
 def _start(pickled: bytes, num_processes: int) -> list[tuple[BaseProcess, Connection]]:
-    """Starts worker processes that no signal to stop reaches: this one saves on it."""
+    """Starts worker processes that no stop signal reaches: this process saves on it."""
     context = multiprocessing.get_context("spawn")
     is_needed = b"__main__" in pickled
     resource_tracker.ensure_running()  # its own start unblocks the signals

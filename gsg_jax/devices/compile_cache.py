@@ -10,15 +10,15 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from gsg_jax.console import say
 
-MAX_BYTES = 2**30  # some dozens of runs; the entries used longest ago go first
+MAX_BYTES = 2**30  # dozens of runs; the least recently used entries go first
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder of what is compiled, unless the user has set another one.
+    """Returns the folder for compiled code, unless the user has set another one.
 
     It holds machine code that JAX trusts, so it lies in the user's own cache folder and never in a
-    workdir, which people share; a relative path would, and is ignored. Each version of JAX and each
-    kind of processor has a folder of its own.
+    workdir, which people share; a relative cache path would lie there, and is ignored. Each version
+    of JAX and each kind of processor has its own folder.
     """
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not caches.is_absolute():
@@ -50,7 +50,7 @@ def use_compile_cache() -> None:
         if (found := folder.stat()).st_uid != os.getuid() or found.st_mode & 0o022:
             raise PermissionError(f"{folder} is another user's, or others may write to it")
         for entry in folder.glob("*-cache"):
-            # JAX writes the time last: without one the process was killed over the entry.
+            # JAX writes the time last: without it the process was killed while writing.
             if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():
                 entry.unlink(missing_ok=True)
         (folder / ".lockfile").touch()
@@ -62,5 +62,5 @@ def use_compile_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a load takes less
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # loading takes less
     compilation_cache.reset_cache()  # JAX may have looked for a folder already

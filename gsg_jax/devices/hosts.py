@@ -13,7 +13,7 @@ from gsg_jax.console import UsageError, UserError, say, set_host
 PORT = 8476  # of host 0, unless the flags or the cluster name another
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 60  # of silence, after which JAX ends the others
-# For a host that has finished while host 0 still writes a report. One that is lost meanwhile is
+# For a host that has finished while host 0 still writes a report. A host lost meanwhile is
 # noticed by its heartbeat.
 _SHUTDOWN_SECONDS = 3600
 
@@ -74,7 +74,7 @@ def join_hosts(flags: HostFlags, ask_cluster: bool) -> None:
       ask_cluster: whether Cloud TPU, SLURM or Open MPI may name the place if the flags do not.
 
     Raises:
-      UserError: if the coordinator cannot be reached, or its port not be opened.
+      UserError: if the coordinator cannot be reached, or its port cannot be opened.
     """
     if flags.coordinator and flags.num_hosts > 1:
         set_host(flags.host_index)
@@ -82,7 +82,7 @@ def join_hosts(flags: HostFlags, ask_cluster: bool) -> None:
     elif not flags.coordinator and ask_cluster and _num_tasks() != "1":
         if flags.port:
             os.environ["JAX_COORDINATOR_PORT"] = str(flags.port)
-        # JAX assumes a process a device. If the cluster started one a machine, it has all of them.
+        # JAX assumes one process per device; a machine's only process gets all of its devices.
         place = {"local_device_ids": [] if _has_machine_alone() else None}
     else:
         return
@@ -107,7 +107,7 @@ def join_hosts(flags: HostFlags, ask_cluster: bool) -> None:
 def is_writer() -> bool:
     """Whether this host writes what is written once: logs, records, the last line.
 
-    Only several hosts have to ask JAX, which then takes the devices.
+    JAX is asked only on several hosts, since it then takes the devices.
     """
     return not are_several() or jax.process_index() == 0
 
@@ -134,7 +134,7 @@ def _place_by_flags(flags: HostFlags) -> dict[str, str | int | None]:
 
 
 def _wait_for_coordinator(address: str, flags: HostFlags) -> None:
-    """Waits until host 0 listens: without it JAX would abort, and name no address."""
+    """Waits until host 0 listens: JAX would otherwise abort, and name no address."""
     deadline, reason = time.monotonic() + flags.timeout, ""
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -152,7 +152,8 @@ def _wait_for_coordinator(address: str, flags: HostFlags) -> None:
 def _own_address(address: str) -> str | None:
     """The one address that host 0 listens at; None for every interface, which is JAX's default.
 
-    A machine may map its own name to loopback, which the others could not reach: then it is None.
+    A machine may map its own name to loopback, which other hosts could not reach: then the
+    result is None.
 
     Raises:
       UserError: if the address is not this machine's, or its port is taken. JAX would crash.
@@ -192,7 +193,7 @@ def _num_tasks() -> str:
 
 
 def _has_machine_alone() -> bool:
-    """Whether SLURM or Open MPI started one process a machine."""
+    """Whether SLURM or Open MPI started one process per machine."""
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get(
         "OMPI_COMM_WORLD_LOCAL_SIZE", ""
     )

@@ -64,7 +64,7 @@ def is_cpu(mesh: Mesh) -> bool:
 
 
 def mesh_of(devices: list[jax.Device], fsdp: int) -> Mesh:
-    """Returns a mesh of devices, which may be described ones that are not there."""
+    """Returns a mesh of devices, which may be absent and only described."""
     # The devices of a host are neighbours, because its share of the batch is one block.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     devices = np.array(by_host).reshape(-1, fsdp)

@@ -100,7 +100,7 @@ def read_run(
 
 
 def _set_size(run: ml_collections.ConfigDict, size: int, crop: str) -> None:
-    """Sets the size of the images' centres, other than pretraining's."""
+    """Sets a size of the images' centres other than pretraining's."""
     what, patch_size = f"--config.views.size={size}", run.model.patch_size
     if crop == "device":
         raise UsageError(
@@ -164,7 +164,7 @@ def open_encoder(
 def encoder_of(
     config: ml_collections.ConfigDict, run: ml_collections.ConfigDict, channels: int
 ) -> Encoder:
-    """Opens the encoder that an evaluation names, as open_encoder, for images of some channels."""
+    """Opens the encoder that an evaluation names, as open_encoder does, given the channels."""
     mesh, workdir = all_devices(), given_path("--config.pretrained", config.pretrained)
     # Learned positions have the size of pretraining.
     drawn = read_record(workdir) if config.views.size else run

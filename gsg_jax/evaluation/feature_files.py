@@ -27,7 +27,7 @@ class LabelledFeatures(NamedTuple):
 
     Attributes:
       h: embeddings, float32 [N, F].
-      label: int32 [N], -1 where unknown.
+      label: int32 [N], -1 if unknown.
       id: [N], an image's path if it is a file, else its index in the split.
     """
 
@@ -52,7 +52,7 @@ def write_features(
 
     Args:
       path: the .npz file.
-      embed: of backbone_embed.
+      embed: from backbone_embed.
       source: the images.
       about: what the embeddings depend on; a file about something else is kept.
       batch_size: images at a time.
@@ -98,7 +98,7 @@ def write_features(
 
 
 def _open_rows(path: pathlib.Path, num_done: int, shape: tuple[int, int]) -> np.ndarray:
-    """Opens the rows to be written: those of an earlier call if it has done some, or new ones."""
+    """Opens the rows for writing: an earlier call's if it finished some, else new ones."""
     if num_done:
         return np.load(path, mmap_mode="r+")
     path.unlink(missing_ok=True)  # perhaps a link to elsewhere
@@ -106,7 +106,7 @@ def _open_rows(path: pathlib.Path, num_done: int, shape: tuple[int, int]) -> np.
 
 
 def read_features(path: pathlib.Path) -> LabelledFeatures:
-    """Reads an .npz file of h [N, F], label [N] and perhaps id, of any program.
+    """Reads an .npz file of h [N, F], label [N] and perhaps id, written by any program.
 
     Raises:
       UserError: if there is no such file, it is damaged, or its arrays do not fit together.
@@ -136,7 +136,7 @@ def read_features(path: pathlib.Path) -> LabelledFeatures:
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """Labels of a source, int32 [N]; -1 where it has none."""
+    """Labels of a source, int32 [N]; -1 if it has none."""
     labels = source.labels
     return np.full(len(source), -1, np.int32) if labels is None else labels
 

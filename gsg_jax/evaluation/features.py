@@ -29,7 +29,7 @@ def embed_source(embed: Embed, source: Source, *, batch_size: int, size: int | N
     """Embeds every image of a source in its order, float32 [N, F], on every host.
 
     Args:
-      embed: of backbone_embed, or `pixels`.
+      embed: from backbone_embed, or `pixels`.
       source: the images.
       batch_size: images at a time over all hosts; the last batch is padded, the padding dropped.
       size: side of the centre crop, pixels; None takes the images as they are.

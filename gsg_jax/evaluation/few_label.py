@@ -1,4 +1,4 @@
-"""Few-label accuracy: logistic regression on a handful of labelled images a class."""
+"""Few-label accuracy: logistic regression on a handful of labelled images per class."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from gsg_jax.console import UserError, say
 from gsg_jax.evaluation.features import standardize
 from gsg_jax.evaluation.splits import drawn_by_class
 
-C = 0.1  # scikit-learn's: the total cross-entropy weighs as much against the kernel's penalty
+C = 0.1  # scikit-learn's: the weight of the total cross-entropy against the kernel's penalty
 NUM_DRAWS = 10
-SMALL = 2**24  # numbers of a product below which a second thread costs more than it computes
+SMALL = 2**24  # numbers of a product below which a second thread costs more than it saves
 
 
 def few_label_figures(
@@ -26,14 +26,14 @@ def few_label_figures(
     """Accuracy on test images of classifiers that see a few labelled images of every class.
 
     Nothing but these images enters a classifier, not even the scale of the channels. The draws
-    depend on the labels alone, so that any encoders are compared on the same ones.
+    depend on the labels alone, so that all encoders are compared on the same draws.
 
     Args:
       train: embeddings to draw from, [N, F].
       train_labels: int [N]; -1 is unknown.
       test: embeddings to classify, [M, F].
       test_labels: int [M].
-      num_images: labelled images a class; a class that has fewer gives all.
+      num_images: labelled images per class; a class that has fewer gives all.
       num_draws: at least 2.
       c: of `few_label_classifier`.
 
@@ -89,9 +89,9 @@ def few_label_classifier(
 
     Returns:
       (kernel, bias), float32 [F, C] and [C], of the classes in ascending order. Two classes have
-      the scores minus s / 2 and s / 2, where s is that of the binary classifier.
+      the scores -s / 2 and s / 2, where s is the binary classifier's score.
     """
-    # A second to import, for whom measures this.
+    # Imported here because it takes a second.
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 

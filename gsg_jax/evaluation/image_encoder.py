@@ -1,4 +1,4 @@
-"""Embeds images of any kind and size: files, folders, Pillow's images, arrays."""
+"""Embeds images of any kind and size: files, folders, Pillow images, arrays."""
 
 import dataclasses
 import os
@@ -50,7 +50,7 @@ def preparation(run: ml_collections.ConfigDict, channels: int) -> Preparation:
 
     They are cut as in evaluation if the run cuts its images while decoding (data.crop="host"). A
     run that takes its images whole gets squares of the same side, with only the ends of the long
-    side cut off: its own images, if they are such squares, stay as they are.
+    side cut off: its own images stay as they are if they are such squares.
     """
     resize = EVAL_RESIZE if run.data.crop == "host" else 1.0
     return Preparation(run.views.size, resize, channels)
@@ -84,16 +84,16 @@ class ImageEncoder:
         resized, and cut to their centre.
 
         Args:
-          images: a list of paths, images of Pillow, or uint8 arrays [H, W, C], C 1, 3 or 4; one
-            array [N, H, W, C]; or a folder, whose images and those of the folders in it are taken
-            in the order of their names.
+          images: a list of paths, Pillow images, or uint8 arrays [H, W, C], C 1, 3 or 4; one
+            array [N, H, W, C]; or a folder, whose images, also those in subfolders, are taken in
+            the order of their names.
           batch_size: images at a time, over all devices.
 
         Returns:
           float32 [N, width], in the order of the images.
 
         Raises:
-          UserError: if an image cannot be read, which is named, or is of another kind.
+          UserError: if an image, which is named, cannot be read or is of another kind.
         """
         listed = _listed(images)
         if not listed:
@@ -105,7 +105,7 @@ class ImageEncoder:
 
     @cached_property
     def width(self) -> int:
-        """Numbers of an embedding, F."""
+        """Width of an embedding, F."""
         size, encoder = self.image_size, self.encoder
         variables = {"params": encoder.params, "batch_stats": encoder.batch_stats}
         apply = partial(encoder.backbone.apply, variables, train=False)

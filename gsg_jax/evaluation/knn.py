@@ -75,9 +75,9 @@ def blocked_neighbours(
 
 
 def search_on_cpu(bank: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The search by XLA's matrix products, a tile at a time, whose best faiss keeps in heaps.
+    """Searches by XLA's matrix products, tile by tile; faiss keeps the best in heaps.
 
-    faiss's flat index does both, but its products took over three times the processor's time.
+    faiss's flat index does both, but its products took over three times the processor time.
     """
     import faiss  # half a second that only a search needs
 
@@ -98,7 +98,7 @@ def search_on_cpu(bank: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def search_on_device(bank: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The search by a matrix product and top-k, on JAX's default device."""
+    """Searches by a matrix product and top-k, on JAX's default device."""
     return jax.device_get(_top_k(bank, query, k=k))
 
 
@@ -145,7 +145,7 @@ def _merged(best: tuple, found: tuple, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_to_bank(ks: Sequence[int], num_voters: int) -> tuple[int, ...]:
-    """Numbers of neighbours that a bank allows; says so if it does not allow all.
+    """Numbers of neighbours that a bank allows; warns if it does not allow all.
 
     Args:
       ks: those that are asked for.

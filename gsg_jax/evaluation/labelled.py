@@ -21,7 +21,7 @@ class Labelled(NamedTuple):
     Attributes:
       train: of the training split, with images of every class.
       test: of the test split, or None.
-      class_names: one a label.
+      class_names: one per label.
       about: the first figures of the job's last line: which encoder made the embeddings.
     """
 
@@ -39,7 +39,7 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
       needs_test: whether a missing test split is an error.
 
     Raises:
-      UserError: if there are none, no labels, no test split, or no image of a class.
+      UserError: if there are no embeddings, no labels, no test split, or no image of a class.
     """
     if config.features:
         return _from_files(given_path("--config.features", config.features), needs_test)
@@ -58,7 +58,7 @@ def labelled_features(config: ml_collections.ConfigDict, *, needs_test: bool) ->
 
 
 def open_train(run: ml_collections.ConfigDict) -> Source:
-    """Opens the images of a run's training split that have a label.
+    """Opens the labelled images of a run's training split.
 
     Raises:
       UserError: if there are no labels, or no image of a class.
@@ -75,7 +75,7 @@ def open_train(run: ml_collections.ConfigDict) -> Source:
 
 
 def open_test(run: ml_collections.ConfigDict, needs_test: bool) -> Source | None:
-    """Opens the images of a run's test split that have a label, or returns None.
+    """Opens the labelled images of a run's test split, or returns None.
 
     Raises:
       UserError: if they are needed and missing.
@@ -125,7 +125,7 @@ def _from_files(folder: pathlib.Path, needs_test: bool) -> Labelled:
 
 
 def _with_labels(path: pathlib.Path) -> LabelledFeatures:
-    """The rows of a file that have a label."""
+    """The labelled rows of a file."""
     features = read_features(path)
     is_known = features.label >= 0
     if not is_known.any():

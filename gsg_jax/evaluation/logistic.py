@@ -90,16 +90,16 @@ def fit(
     scikit-learn's LogisticRegression(C=c) has the same optimum at l2 = 1 / (c N).
 
     Args:
-      features: [N, F], of channels of like scale: see `standardize`. All of them lie on the
-        device, as float32.
+      features: [N, F], with channels of similar scale: see `standardize`. All are on the device,
+        as float32.
       labels: as the loss takes them.
       num_classes: C.
       l2: strength of the regularisation, above 0.
       loss: softmax_loss or binary_loss.
       start: where to begin; None begins at zero.
       max_steps: of L-BFGS.
-      tolerance: stops when the gradient's norm is at most this, the kernel's gradient divided
-        by sqrt(1 + l2).
+      tolerance: stops when the gradient's norm is at most this, with the kernel's gradient
+        divided by sqrt(1 + l2).
 
     Returns:
       The classifier; its scores are `linear_scores`.
@@ -124,7 +124,7 @@ def fit(
 @partial(jax.jit, static_argnames="loss")
 def _minimise(weights, features, labels, l2, max_steps, tolerance, *, loss):
     # If l2 is far above 1, the objective curves so much more along the kernel than along the bias
-    # that L-BFGS crawls. It gets the kernel in units in which both curve alike.
+    # that L-BFGS crawls. It gets the kernel in units that make both curve alike.
     unit = 1 / jnp.sqrt(1 + l2)
 
     def scaled_objective(weights):
@@ -166,10 +166,10 @@ def sweep(
 ) -> Sweep:
     """Fits at every l2 and takes the one that is best on the validation set.
 
-    The strongest comes first; each starts from the solution before.
+    The strongest comes first; each starts from the previous solution.
 
     Args:
-      features: [N, F], of channels of like scale.
+      features: [N, F], with channels of similar scale.
       labels: as the loss takes them.
       val_features: [M, F], standardised like the features.
       val_labels: as the metric takes them.

@@ -23,18 +23,18 @@ MAX_LIDAR_IMAGES = 1000  # the paper's
 class KnnMonitor:
     """Scores an embedding function by k-NN: `k` training images vote on each test image.
 
-    With labelled test images also by logistic regression on a few labels.
+    With labelled test images, logistic regression on a few labels scores it too.
 
     Without a labelled test set, every training image is classified by the others. If the training
-    set is larger than eval.max_bank, the bank has evenly spaced images of it. Images whose label is
-    unknown are left out.
+    set is larger than eval.max_bank, the bank has evenly spaced images of it. Images with unknown
+    labels are left out.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source, test: Source | None):
         """Keeps the two sources; `train` must have labels.
 
         Raises:
-          UserError: if fewer than two of its images have one.
+          UserError: if fewer than two training images have one.
         """
         self._eval = config.eval
         size = config.views.size if config.data.crop == "host" else None
@@ -64,7 +64,7 @@ class KnnMonitor:
         Args:
           embed: makes the embeddings.
           probe: kernel [F, C] and bias [C] of an online probe.
-          is_whole: whether few labels are measured too.
+          is_whole: whether few-label accuracy is measured too.
           view_embed: makes the embeddings of eval.lidar_views views side by side; None leaves the
             ranks out.
 
@@ -131,7 +131,7 @@ class KnnMonitor:
 
 
 def _spaced(source: Source, most: int) -> Source:
-    """At most so many images of a source, evenly spaced."""
+    """At most `most` images of a source, evenly spaced."""
     if len(source) <= most:
         return source
     return Subset(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))

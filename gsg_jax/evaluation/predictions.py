@@ -1,4 +1,4 @@
-"""What a classifier says of every image, and the classifier itself, in files."""
+"""Files of a classifier's predictions for every image, and of the classifier itself."""
 
 import csv
 import io
@@ -29,11 +29,11 @@ def write_predictions(
     """Writes predictions.csv and classifier.safetensors, each whole or not at all.
 
     Args:
-      folder: is made.
+      folder: created if missing.
       ids: paths of the images, or their indices, [N].
       labels: int [N].
       shares: probabilities or shares of votes of the classes, [N, C]; the score is the highest.
-      class_names: one a class; they are the metadata of the classifier, too.
+      class_names: one per class; also the classifier's metadata.
       classifier: the arrays of the fitted classifier by name.
 
     Raises:
@@ -61,6 +61,6 @@ def write_predictions(
 
 
 def _cell(value: object) -> str:
-    """A text that no spreadsheet computes: somebody else may have named the images and classes."""
+    """A text that no spreadsheet evaluates: somebody else may have named the images and classes."""
     text = str(value)
     return f"'{text}" if text.startswith(tuple("=+-@\t\r")) else text

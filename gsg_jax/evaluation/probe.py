@@ -49,13 +49,13 @@ def train_probes(
     rates fall to zero by a cosine.
 
     Args:
-      features: [N, F], of channels of like scale: see `standardize`. All of them lie on one
-        device, as float32: ImageNet's 1.28 million of 2,048 channels take 10.5 GB of it.
+      features: [N, F], with channels of similar scale: see `standardize`. All are on one device,
+        as float32: ImageNet's 1.28 million of 2,048 channels take 10.5 GB of it.
       labels: int [N], from 0 to C - 1.
       num_classes: C.
       learning_rates: of each probe, per 256 images, [P].
       weight_decays: of each probe, [P], at least 0.
-      num_epochs: each in another order.
+      num_epochs: each in a new order.
       batch_size: at most N is used. Images that fill no batch are left out of the epoch.
       momentum: in [0, 1).
       key: PRNG key of the orders.
@@ -116,7 +116,7 @@ def _train_epoch(
 
 
 def select_probe(figures: np.ndarray, learning_rates: Sequence[float]) -> int:
-    """Index of the highest figure, [P]; among equals that of the smallest learning rate, [P].
+    """Index of the highest figure [P]; among equals, that of the smallest learning rate [P].
 
     Raises:
       ValueError: if every figure is NaN, which never wins.
@@ -147,7 +147,7 @@ def fit_probe(
       labels: int [N], from 0 to C - 1.
       learning_rates: to choose from, per 256 images.
       weight_decays: to choose from, with each learning rate; at least 0.
-      held_out: share of each class that chooses, in (0, 1): see `split_held_out`.
+      held_out: share of each class to choose by, in (0, 1): see `split_held_out`.
       metric: maps scores [M, C] and labels [M] to a figure, higher is better.
       seed: of the split and of the orders.
       options: of train_probes, both times.

@@ -52,7 +52,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 accuracy of each class that occurs, averaged: of scores [N, C] and labels [N]."""
+    """Top-1 accuracy averaged over the classes that occur, of scores [N, C] and labels [N]."""
     return recall_per_class(hits(scores, labels, 1), labels)
 
 

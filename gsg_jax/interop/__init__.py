@@ -1,1 +1,1 @@
-"""Weights in and out of PyTorch's checkpoints, every float32 tensor exactly."""
+"""Weights from and to PyTorch checkpoints, every float32 tensor exactly."""

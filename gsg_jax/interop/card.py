@@ -105,7 +105,7 @@ def write_folder(
     """Writes a folder for timm and Hugging Face's hub: weights, config and model card.
 
     Args:
-      folder: where to write; it is made.
+      folder: where to write; it is created.
       tensors: by timm's names.
       card: from model_card.
       run: the run's config.

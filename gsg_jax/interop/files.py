@@ -39,7 +39,7 @@ class CheckpointFile:
       tensors: float32 or integer arrays by name, without what WRAPPED matches.
       wrapper: the key of the state dict, or "" if it is the whole file.
       is_parallel: whether every name in the file begins with PARALLEL.
-      names: {name: that in the file} of those that are not the same.
+      names: {name: name in the file} of those that differ.
     """
 
     tensors: dict[str, np.ndarray]
@@ -48,7 +48,7 @@ class CheckpointFile:
     names: dict[str, str]
 
     def renamed(self, names: Mapping[str, str]) -> "CheckpointFile":
-        """The tensors that {name here: new name} has, by their new names."""
+        """The tensors in {name here: new name}, by their new names."""
         before = {new: self.names.get(old, old) for old, new in names.items()}
         return dataclasses.replace(
             self,
@@ -175,9 +175,9 @@ class Inert:
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Unpickles tensors; looks up nothing but NEEDED, so nothing of the file's can run.
+    """Unpickles tensors; looks up nothing but NEEDED, so nothing from the file can run.
 
-    torch.load puts a class before it that makes the storages.
+    torch.load derives a class from it that makes the storages.
     """
 
     skipped: set[str] = set()

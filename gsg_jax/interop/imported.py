@@ -26,7 +26,7 @@ def write_imported(
     """Writes DIR/imported/: the layout, and the tensors that have no place in the run.
 
     A running mean from which a bias was subtracted is also kept: adding the bias again may differ
-    by a rounding.
+    by rounding.
 
     Args:
       workdir: DIR.
@@ -82,7 +82,7 @@ def as_imported(variables: dict[str, Any], about: dict[str, Any]) -> dict[str, A
 
 
 def with_rest(tensors: dict[str, np.ndarray], workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Completes a state dict by the tensors that were kept of the imported one.
+    """Completes a state dict with the tensors kept from the imported one.
 
     Args:
       tensors: of the imported branches, not yet trained, in the layout they came in.

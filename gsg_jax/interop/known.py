@@ -10,7 +10,7 @@ VIT = r"(?:cls_token$|pos_embed$|(?:patch_embed|blocks|norm)\.)"
 EITHER = f"(?:{RESNET}|{VIT})"
 IN_SEQUENTIAL = r"[0-7]\."
 
-# Heads that the sizes have wherever they are published; those of vit_small differ.
+# Attention heads of sizes with the same number wherever published; vit_small's differ.
 ANYWHERE = {"vit_tiny": 3, "vit_base": 12}
 
 
@@ -125,7 +125,7 @@ LAYOUTS = {
 
 
 def torch_children(name: str) -> str:
-    """A name in an nn.Sequential of a ResNet's children, by the names of the children."""
+    """Renames a tensor of an nn.Sequential of a ResNet's children by the children's names."""
     head, dot, rest = name.partition(".")
     children = {number: child for child, number in NUMBERED.items()}
     return children.get(head, head) + dot + rest

@@ -142,7 +142,7 @@ def backbone_alone(file: CheckpointFile, prefix: str, *, only_backbone: bool) ->
       only_backbone: whether tensors besides the backbone's are left out.
 
     Raises:
-      UserError: if no name has the prefix, or some have not and are not to be left out.
+      UserError: if no name has the prefix, or some lack it and must not be left out.
     """
     names = list(file.tensors)
     if not prefix:
@@ -274,7 +274,7 @@ def _check_names(
 
 
 def _is_beside(key: str, layout: Layout) -> bool:
-    """Whether a name is one of the layout's besides the backbones: of a head, or of no use here."""
+    """Whether a name is in the layout but outside the backbones: of a head, or of no use here."""
     heads = (layout.projector, layout.predictor, layout.target_projector)
     is_in_head = any(key.startswith(prefix) for prefix in heads if prefix)
     is_last_norm = bool(layout.last_norm) and key.startswith(f"{layout.last_norm}.")

@@ -80,7 +80,7 @@ class _Graph:
 
     def constant(self, name: str, array: np.ndarray) -> str:
         """An array as a constant."""
-        self._constants[name] = np.array(array, order="C")  # of no dimensions too
+        self._constants[name] = np.array(array, order="C")  # arrays without dimensions too
         return name
 
     def whole(self, *numbers: int) -> str:

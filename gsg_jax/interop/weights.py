@@ -46,17 +46,17 @@ class Network(NamedTuple):
 def read_network(path: pathlib.Path, config: ml_collections.ConfigDict) -> Network:
     """Reads a checkpoint file and recognises its network.
 
-    How images are cut and normalised, and a ViT's number of heads, are what the config gives, else
-    what the card says (the file that an export writes beside its own, or config.json of its
-    folder), else what is known of the layout, else what the recipe says.
+    How images are cut and normalised, and a ViT's number of heads, come from the config, else from
+    the card (the file that an export writes beside its own, or config.json of its folder), else
+    from what is known of the layout; how images are cut, at last from the recipe.
 
     Args:
       path: a file that read_checkpoint takes, or a folder of an export.
-      config: of configs/import_torch.py.
+      config: from configs/import_torch.py.
 
     Raises:
       UserError: if the file cannot be read, has no known layout, lacks tensors or has unknown
-        ones, or if nobody knows the number of heads.
+        ones, or if the number of heads is unknown.
     """
     file = read_checkpoint(path / "model.safetensors" if path.is_dir() else path)
     has_classifier = "head.weight" in file.tensors

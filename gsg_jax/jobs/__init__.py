@@ -1,6 +1,6 @@
 """JOBS: what `python -m gsg_jax.main` can do, by the name in `config.job`; one file for each.
 
-A job takes its config, of the file of its name in configs/, and the folder it may write to, and
+A job takes its config, from the file of its name in configs/, and the folder it may write to. It
 returns the figures of its last line.
 """
 

@@ -36,8 +36,9 @@ def run_every_evaluation(
 ) -> dict[str, Any]:
     """Runs every evaluation of one checkpoint, one after another.
 
-    Figures are saved in evaluation.json and .md after each evaluation: a stopped job resumes after
-    the last one saved. Embeddings are kept in features/, fine-tuning in finetune/.
+    Figures are saved in evaluation.json after each evaluation, and in evaluation.md at the end: a
+    stopped job resumes after the last one saved. Embeddings are kept in features/, fine-tuning in
+    finetune/.
 
     Returns:
       The job's last line: the figures of all.
@@ -56,12 +57,12 @@ def run_every_evaluation(
             "weights; leave finetune and transfer out"
         )
     evaluation = Evaluation(config, workdir)
-    with writing(workdir, "evaluation.lock"):  # the folder may be that of a run that trains
+    with writing(workdir, "evaluation.lock"):  # the folder may be of a run in training
         return evaluation.run()
 
 
 def _without_parts(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that figures depend on: the digest identifies the encoder, the file its parts."""
+    """Settings that figures depend on; the encoder's digest stands for `pretrained`."""
     return {key: value for key, value in settings.items() if key not in ("pretrained", "parts")}
 
 

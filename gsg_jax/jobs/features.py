@@ -19,8 +19,8 @@ from gsg_jax.run.lock import writing
 def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Embeds splits of a set of images by a backbone.
 
-    Each is written to SPLIT.npz (h, label, id); a stopped job resumes there. Of the two splits that
-    are the default, test may be missing.
+    Each split is written to SPLIT.npz (h, label, id); a stopped job resumes there. Of the two
+    default splits, test may be missing.
 
     Returns:
       The job's last line: num_images and width of the embeddings, and the files.

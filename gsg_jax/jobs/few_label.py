@@ -17,8 +17,8 @@ def classify_with_few_labels(
     """Scores embeddings by logistic regression on a few labelled images; nothing is written.
 
     Returns:
-      The job's last line: few_label_<k>, the mean accuracy over the draws of k images a class, and
-      few_label_<k>_error, its standard error.
+      The job's last line: few_label_<k>, the mean accuracy over the draws of k images per class,
+      and few_label_<k>_error, its standard error.
 
     Raises:
       UserError: if there is no run, no checkpoint, no label, no test split, or fewer than two
@@ -31,7 +31,7 @@ def classify_with_few_labels(
 
 
 def score_by_few_labels(labelled: Labelled, config: ml_collections.ConfigDict) -> dict[str, float]:
-    """`few_label_figures` of embeddings with test ones, as config.few_label says."""
+    """`few_label_figures` of train and test embeddings, as config.few_label says."""
     train, test, options = labelled.train, labelled.test, config.few_label
     warn_of_small_classes(train.label, options.num_images)
     figures = few_label_figures(train.h, train.label, test.h, test.label, **options)

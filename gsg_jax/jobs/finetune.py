@@ -35,8 +35,8 @@ DIVERGED = -1.0
 def finetune_backbone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Fine-tunes a backbone with a linear classifier behind it.
 
-    Checkpoints and the sweep's figures are written, then the predictions and the network; a stopped
-    job resumes there.
+    Checkpoints and the sweep's figures are written, then the predictions and the network. A stopped
+    job resumes.
 
     Returns:
       The job's last line: finetune_top1, finetune_top5 and finetune_mean_per_class, each with the

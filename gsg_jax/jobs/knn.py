@@ -18,7 +18,7 @@ def classify_by_knn(
 ) -> dict[str, Any]:
     """Scores embeddings by k-NN.
 
-    The predictions by the first k and the bank are written to the workdir, if one is given.
+    The bank and the predictions by the first k are written to the workdir, if one is given.
 
     Returns:
       The job's last line: the figures of score_by_knn.

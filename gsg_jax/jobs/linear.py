@@ -35,7 +35,7 @@ def classify_linearly(
     """Scores embeddings, or a frozen backbone, by a linear classifier.
 
     The predictions and the classifier are written to the workdir, and checkpoints if protocol is
-    "images". Only that protocol has a workdir if none is given.
+    "images". Only that protocol has a default workdir.
 
     Returns:
       The job's last line: linear_top1, linear_top5 and linear_mean_per_class, each with the
@@ -147,7 +147,7 @@ def solve(
       num_classes: C.
       config: reads lbfgs and run.seed.
       metric: decides the choice.
-      loss: of logistic regression, with one label an image or several.
+      loss: of logistic regression, with one label per image or several.
 
     Returns:
       (scores, l2, fit): of the test embeddings [N, C]; the chosen l2; the classifier of

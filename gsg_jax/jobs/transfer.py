@@ -38,7 +38,7 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
       missing split, or another number of channels than the run's).
 
     Raises:
-      UserError: if there is no run.
+      UserError: if there is no run, or no checkpoint.
     """
     del workdir
     check_evaluation(config)

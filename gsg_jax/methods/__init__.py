@@ -1,4 +1,4 @@
-"""METHODS: every method of the framework, a row each."""
+"""METHODS: one row for every method of the framework."""
 
 from gsg_jax.methods.asymmetric import asymmetric_loss
 from gsg_jax.methods.clustering import check_dino, dino_loss, init_centre, twist_loss
@@ -27,7 +27,7 @@ from gsg_jax.methods.simdino import simdino_loss
 from gsg_jax.methods.unified import check_form, own_form_values, surrogate_loss
 from gsg_jax.methods.visreg import visreg_loss
 
-# Options that several methods have.
+# Options shared by several methods.
 _TEMPERATURE = {
     "temperature": Key(float, "of the softmax over similarities or classes", (0.01, 10))
 }

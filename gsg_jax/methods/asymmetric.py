@@ -16,7 +16,7 @@ def asymmetric_loss(
 
     Args:
       outputs: online predictions p [V, B, D] and target projections z_target [G, B, D] of the
-        global views, G at least 2; local views follow all of these.
+        global views, G at least 2; local views follow all these targets.
       memory: unused, returned as is.
       key: unused; nothing is random.
       stop_gradient: False lets the gradient into an online target; the method then collapses.

@@ -1,4 +1,4 @@
-"""DINO and TWIST: two views of an image agree on one of many classes that have no names."""
+"""DINO and TWIST: two views of an image agree on one of many unnamed classes."""
 
 import chex
 import jax
@@ -21,7 +21,7 @@ def dino_loss(
     centre_momentum: float,
     stop_gradient: bool = True,
 ) -> tuple[jax.Array, Memory, Metrics]:
-    """Cross-entropy of each view's class distribution under the sharpened target of the other.
+    """Cross-entropy of each view's class distribution with the other view's sharpened target.
 
     With a centre c of the targets: q = softmax((z_target - c) / tau_t), p = softmax(z / tau_s),
       l = -sum_k q_k(x_1) log p_k(x_2), mean over both orders and the batch.
@@ -106,7 +106,7 @@ def twist_loss(
     diversity_weight: float,
     stop_gradient: bool = False,
 ) -> tuple[jax.Array, Memory, Metrics]:
-    """Twin class distributions: consistent, sharp in each image, diverse over the batch.
+    """Loss of twin class distributions: consistent, sharp in each image, diverse over the batch.
 
     With p_v = softmax(z_v): l = consistency + alpha sharpness - beta diversity,
       consistency = mean (KL(p_1 | p_2) + KL(p_2 | p_1)) / 2,
@@ -133,7 +133,7 @@ def twist_loss(
     log_p = jax.nn.log_softmax(outputs.p, axis=-1)  # [2, B, K]
     log_t = jax.nn.log_softmax(z, axis=-1)[::-1]  # the sibling's
     p, t = jnp.exp(log_p), jnp.exp(log_t)
-    # Each order's two divergences; the mean over the orders halves their sum.
+    # The sum of both divergences, for each order of the views.
     divergences = jnp.sum(p * (log_p - log_t) + t * (log_t - log_p), axis=-1)  # [2, B]
     consistency = jnp.mean(divergences) / 2
     sharpness = jnp.mean(_entropy(p))

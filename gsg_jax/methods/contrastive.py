@@ -60,13 +60,13 @@ def moco_loss(
 
     For a view u with sibling target t' and the queue's rows k:
       l = -log( exp(u . t' / tau) / (exp(u . t' / tau) + sum_k exp(u . k / tau)) ), on unit vectors.
-    Both orders of the two views count; the paper's loss is one of them. Afterwards the step's
+    Both orders of the two views count; the paper's loss takes one order. Afterwards the step's
     targets replace the queue's oldest rows.
 
     Args:
       outputs: online predictions p, target projections z_target (of the sibling) and negatives
         (what joins the queue), each [2, B, D].
-      memory: queue, unit rows [Q, D]; oldest, int32 scalar, the place of its oldest row.
+      memory: queue, unit rows [Q, D]; oldest, int32 scalar, the index of its oldest row.
       key: unused; nothing is random.
       temperature: tau, above 0.
       queue_size: Q, at least 2 B.
@@ -124,8 +124,8 @@ def check_queue(*, num_views: int, batch_size: int, queue_size: int, **choices) 
 def _unit_views(outputs: Outputs, stop_gradient: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Unit rows [2, B, D]: sources, their siblings' targets, negatives.
 
-    The views keep an axis of their own. Joined with the images, the rows would no longer follow the
-    sharding of the images, and each device would compute the loss of all of them.
+    The views keep their own axis. If it were merged with the images' axis, the rows would no longer
+    follow the images' sharding, and each device would compute the loss of all images.
     """
     chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)

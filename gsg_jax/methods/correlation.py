@@ -16,7 +16,7 @@ def init_correlation(key: jax.Array, *, width: int, **options) -> Memory:
 
 
 def update_correlation(memory: Memory, targets: jax.Array, decay: float) -> Memory:
-    """Moves F to rho F + (1 - rho) mean_v v v', mean over all V B rows; the first batch sets it.
+    """Moves F to rho F + (1 - rho) mean_v v v', mean over all V B rows; the first batch sets F.
 
     Args:
       memory: correlation F [D, D], is_set.

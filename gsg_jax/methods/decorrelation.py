@@ -23,8 +23,8 @@ def barlow_twins_loss(
       l = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2.
 
     Args:
-      outputs: online predictions p, target projections z_target (of the diagonal) and negatives
-        (of the rest), each [2, B, D].
+      outputs: online predictions p, target projections z_target (for the diagonal) and negatives
+        (for the rest), each [2, B, D].
       memory: unused, returned as is.
       key: unused; nothing is random.
       off_diagonal_weight: lambda, at least 0.
@@ -44,7 +44,7 @@ def barlow_twins_loss(
         squares = jnp.sum(jnp.square(_product(x, y_negative) / x.shape[0]))
         own_squares = jnp.sum(jnp.square(jnp.mean(x * y_negative, axis=0)))
         off_diagonal = squares - own_squares
-        # What pushes images apart is the sum of all squares; the rest attracts.
+        # The sum of all squares pushes images apart; the rest attracts.
         attraction = on_diagonal - off_diagonal_weight * own_squares
         return jnp.stack([on_diagonal + off_diagonal_weight * off_diagonal, attraction])
 
@@ -65,8 +65,8 @@ def vicreg_loss(
     """Weighted sum of invariance, variance and covariance terms, on raw projections.
 
       invariance = mean (z_1 - z_2)^2 over images and channels,
-      variance   = mean_d max(0, 1 - sqrt(Var(z_d) + 1e-4)), halves of both views,
-      covariance = sum_{i != j} Cov(z)_ij^2 / D, of both views.
+      variance   = mean_d max(0, 1 - sqrt(Var(z_d) + 1e-4)), averaged over both views,
+      covariance = sum_{i != j} Cov(z)_ij^2 / D, summed over both views.
 
     Args:
       outputs: online predictions p and target projections z_target, each [2, B, D].
@@ -120,7 +120,7 @@ def _spread(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _both_orders(of_pair, outputs: Outputs, stop_gradient: bool) -> jax.Array:
-    """Mean of of_pair over both orders of the views; its first argument is the online row."""
+    """Averages of_pair, whose first argument is the online row, over both orders of the views."""
     chex.assert_equal_shape([outputs.p, outputs.z_target, outputs.negatives])
     chex.assert_axis_dimension(outputs.p, 0, 2)
     p, targets = outputs.p, (outputs.z_target, outputs.negatives)

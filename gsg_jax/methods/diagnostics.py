@@ -67,11 +67,11 @@ def gradient_figures(
     memory: Memory,
     key: jax.Array,
 ) -> Metrics:
-    """Splits a method's gradient into its positive and its negative part, on the unit sphere.
+    """Splits a method's gradient into its positive and negative parts, on the unit sphere.
 
     With u = z / |z| a row's gradient is V B |z| (I - u u') dl/dz: on the sphere, so that methods
-    with and without normalisation compare, and times V B, as if the loss were this row's only. The
-    positive part is the gradient of the loss's attraction, the negative part the rest.
+    with and without normalisation are comparable, and times V B, as if the loss were this row's
+    only. The positive part is the gradient of the loss's attraction, the negative part the rest.
 
     Args:
       loss: the method's loss.
@@ -82,7 +82,7 @@ def gradient_figures(
 
     Returns:
       Scalars: positive_gradient and negative_gradient, mean norms over the rows; gradient_balance,
-      their quotient, negative by positive; gradient_cosine, the mean cosine between a row's two
+      their ratio, negative to positive; gradient_cosine, the mean cosine between a row's two
       parts, -1 if they cancel; positive_similarity, the mean cosine between sibling views across
       the branches, and negative_similarity, between views of different images; channel_correlation,
       root mean square of the correlations between two channels of z over a view's batch, 0 if

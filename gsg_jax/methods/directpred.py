@@ -25,12 +25,12 @@ def directpred_loss(
 
     Args:
       outputs: online predictions p (projections, unless another predictor is configured) [V, B, D],
-        and target projections z_target (positives) and negatives (of F), [G, B, D].
-      memory: of init_predictor; F runs on unit rows of whole global views.
+        and target projections z_target (positives) and negatives (for F), [G, B, D].
+      memory: from init_predictor; F comes from unit rows of whole global views.
       key: unused; nothing is random.
       correlation_decay: rho of F, in [0, 1].
       eigenvalue_floor: epsilon, at least 0.
-      predictor_every_steps: how often W is updated; the eigenvectors dominate its cost.
+      predictor_every_steps: how often W is updated; the eigenvectors dominate the cost.
       stop_gradient: False lets the gradient into an online target.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The gradients of the whole family in one notation (UniGrad): FORMS, a row each.
+"""FORMS: one row for each gradient of the family, in one notation (UniGrad).
 
 Notation, for a view u_1 of N images: u_2 is its positive, its sibling in the target branch; v runs
 over the target branch's rows of both views, F is their running correlation matrix. Rows have unit
@@ -7,8 +7,8 @@ they are. A form returns the two parts of the gradient with respect to u_1 and, 
 to u_2; the surrogate loss sum(stop_gradient(g) u) has this gradient.
 
 1/(2 N) is for N images of 2 views; with local views the mean is over all V N views. Forms whose
-negative part does not name the sibling take any positive: of local views (the mean of both global
-targets) and of CutMix (both images' targets by their shares).
+negative part does not name the sibling take any positive: for local views, the mean of both global
+targets; for CutMix, both images' targets by their shares.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Pair(NamedTuple):
 
     Attributes:
       u: online rows, [V, N, D], V = 2 without local views.
-      positive: the row that each is pulled toward, u_2 for u_1, [V, N, D].
+      positive: the row that each u is pulled toward, u_2 for u_1, [V, N, D].
       bank: rows of the target branch that negatives are made of, [2, N, D].
       correlation: F after this step's update, [D, D].
       balance: lambda, the weight of the negative part.
@@ -55,7 +55,7 @@ def moco(pair: Pair) -> Gradients:
 
 
 def simclr_one_term(pair: Pair) -> Gradients:
-    """SimCLR's first term alone, what u_1 gets as a source: MoCo's with u_1's own row left out."""
+    """SimCLR's first term alone (u_1 as a source): MoCo's gradient without u_1's own row."""
     return _info_nce(pair, leaves_out_itself=True)
 
 
@@ -70,7 +70,7 @@ def _info_nce(pair: Pair, *, leaves_out_itself: bool) -> Gradients:
 
 
 def simclr(pair: Pair) -> Gradients:
-    """Weight-sharing, both terms: what u_1 gets as a source and what it gets as a target.
+    """SimCLR with weight sharing, both terms: u_1's gradients as a source and as a target.
 
     g = 1/(2 N tau) (-2 u_2 + sum_v s_v v + sum_v t_v v): s_v is u_1's softmax over the other rows,
     t_v the share that row v's softmax gives to u_1.
@@ -201,12 +201,12 @@ class Form(NamedTuple):
     """A member of the family.
 
     Attributes:
-      gradients: the two parts of the gradient by the rows u.
-      rows_of: makes rows of projections.
-      balance: its usual lambda, on unit rows that of 2048 channels; None if the form has none, or
+      gradients: the two parts of the gradient with respect to u.
+      rows_of: makes rows from projections.
+      balance: its usual lambda (on unit rows: for 2048 channels); None if the form has none or
         computes its own.
-      scale_per_channel: c of the loss scale c / D with which it learns like a cosine; None means a
-        scale of 1.
+      scale_per_channel: c in the loss scale c / D with which the form learns like a cosine; None
+        means a scale of 1.
 
     Source: Tao et al., CVPR 2022 (arXiv 2112.05141), table 2.
     """

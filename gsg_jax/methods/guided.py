@@ -1,9 +1,9 @@
-"""Guided stop-gradient: of two images' views the closest are sources, their siblings targets.
+"""Guided stop-gradient: the closest views of two images are sources, their siblings targets.
 
 With local views (multi-crop) an image's closest global view is still the source, and its local
 views follow the same target: each D of the loss is the mean of D(p, sg z_other) over the source and
-the image's local views. With CutMix a source follows its own target and, by the patch's share, its
-partner's sibling view of the same number; the distances are those of whole views.
+the image's local views. With CutMix a source's target is mixed, by the patch's share, with the
+partner image's target of the same view number; the distances are those of whole views.
 """
 
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from gsg_jax.methods.similarity import attraction, cosine_to_unit, distance, nor
 
 PAIRS = ("11", "12", "21", "22")
 VIEWS_OF_PAIRING = {"permutation": 4, "roll": 2, "halves": 2, "nearest": 2}
-# How many views of an image each pairing makes a source, if it is the same number for every image.
+# Views per image that a pairing makes sources, if every image has the same number of them.
 SOURCES_OF_PAIRING = {"permutation": 2, "halves": 1}
-# Which of the four view pairs are sources, and what their distances are of; the first of each is
-# the method, the others are ablations.
+# Which of the four view pairs are sources, and between which projections distances are taken; the
+# first of each is the method, the others are ablations.
 GUIDES = ("closest", "farthest", "random")
 DISTANCES = ("raw", "normalised")
 
 
 class Pairs(NamedTuple):
-    """Who was compared with whom, and which views were closest.
+    """Which images were compared, and which views were closest.
 
     Attributes:
       image, reference: slices of the batch, or indices into it, of P images each; P is B, or B / 2
@@ -60,15 +60,15 @@ def guided_loss(
 
     Args:
       outputs: online predictions p [V, B, D], or of the selected sources only, and target
-        projections z_target [G, B, D]. With G = 4, views 0, 1 are an image's and views 2, 3 its
-        reference's; with G = 2 an image's own views are its reference views. Local views come last.
+        projections z_target [G, B, D]. With G = 4, views 0, 1 are those of an image and views 2, 3
+        those of a reference; with G = 2 the same views serve as both. Local views come last.
       memory: unused, returned as is.
       key: draws the reference images of pairing "permutation".
       pairing: which image is whose reference. "permutation": a random permutation of the batch,
         fixed points included (G = 4, the paper's); "roll": the next image; "halves": the first half
         with the second, each pair once (B even); "nearest": the nearest other image. With "roll"
         and "nearest" an image is in several pairs and both its views may be sources.
-      guide: which view pair is the sources, one of GUIDES; "random": all with the same chance.
+      guide: which view pair the sources are, one of GUIDES; "random": all with the same chance.
       distances: of "raw" projections, as above, or of "normalised" ones, one of DISTANCES.
       stop_gradient: False lets the gradient into an online target as well.
 
@@ -79,7 +79,7 @@ def guided_loss(
     Raises:
       ValueError: at trace time, if `pairing` does not fit G or B.
 
-    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views, CutMix are ours.
+    Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1; local views, CutMix: ours.
     """
     z_stopped = jax.lax.stop_gradient(outputs.z_target)
     z = z_stopped if stop_gradient else outputs.z_target

@@ -15,15 +15,15 @@ def guided_sources(
 ) -> tuple[jax.Array, Memory, Metrics]:
     """A loss whose sources are the views that guided stop-gradient picks.
 
-    Of each pair of images the two closest views follow their siblings' targets, and no other view
-    follows any. All else in the loss, such as a repulsion, stays as it is. Of the negative cosine
+    In each pair of images the two closest views follow their siblings' targets; no other view
+    follows any. All else in the loss, such as a repulsion, stays as it is. For the negative cosine
     this is `guided_loss`.
 
     Args:
       loss: takes its targets from `positives`.
       outputs: z_target [G, B, D], with G = 2 or 4.
       memory: of the loss.
-      key: the loss's; also draws the references of four views.
+      key: the loss's; also draws the references for four views.
       options: of the loss.
 
     Returns:

@@ -18,7 +18,7 @@ def lejepa_loss(
 ) -> tuple[jax.Array, Memory, Metrics]:
     """(1 - lambda) invariance + lambda SIGReg, lambda the regularizer_weight, on raw projections.
 
-    Invariance is `distance_to_centre`, SIGReg the mean over all views of `sigreg`.
+    Invariance is `distance_to_centre`, SIGReg the mean of `sigreg` over all views.
 
     Args:
       outputs: online predictions p [V, B, D] and target projections z_target [G, B, D].
@@ -45,7 +45,7 @@ def sigreg(s: jax.Array) -> jax.Array:
     """Epps-Pulley distance of each direction's rows from a standard Gaussian, [V, M].
 
     B integral_{-3}^3 phi ((mean cos(t s) - phi)^2 + (mean sin(t s))^2) dt, phi = exp(-t^2 / 2), the
-    means over the batch of s [V, B, M], by the trapezoidal rule with 17 knots on [0, 3], twice.
+    means over the batch of s [V, B, M], by the trapezoidal rule with 17 knots on [0, 3], doubled.
     """
     t = jnp.arange(17, dtype=s.dtype) * 3 / 16
     phi = jnp.exp(-jnp.square(t) / 2)

@@ -9,7 +9,7 @@ import jax
 TARGETS = ("online", "ema", "ema_positive")
 PREDICTORS = ("mlp", "none")
 SOURCES = ("all", "selected")
-# What a loss may support beside whole views against one target branch.
+# What a loss may support besides whole views against one target branch.
 EXTRAS = ("local_views", "cutmix", "ema_positive", "guided")
 
 
@@ -21,12 +21,11 @@ class Key(NamedTuple):
         itself if every config that has the key gives a value.
       meaning: what it is, in one line.
       limits: the smallest and the largest value of a number, or of each number of a tuple; the
-        choices of a text, or the table whose names they are; () if whoever reads the value checks
-        it.
-      length: how many numbers a tuple has; 0 is any number but none.
+        choices of a text, or the table that names them; () if whoever reads the value checks it.
+      length: how many numbers a tuple has; 0: one or more.
       is_ordered: whether the first number of a tuple must not exceed the second.
-      may_change: when it may differ from the record of the run that is resumed, as
-        gsg_jax.config.keys counts it; "" in a row there is its group's, of an option never.
+      may_change: when the value may differ from the resumed run's record, in the words of
+        gsg_jax.config.keys; "" means the group's in a row there, and never in a method's option.
     """
 
     default: Any
@@ -108,7 +107,7 @@ class Method:
 
     Attributes:
       loss: pure function (outputs, memory, key, **options) -> (loss, memory, metrics). Its metrics
-        have `attraction` beside what is logged: the part of the loss that pulls a view toward its
+        have `attraction` besides what is logged: the part of the loss that pulls a view toward its
         positive, a scalar whose gradient is the positive gradient; the rest is the negative one.
         It raises AssertionError or ValueError at trace time if shapes or the number of views do not
         fit.

@@ -21,9 +21,9 @@ def positives(
       num_views: V, G global views first, local views after.
       mix: the patches of CutMix, or None.
       picks: how often each view is a guided source, [G, B], 2 B in all, or None. The rows then are
-        the siblings' (views 0 and 1, views 2 and 3), times their picks, and a local view follows
-        the targets of all its image's sources. They are scaled so that in the mean over all rows
-        each source and its image's L local views have 1 / (1 + L) each.
+        the siblings' (views 0 and 1, views 2 and 3), times their picks; a local view follows the
+        targets of all its image's sources. Rows are scaled so that in the mean over all of them
+        each source and its image's L local views weigh 1 / (1 + L) each.
 
     Returns:
       Rows [V, B, D].

@@ -11,7 +11,7 @@ from gsg_jax.methods.similarity import normalize
 def distance_to_centre(outputs: Outputs, stop_gradient: bool) -> jax.Array:
     """Mean of (c - p)^2 over all views, images and channels.
 
-    c is an image's mean of the targets over its global views; local views are pulled to it too.
+    c is the mean of an image's targets over its global views; local views are pulled to it too.
 
     Args:
       outputs: p [V, B, D] and z_target [G, B, D], G at least 2.
@@ -24,9 +24,9 @@ def distance_to_centre(outputs: Outputs, stop_gradient: bool) -> jax.Array:
 
 
 def project(z: jax.Array, key: jax.Array, num_directions: int) -> jax.Array:
-    """Projects [V, B, D] on M random unit vectors, the same for all views and devices: [V, B, M].
+    """Projects [V, B, D] onto M random unit vectors, the same for all views and devices: [V, B, M].
 
-    A standard Gaussian has a standard Gaussian on each of them.
+    A standard Gaussian stays a standard Gaussian on each of them.
     """
     directions = normalize(jax.random.normal(key, (num_directions, z.shape[-1]), z.dtype))
     return jnp.matmul(z, directions.T, precision=jax.lax.Precision.HIGHEST)

@@ -40,7 +40,7 @@ def surrogate_loss(
       eigenvalue_floor: epsilon of the DirectPred forms.
       correlation_decay: rho of the running correlation.
       loss_scale: multiplies the gradient.
-      stop_gradient: must be True; a given gradient has no other target.
+      stop_gradient: must be True; the given gradient never enters the target.
 
     Returns:
       (loss, memory, metrics): only the loss's gradient counts. Nothing else is logged.

@@ -24,7 +24,7 @@ class Projector(nn.Module):
       hidden_width: width of every layer but the last.
       width: of the projection, D.
       num_prototypes: K. 0 returns the projection; otherwise it is scaled to unit length and
-        multiplied with K unit vectors.
+        multiplied by K unit vectors.
       norm: makes a BatchNorm, which carries the number of views, or a LayerNorm.
       end: what follows the last layer, one of PROJECTOR_ENDS: "batch_norm" is a norm, of the same
         kind as the others; "none" is no norm, for losses that set means and variances themselves.

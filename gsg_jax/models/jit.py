@@ -1,4 +1,4 @@
-"""Compiling what runs a network: the one place that knows of gsg_jax.models.cpu."""
+"""Compiles what runs a network: the one place that knows of gsg_jax.models.cpu."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ from gsg_jax.models.cpu import compiler_options, on_cpu
 
 
 def jit_network(function: Callable, mesh: jax.sharding.Mesh, **options) -> Callable:
-    """Returns `jax.jit(function, **options)`, with what a CPU does its own way.
+    """Returns `jax.jit(function, **options)`, with a CPU's own paths and compiler options.
 
     Args:
       function: pure; runs networks of gsg_jax.models.
-      mesh: the devices that it is compiled for. What is done otherwise on a CPU follows from them
-        and not from the devices of this process.
+      mesh: the devices that it is compiled for, which may be another machine's. A CPU's own paths
+        are taken if it is one CPU, the only device of this process.
       options: of `jax.jit`.
     """
     return jax.jit(on_cpu(function, mesh), compiler_options=compiler_options(mesh), **options)

@@ -18,7 +18,7 @@ class BatchNorm(nn.Module):
 
     The rows of a batch are ordered by image, then by view ([B x V, ...]), so that no row of a batch
     sharded by image moves to another device. Each view is normalised by its own mean and biased
-    variance, as if the views passed the network one after another. The running statistics are
+    variance, as if the views passed through the network in turn. The running statistics are
     updated once for each view, in the views' order, with the unbiased variance.
 
     Under `jit` on global arrays the statistics span all devices and hosts. With group_images they
@@ -101,11 +101,11 @@ def sum_of_views(x: jax.Array) -> jax.Array:
 
 
 def moments_in_one_pass(x: jax.Array, near_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each view, by sums of x - near_mean and of its square.
+    """Mean and biased variance of each view, from sums of x - near_mean and of its square.
 
-    So x is read once, on the way out of the convolution that computes it, and the sums of all
-    devices are added in one exchange. The variance loses as many digits as the square of the
-    distance of near_mean and mean has more than the variance: a running mean is near enough.
+    Thus x is read once, on the way out of the convolution that computes it, and the sums of all
+    devices are added in one exchange. The variance loses the digits by which the squared distance
+    from near_mean to the mean exceeds it: a running mean is near enough.
 
     Args:
       x: [B, V, ..., C], float32 or wider.
@@ -142,7 +142,7 @@ def normalize_views(
 
         dx = scale / sqrt(var + epsilon) (dy - mean of dy - x_hat mean of (dy x_hat)),
 
-    where x_hat is the normalised x. Only x is kept for it, in its own type.
+    where x_hat is the normalised x. Only x is kept for the gradient, in its own type.
 
     Args:
       x: [B, V, ..., C].
@@ -183,7 +183,7 @@ def _gradient_of_normalized(epsilon, moments, sum_of_views, sum_over_views, resi
     dy_sum, dy_x_sum = sum_of_views(dy), sum_of_views(dy * x_hat)  # [V, C] each
     rest = dy - like_views(dy_sum / count, x) - x_hat * like_views(dy_x_sum / count, x)
     dx = rest * like_views(reciprocal * scale[None], x)
-    of_near_mean = jnp.zeros_like(scale)  # it is where one looks, and changes nothing
+    of_near_mean = jnp.zeros_like(scale)  # near_mean does not change the result
     return dx.astype(x.dtype), sum_over_views(dy_x_sum), sum_over_views(dy_sum), of_near_mean
 
 
@@ -246,7 +246,7 @@ class LayerNorm(nn.Module):
 
 
 def _flax_norm(module: GroupNorm | LayerNorm, kind: type[nn.Module], **options) -> nn.Module:
-    """Flax's norm with the settings of a module, and its scale and bias where BatchNorm's lie."""
+    """Flax's norm with a module's settings, and its scale and bias stored where BatchNorm's are."""
     norm = kind(
         epsilon=module.epsilon,
         use_scale=module.use_scale,

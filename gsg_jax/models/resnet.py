@@ -81,8 +81,8 @@ class ResNet(nn.Module):
       norm: makes a BatchNorm, which carries the number of views, or a GroupNorm, whose groups
         divide the width.
       weight_standardization: whether every kernel is standardised before it convolves.
-      recompute: whether each block keeps only its input, and the backward pass computes its
-        activations again: a third more work, less memory.
+      recompute: whether each block keeps only its input, and the backward pass recomputes its
+        activations: a third more work, less memory.
       dtype: of the activations; parameters and statistics are float32.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385); zero-initialised last BatchNorm scale of each

@@ -64,7 +64,7 @@ def build_siamese(
     Args:
       model: the config group.
       predictor: "mlp" or "none".
-      num_views: views an image in training mode, V.
+      num_views: views per image in training mode, V.
 
     Returns:
       (online, target): the same backbone and projector; the target has no predictor, and no
@@ -89,7 +89,7 @@ def build_siamese(
 
 
 def init_variables(branch: Siamese, seed: int, image_shape: tuple[int, int, int]) -> dict:
-    """Draws the variables of a branch as they are before the first step, for views of a shape.
+    """Draws a branch's variables before the first step, for views of a given shape.
 
     A backbone's variables depend neither on the heads nor on the number of views.
 
@@ -133,7 +133,7 @@ def _shapes(tree: Mapping[str, Any]) -> Any:
 
 
 def build_backbone(model: ml_collections.ConfigDict, *, num_views: int = 1) -> nn.Module:
-    """Builds the backbone of `config.model`; `num_views` an image count in training mode only."""
+    """Builds `config.model`'s backbone; `num_views` per image matters in training mode only."""
     return BACKBONES[model.backbone](model, _norm(model, model.norm, num_views))
 
 
@@ -170,7 +170,7 @@ def _resnet(model: ml_collections.ConfigDict, norm: Norm) -> ResNet:
     )
 
 
-# Each function makes a backbone of `config.model` and of what makes its normalisation layers.
+# Each function makes a backbone from `config.model` and a maker of its normalisation layers.
 BACKBONES: dict[str, Callable[[ml_collections.ConfigDict, Norm], nn.Module]] = {
     **dict.fromkeys(RESNETS, _resnet),
     **dict.fromkeys(VITS, _vit),

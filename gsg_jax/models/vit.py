@@ -7,7 +7,7 @@ import ml_collections
 
 MLP_RATIO = 4
 NORM_EPSILON = 1e-6
-WAVELENGTH = 10_000  # the longest of the fixed positions is 2 pi times this, in patches
+WAVELENGTH = 10_000  # the fixed positions' longest wavelength is 2 pi times this, in patches
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -20,7 +20,7 @@ class ViT(nn.Module):
 
     Attributes:
       width: of a token, D; a multiple of 4, and of num_heads.
-      num_heads: attention heads a block.
+      num_heads: attention heads per block.
       depth: blocks.
       patch_size: side of a patch, pixels.
       pooling: what embeds an image: "class_token", an extra token, or "mean", the mean of the
@@ -28,11 +28,11 @@ class ViT(nn.Module):
       positions: "fixed", sines and cosines of row and column, or "learned", a table for the square
         grid of the first images, which is resized for other grids.
       freeze_patches: whether the gradient stops at the projected patches. The optimizer must leave
-        them out too: see gsg_jax.models.siamese.frozen_params.
+        their projection out too: see gsg_jax.models.siamese.frozen_params.
       drop_path: share of the samples that skip a branch of the last block in training mode, in
         [0, 1); rises linearly from 0 at the first block. Reads the "drop_path" stream of keys.
-      recompute: whether each block keeps only its input, and the backward pass computes its
-        activations again: a third more work, less memory.
+      recompute: whether each block keeps only its input, and the backward pass recomputes its
+        activations: a third more work, less memory.
       dtype: of the activations; parameters, norms' statistics and softmax are float32 or wider.
 
     Source: Dosovitskiy et al., ICLR 2021 (arXiv 2010.11929). Frozen patches, fixed positions and
@@ -228,7 +228,7 @@ def resize_positions(table: jax.Array, grid: tuple[int, int], num_extra: int) ->
 
     Returns:
       [1, num_extra + rows x columns, D]: the table itself if it has this grid already, otherwise
-      bicubic, with antialiasing if it shrinks.
+      resized bicubically, with antialiasing if it shrinks.
     """
     side = round((table.shape[1] - num_extra) ** 0.5)
     if grid == (side, side):
@@ -240,7 +240,7 @@ def resize_positions(table: jax.Array, grid: tuple[int, int], num_extra: int) ->
 
 
 def _each_third_xavier(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
-    """Draws the weights of queries, keys and values as three matrices."""
+    """Draws the query, key and value weights as three matrices."""
     limit = (6 / (shape[0] + shape[1] // 3)) ** 0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 

@@ -46,10 +46,10 @@ FIRST = (
 )
 NONE = "none"  # a key that a run does not have
 BEST = "★"
-# Endings of figures of which the highest is the best, and those of which the lowest is.
+# Endings of figures whose highest value is the best, and of those whose lowest is.
 HIGHER = ("top1", "top5", "mean_per_class", "mean_ap", "views_per_second")
 LOWER = ("train_seconds",)
-SECTIONS = {"settings": "differences", "curves": "curves"}  # of what a run lacks; else figures
+SECTIONS = {"settings": "differences", "curves": "curves"}  # of missing parts; else figures
 
 
 class Comparison(NamedTuple):

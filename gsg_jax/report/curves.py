@@ -113,7 +113,7 @@ KINDS = (
 )
 KNOWN = {name for kind in KINDS for name, _ in kind.lines} | {"step", "epoch"}
 LEVELS = (("knn_top1_untrained", "untrained encoder"), ("knn_top1_pixels", "raw pixels"))
-# Figures of the whole set, or that are computed: not smoothed.
+# Figures of the whole set, and computed ones, are not smoothed.
 EXACT = ("knn_top1", "online_linear_test_top1", "rankme", "lidar", "learning_rate")
 
 
@@ -130,7 +130,7 @@ def curves(record: RunRecord) -> list[Chart]:
 def curves_of_several(records: Sequence[RunRecord], names: Sequence[str]) -> list[Chart]:
     """Draws a chart for each figure that at least one of several runs has logged.
 
-    The four view pairs of guided methods share one: a colour for each pair, dashes for each run.
+    The four view pairs of guided methods share a chart: colours for pairs, dashes for runs.
 
     Args:
       records: of the runs.
@@ -213,7 +213,7 @@ class _Axis:
 
 
 def _other_kinds(records: Sequence[RunRecord]) -> list[Kind]:
-    """Other logged figures: of the method, or of the gradient inspector."""
+    """Other logged figures: the method's, or the gradient inspector's."""
     logged = itertools.chain.from_iterable(line for record in records for line in record.lines)
     return [
         Kind(name, "as the method logs it", ((name, name),), "")
@@ -223,6 +223,6 @@ def _other_kinds(records: Sequence[RunRecord]) -> list[Kind]:
 
 
 def _epochs_a_step(record: RunRecord) -> float:
-    """Epochs a step; 0 if no line has logged it."""
+    """Epochs per step; 0 if no line has logged any."""
     ratios = (line["epoch"] / line["step"] for line in record.lines if line.get("epoch"))
     return next(filter(math.isfinite, ratios), 0.0)

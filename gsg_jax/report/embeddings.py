@@ -143,7 +143,7 @@ def spectrum(h: np.ndarray) -> np.ndarray:
 
 
 def effective_rank(shares: np.ndarray) -> float:
-    """The effective rank, as a batch's in methods/diagnostics.py, of shares of the variance."""
+    """The effective rank of variance shares, as for a batch in methods/diagnostics.py."""
     singular = np.sqrt(shares[shares > 0])
     singular /= singular.sum()
     return float(np.exp(-(singular * np.log(singular)).sum()))

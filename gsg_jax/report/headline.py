@@ -22,7 +22,7 @@ class Score(NamedTuple):
     Attributes:
       top1: share in [0, 1].
       num: images that were classified; None if unknown.
-      name: what it is of.
+      name: how it was scored.
     """
 
     top1: float

@@ -48,9 +48,9 @@ class Checkpoints:
 
         Args:
           workdir: DIR.
-          keep: how many of the newest to keep; the best by knn_top1 is kept besides.
-          keep_every: multiples of so many steps are kept too; 0 keeps no others.
-          last_step: of the run; a checkpoint of a later step is of another run.
+          keep: how many of the newest to keep; the best by knn_top1 is kept too.
+          keep_every: also keep those at multiples of this many steps; 0 keeps no others.
+          last_step: of the run; a later checkpoint is another run's.
           read_only: True neither makes nor changes the folder.
 
         Raises:
@@ -101,7 +101,7 @@ class Checkpoints:
         Args:
           state: on the devices; copied before this returns, so that it may be donated.
           knn_top1: its score, if there is one.
-          wait: until it is saved.
+          wait: whether to wait until it is saved.
           record: called once there is room for this save.
 
         Raises:
@@ -257,10 +257,10 @@ def _one_line(what: str, fix: str = "fix that, or give another --workdir") -> It
 
 
 def read_newest(workdir: pathlib.Path, read: Callable[[Checkpoints, int], Any]) -> tuple[int, Any]:
-    """Reads from a run's newest checkpoint, while the run may go on.
+    """Reads from a run's newest checkpoint, while the run may continue.
 
-    A run that saves removes older checkpoints. If that happens during the reading, on one host, it
-    begins again with the one that is then the newest.
+    A run that saves removes older checkpoints. If that happens during the reading, on one host, the
+    reading begins again with the checkpoint that is then newest.
 
     Args:
       workdir: DIR.

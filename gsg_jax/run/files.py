@@ -12,12 +12,12 @@ from gsg_jax.config.load import is_number
 from gsg_jax.console import UserError
 from gsg_jax.devices.hosts import is_writer
 
-# The figures of a line of throughput.jsonl that are read again.
+# The figures of a line of throughput.jsonl that are read back.
 TIMED = ("views_per_second", "interval_seconds", "train_seconds")
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:
-    """Where this process prepares a file: others may write it too, also on other machines."""
+    """Where this process prepares a file that others may write too, even on other machines."""
     return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
 
@@ -25,7 +25,7 @@ def partial_path(path: pathlib.Path) -> pathlib.Path:
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` at the end; a reader sees the old one or the new.
 
-    What lies at either name, a link to elsewhere too, is replaced and never written through.
+    Whatever lies at either name, even a link to elsewhere, is replaced, never written through.
     """
     partial = partial_path(path)
     partial.unlink(missing_ok=True)
@@ -60,14 +60,14 @@ def open_to_append(path: pathlib.Path) -> IO[str]:
 
 
 def content(path: pathlib.Path) -> bytes:
-    """The bytes of a file; UserError if it is none, such as a pipe, which may never end."""
+    """The bytes of a file; UserError if it is not one, such as a pipe, which may never end."""
     if not path.is_file():
         raise _damaged(path, "not a file")
     return path.read_bytes()
 
 
 def read_lines(path: pathlib.Path, names: Collection[str] = ()) -> list[dict]:
-    """Returns the objects of a .jsonl file of logged steps; half a last line is left out.
+    """Returns the objects of a .jsonl file of logged steps; an incomplete last line is left out.
 
     Args:
       path: of the file; [] if there is none.

@@ -1,4 +1,4 @@
-"""A run that is complete: its last line, kept in its workdir and given again without training."""
+"""A complete run: its last line, kept in its workdir and returned again without training."""
 
 import json
 import pathlib
@@ -43,7 +43,7 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if damage(workdir / "checkpoints" / str(step)):
         return None
     patience = config.run.patience_epochs
-    if figures.get("patience_epochs", patience) != patience:  # it ended early, and may go on
+    if figures.get("patience_epochs", patience) != patience:  # it ended early, and may continue
         return None
     report = workdir / "report.html"
     if config.run.report and not report.is_file():
@@ -52,7 +52,7 @@ def read_finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] |
     if config.data.batch_size == figures.get("batch_size_asked"):  # more than the folder has
         config.data.batch_size = read_config(workdir)["data"]["batch_size"]
     check_pretraining(config)
-    if check_workdir(workdir, resolve(config)) is not None:  # it may go on
+    if check_workdir(workdir, resolve(config)) is not None:  # it may continue
         return None
     baselines = workdir / "baselines.json"
     if "knn_top1_untrained" in figures and not baselines.exists():

@@ -17,7 +17,7 @@ from gsg_jax.data.source import ArraySource, Source, Subset, num_decode_threads
 from gsg_jax.run.files import read_object
 
 IDENTITY = "identity.json"
-# Settings that change numbers without a word.
+# Settings that change numbers silently.
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_prng_impl",
@@ -29,7 +29,7 @@ _FILES_PER_CALL = 1000
 
 
 def identity(sources: dict[str, Source | None], folder: str) -> dict[str, Any]:
-    """What a run would have to find again to end with the same numbers.
+    """What must be the same again for a run to end with the same numbers.
 
     Args:
       sources: of the run, by split.
@@ -43,7 +43,7 @@ def identity(sources: dict[str, Source | None], folder: str) -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """JAX's settings that change numbers, of a run or of an evaluation that is resumed."""
+    """JAX's settings that change the numbers of a resumed run or evaluation."""
     return {name: getattr(jax.config, name) for name in SETTINGS}
 
 
@@ -52,11 +52,11 @@ def check_identity(workdir: pathlib.Path, now: dict[str, Any], may_differ: bool)
 
     Args:
       workdir: DIR; a run that has not begun has recorded nothing.
-      now: of `identity`.
-      may_differ: whether a difference is only warned of.
+      now: from `identity`.
+      may_differ: whether a difference only causes a warning.
 
     Raises:
-      UserError: if they differ, and may not; it names what differs.
+      UserError: if they differ, and may not; the message names what differs.
     """
     path = workdir / IDENTITY
     if not path.exists():

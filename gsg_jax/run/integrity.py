@@ -48,7 +48,7 @@ def _file_digest(path: pathlib.Path) -> str:
 
 
 def check_name(workdir: pathlib.Path) -> None:
-    """Raises UserError if the whole name of DIR is not UTF-8, which TensorStore needs."""
+    """Raises UserError if the full path of DIR is not UTF-8, which TensorStore needs."""
     try:
         str(workdir.resolve()).encode()
     except UnicodeEncodeError as error:
@@ -82,7 +82,7 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
         step = steps.pop()
         if not (reason := damage(folder / str(step))):
             whole = step
-        elif (folder / str(step)).exists():  # else a run has just removed it
+        elif (folder / str(step)).exists():  # otherwise a run has just removed it
             damaged[step] = reason
     if read_only and found and whole != found[-1] and saved_steps(workdir) != found:
         raise UserError(
@@ -99,7 +99,7 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
             if reason := score_damage(folder / str(step)):
                 damaged[step] = reason
         for path in folder.iterdir() if folder.is_dir() else ():
-            if _STEP.fullmatch(path.name) and int(path.name) > MAX_STEP:  # Orbax would believe it
+            if _STEP.fullmatch(path.name) and int(path.name) > MAX_STEP:  # Orbax would accept it
                 damaged[int(path.name)] = f"no run has more than {MAX_STEP} steps"
         for path in folder.glob(f"*{UNFINISHED}*"):
             step = path.name.partition(".")[0]
@@ -116,7 +116,7 @@ def newest_whole(workdir: pathlib.Path, read_only: bool) -> int | None:
 
 
 def _put_away(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Moves a checkpoint out of Orbax's sight; returns where to."""
+    """Moves a checkpoint out of Orbax's sight; returns its new path."""
     (workdir / "damaged").mkdir(exist_ok=True)
     place, count = workdir / "damaged" / str(step), 1
     while place.exists():
@@ -128,7 +128,7 @@ def _put_away(workdir: pathlib.Path, step: int) -> pathlib.Path:
 def damage(checkpoint: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if it is whole.
 
-    Only files in it are opened: pipes, and devices elsewhere, may never end.
+    Only files inside it are opened: reading pipes, or devices elsewhere, may never end.
     """
     for folder, _, names in os.walk(checkpoint):
         for name in names:
@@ -169,7 +169,7 @@ def score_damage(checkpoint: pathlib.Path) -> str | None:
 
 
 def _step_damage(checkpoint: pathlib.Path) -> str | None:
-    """Why the step of a checkpoint cannot be read or is not its name; None if it is."""
+    """Why a checkpoint's step cannot be read or does not match its name; else None."""
     arrays = checkpoint.resolve() / ARRAYS
     reader = ocp.PyTreeCheckpointHandler()
     try:
@@ -208,7 +208,7 @@ def error_number(error: BaseException) -> int | None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
         text = str(error)
-        if code := re.search(r"os_error_code='(\d+)'", text):  # TensorStore's way
+        if code := re.search(r"os_error_code='(\d+)'", text):  # TensorStore's format
             return int(code[1])
         if text.startswith("NOT_FOUND"):
             return errno.ENOENT

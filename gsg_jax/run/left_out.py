@@ -7,10 +7,10 @@ from gsg_jax.run.files import open_to_append
 
 
 class LeftOut:
-    """Collects reasons; a run that is resumed adds to those of before."""
+    """Collects reasons; a resumed run adds to the earlier ones."""
 
     def __init__(self, path: Path):
-        """Reads what is there; the file is written only if there is a reason."""
+        """Reads the earlier ones; the file is written only if there is a reason."""
         self._path, self._lock = path, threading.Lock()
         self._lines = self._in_file()
 

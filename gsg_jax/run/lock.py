@@ -18,7 +18,7 @@ from gsg_jax.devices.mesh import wait_for_hosts
 
 LOCK = "run.lock"  # stays in the folder; it is held while a process writes there
 APPEARS_SECONDS = 10.0  # NFS may show a new file to another host late
-# What a file system without locks answers.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -26,16 +26,16 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def writing(folder: pathlib.Path, name: str = LOCK) -> Iterator[Callable[[], None]]:
     """Makes a folder and holds it against other processes that write; readers need no lock.
 
-    Only the host that writes holds it. A process that is killed holds it no more. Where the file
-    system has no locks, one line warns of that.
+    Only the host that writes holds it. A killed process no longer holds it. If the file
+    system has no locks, one line warns of it.
 
     Args:
       folder: of a run or an evaluation.
-      name: of the lock, where an evaluation writes beside a run that may train.
+      name: of the lock, if an evaluation writes beside a run that may train.
 
     Yields:
-      A function to be called before what must not be mixed with another process's: if somebody has
-      removed the lock's file, it takes the lock anew.
+      A function to call before work that must not mix with another process's: if somebody has
+      removed the lock's file, it takes the lock again.
 
     Raises:
       UserError: if another process holds the folder, it cannot be written, or is not host 0's.

@@ -41,7 +41,7 @@ class MetricsLog:
           workdir: DIR.
           first_step: of this process; the steps after it will be done again.
           copy: takes each step that is written and its figures.
-          every: steps between two logged ones; lines that are missing are warned of.
+          every: steps between two logged ones; missing lines cause a warning.
         """
         self._paths = (workdir / "metrics.jsonl", workdir / "throughput.jsonl")
         self._copy = copy
@@ -81,7 +81,7 @@ class MetricsLog:
             self._copy(step, figures)
 
     def flush(self) -> None:
-        """Brings what was written to the disk, since a checkpoint of the same step relies on it.
+        """Forces what was written onto the disk, since a checkpoint of the same step relies on it.
 
         Raises:
           UserError: if the files are no longer there.
@@ -107,7 +107,7 @@ class MetricsLog:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Adds the folder to an error of writing, as on a full disk, which names no file."""
+        """Adds the folder to a write error that names no file, as on a full disk."""
         try:
             yield
         except OSError as error:

@@ -20,14 +20,14 @@ FILES = {
     "baselines.json": ("the accuracies of the untrained encoder and of raw pixels", "curves"),
 }
 
-# The accuracies of a run; one of few labels has a standard error as well, NAME_error.
+# The accuracies of a run; few-label accuracies also have a standard error, NAME_error.
 SCORES = ("knn_top1", *(f"few_label_{k}" for k in FEW_LABELS))
 
 
 def baseline_name(name: str, who: str) -> str:
     """The name of a figure of "untrained", of "pixels" or, if who is "", of the run itself.
 
-    That of few_label_1_error for "pixels", for example, is few_label_1_pixels_error.
+    For example, few_label_1_error of "pixels" is few_label_1_pixels_error.
     """
     is_error = name.endswith("_error")
     return name.removesuffix("_error") + (f"_{who}" if who else "") + is_error * "_error"

@@ -1,4 +1,4 @@
-"""starts.jsonl: the command that started or resumed a run, when, of which commit, and where."""
+"""starts.jsonl: the command that started or resumed a run, when, at which commit, and where."""
 
 import datetime
 import json
@@ -38,7 +38,7 @@ def write_start(workdir: pathlib.Path, step: int) -> None:
 
 
 def read_starts(workdir: pathlib.Path) -> list[dict]:
-    """Returns the starts of a run, the first first; [] if it has not recorded any.
+    """Returns the starts of a run, earliest first; [] if it has not recorded any.
 
     Raises:
       UserError: if the file is damaged.
@@ -66,7 +66,7 @@ def command() -> str:
 def commit() -> str:
     """The commit of this package, "-dirty" at its end if files differ; "" outside a repository."""
     folder = PACKAGE.parent
-    if not (folder / ".git").exists():  # else it could be the repository of something else
+    if not (folder / ".git").exists():  # otherwise it could be another repository
         return ""
     git = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty"]
     try:

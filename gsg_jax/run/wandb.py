@@ -26,10 +26,10 @@ def open_wandb(
     Args:
       config: of the run, resolved.
       workdir: DIR; wandb's own files are in DIR/wandb.
-      is_new: whether no step is saved yet; an older run resumes without wandb if that fails.
+      is_new: whether no step is saved yet; an older run resumes without wandb if wandb fails.
 
     Yields:
-      What takes each logged step and its figures; None if there is no copy.
+      A function of each logged step and its figures; None without a copy.
 
     Raises:
       UserError: if wandb cannot begin, and the run is new.
@@ -37,7 +37,7 @@ def open_wandb(
     project, run, exit_code = config.run.wandb_project, None, 1
     try:
         run = _begin(config, workdir) if project and is_writer() else None
-    except Exception as error:  # of wandb, whatever it is
+    except Exception as error:  # whatever wandb raises
         if is_new:
             raise UserError(
                 f"--config.run.wandb_project={project}: wandb cannot begin ({_first_line(error)}): "

@@ -18,12 +18,12 @@ class Watchdog:
     """Ends the process if `moved` is not called for `seconds`; a context manager.
 
     faulthandler writes the stacks of all threads to DIR/stacks-HOST.txt, and ten seconds later
-    SIGALRM ends the process: a crash (status 142) to whoever restarts it, where faulthandler's own
+    SIGALRM ends the process: a crash (status 142) to whoever restarts it, while faulthandler's own
     exit would have the status 1 of an error that the user must fix. Both work while Python hangs.
     """
 
     def __init__(self, seconds: float, workdir: pathlib.Path):
-        """Prepares the watchdog, which starts with the block; 0 seconds are no watchdog."""
+        """Prepares the watchdog, which starts with the block; 0 seconds disable it."""
         self._seconds = seconds
         self._path = workdir / f"stacks-{jax.process_index()}.txt"
 

@@ -55,7 +55,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> int | None:
     """
     check_name(workdir)
     record_path = workdir / "config.json"
-    for name in FOLDERS:  # else a run without checkpoints would begin again and drop its logs
+    for name in FOLDERS:  # otherwise a run without checkpoints would begin again and drop its logs
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(
                 f"{workdir / name} is not a folder: remove it, or give another --workdir"
@@ -87,10 +87,10 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> int | None:
 
 def finished_step(workdir: pathlib.Path) -> int | None:
     """The step at which the run in DIR is finished; None if it is not, or lacks that checkpoint."""
-    # A copy under a later step is damaged, and hides nothing.
+    # A copy under a later step counts as damaged, so it hides nothing.
     steps = reversed(saved_steps(workdir))
     newest = next((x for x in steps if not damage(workdir / "checkpoints" / str(x))), None)
-    # A run that is killed as it goes on has renamed its figures, and no later checkpoint yet.
+    # A run killed as it continues has renamed its figures, but has no later checkpoint yet.
     for path in (workdir / FIGURES, workdir / f"figures-{newest}.json"):
         if path.exists() and read_object(path).get("step") == newest:
             return newest
@@ -98,7 +98,7 @@ def finished_step(workdir: pathlib.Path) -> int | None:
 
 
 def went_on_from(workdir: pathlib.Path) -> list[int]:
-    """The steps at which the run in DIR was finished before it went on to a greater length."""
+    """The steps at which the run in DIR was finished before it continued to a greater length."""
     steps = [path.stem.removeprefix("figures-") for path in workdir.glob("figures-*.json")]
     return sorted(int(step) for step in steps if step.isdecimal())
 
@@ -115,12 +115,12 @@ def resume(
       num_steps: length of the run.
 
     Returns:
-      What writes the record, once. To be called with the first checkpoint: a start that fails
-      before it leaves DIR as it was.
+      A function that writes the record, once. Call it with the first checkpoint: a start that fails
+      before that leaves DIR as it was.
 
     Raises:
       UserError: if DIR holds something else, or the run's images or JAX's settings have changed,
-        or a run that is finished would not become longer.
+        or a finished run would not become longer.
     """
     finished = check_workdir(workdir, config)
     if finished is not None and num_steps <= finished:
@@ -144,7 +144,7 @@ def record_run(
 ) -> None:
     """Writes the record of the run in DIR: what it depends on, its own parts' text, its config.
 
-    If the run was finished at a step and goes on, its last line is kept as figures-STEP.json.
+    If the run was finished at a step and continues, its last line is kept as figures-STEP.json.
 
     Raises:
       UserError: if DIR cannot be written.
@@ -216,7 +216,7 @@ def claimed_for_evaluation(
     check()
     check_name(workdir)
     with writing(workdir):
-        check()  # another process may have been the first
+        check()  # another process may have been first
         write_record(path, config)
         yield
 
@@ -245,7 +245,7 @@ def read_config(workdir: pathlib.Path) -> dict:
 
 
 def _is_of_kind(value: Any, default: Any) -> bool:
-    """Whether a value of a record has the type of its key; a text must be fit to name a file."""
+    """Whether a value of a record has the type of its key; text must be usable as a file name."""
     if isinstance(default, str):
         with contextlib.suppress(TypeError, ValueError):
             return b"\0" not in os.fsencode(value)
@@ -265,7 +265,7 @@ def write_record(path: pathlib.Path, config: ConfigDict) -> None:
 
 
 def _with_newer_keys(record: dict) -> dict:
-    """A record with the defaults of keys that have come since."""
+    """A record with the defaults of keys added since."""
     recipe = str(record.get("recipe"))
     defaults = pretraining(recipe if recipe in RECIPES else "imagenet").to_dict()
     record.setdefault("init_from", "")

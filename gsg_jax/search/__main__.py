@@ -45,7 +45,7 @@ EXAMPLES = """examples:
   PROGRAM runs/photos --outliers --show=50
 """
 LARGEST_K = 1000
-LONGEST_STEM = 50  # characters of the query's name in the sheet's, since file names have a limit
+LONGEST_STEM = 50  # characters of the query's name in the sheet's name, since names are limited
 LEAST_THRESHOLD = 0.01
 DEFAULTS = {"k": 10, "threshold": 0.98, "show": 20}
 # The modes, and the flags that each takes.
@@ -76,7 +76,7 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     """Reads the flags: workdir, mode, image (a list), folder, k, threshold, show and sheet.
 
     Raises:
-      UsageError: if one is unknown, out of range, or not of the mode.
+      UsageError: if one is unknown, out of range, or not for the mode.
     """
     arguments = _flags(program).parse_args(argv)
     for path in arguments.plugin:

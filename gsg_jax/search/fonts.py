@@ -16,7 +16,7 @@ _OF_MACHINES = (
     *("Arial Unicode.ttf", "PingFang.ttc", "segoeui.ttf", "msyh.ttc", "malgun.ttf"),
 )
 _PACKAGES = ("manimgx_fonts", "noto_cjk_sans_otc")
-_NOT_A_CHARACTER = "\U0010ffff"  # drawn as the box of what a font lacks
+_NOT_A_CHARACTER = "\U0010ffff"  # drawn as the box for what a font lacks
 Run = tuple[ImageFont.FreeTypeFont, str]  # a part of a text, and its font
 
 
@@ -36,7 +36,7 @@ def runs(text: str) -> list[Run]:
 
 
 def _longest(text: str) -> tuple[ImageFont.FreeTypeFont, int]:
-    """The font that has the most characters from the start of a text on, and their number."""
+    """The font that has the most characters from the start of a text, and their number."""
     longest = _own()[0], 0
     for font in itertools.chain.from_iterable(fonts() for fonts in (_own, _others)):
         num = sum(1 for _ in itertools.takewhile(functools.partial(_has, font), text))

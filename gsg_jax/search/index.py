@@ -1,6 +1,6 @@
 """The index of a set of images: their embeddings on disk, kept while the images stay the same.
 
-A row belongs to an image by its path, size and time of last change. One rule therefore covers
+A row is matched to an image by path, size and time of last change. One rule therefore covers
 photographs that were added, changed or removed and a process that was stopped: images with a row
 keep it, the others are embedded.
 """
@@ -32,7 +32,7 @@ from gsg_jax.run.lock import writing
 from gsg_jax.search.images import Listing
 
 SAVE_EVERY_SECONDS = 30.0
-SAVING_SHARE = 0.05  # of the time at most, if a save takes long
+SAVING_SHARE = 0.05  # of the time at most, if saving takes long
 VERSION = 1  # of the file
 _NAMED_FILES = 5
 
@@ -42,7 +42,7 @@ class Prepared:
 
     Attributes:
       unreadable: {index into `rows` of a file that could not be decoded: why}; they become black.
-      broken: those of them that were read, so that only another file would help.
+      broken: the indices of those that were read, so only another file would help.
     """
 
     labels, class_names, paths = None, (), ()
@@ -97,11 +97,11 @@ def update_index(
     """Updates the index of some images: embeds those that it lacks and drops those that are gone.
 
     Args:
-      path: the .npz file; a file of features too, with h, label (-1) and id.
+      path: the .npz file, also a features file, with h, label (-1) and id.
       images: the images that it should hold.
-      embed: of backbone_embed.
+      embed: from backbone_embed.
       prepare: turns an image into what `embed` takes.
-      about: which encoder makes the embeddings; an index about another is rebuilt.
+      about: which encoder makes the embeddings; another encoder's index is rebuilt.
 
     Returns:
       The index.

@@ -184,7 +184,7 @@ def _shown_groups(images: Listing, groups: Sequence[_Group]) -> tuple[Table, lis
 
 
 def _group(images: Listing, index: Index, rows: np.ndarray, found: Groups) -> _Group:
-    """Joined images in their order; copies of a smaller original stand by their similarity."""
+    """Joined images in their order; copies of a smaller original are placed by similarity."""
 
     def originality(row: int) -> tuple:  # the larger file, then the older, then the shorter name
         size, time = index.stamp[row].tolist()

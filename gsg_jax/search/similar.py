@@ -49,7 +49,7 @@ def similar_groups(h: np.ndarray, threshold: float) -> Groups:
         raise ValueError("an embedding holds NaN or inf: has the encoder diverged?")
     num_blocks = -(-len(h) // BLOCK)
     size = -(-len(h) // num_blocks)
-    group = np.arange(len(h), dtype=np.int32)  # images with one number are joined
+    group = np.arange(len(h), dtype=np.int32)  # images with equal numbers are joined
     closest = np.full(len(h), -1, np.float32)
     for first in range(0, len(h), size):
         for other_first in range(first, len(h), size):
@@ -83,7 +83,7 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 @jax.jit
 def _links(rows, others, group, other_group, threshold, is_same):
-    """Pairs [Q, B] that join two groups, and the highest similarity of each row and of each other.
+    """Pairs [Q, B] that join two groups, and the highest similarity of each row and each column.
 
     Similarities below the threshold count as -1, as do those of a row to itself and of padding.
     """

@@ -1,7 +1,7 @@
 """Studies: named configs by several seeds, run one after another, with intervals and a verdict.
 
 A study is a Python file with a function get_study() that returns a Study; configs/studies/ has
-some. docs/studies.md tells how to write and to run one.
+some. docs/studies.md explains how to write and run one.
 """
 
 from gsg_jax.study.cells import Cell, Study

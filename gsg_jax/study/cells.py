@@ -43,7 +43,7 @@ class Cell(NamedTuple):
     """One config of a study, to be run with each seed.
 
     Attributes:
-      name: in tables and of folders: letters, digits, "_", "." and "-".
+      name: for tables and folders: letters, digits, "_", "." and "-".
       config: as on the command line, such as "simsiam:cifar10_small".
       overrides: other values of its keys, by dotted names.
       against: names of the cells that it is compared with; () for the study's baseline.
@@ -84,7 +84,7 @@ class Run(NamedTuple):
       cell: of the study.
       seed: of the run.
       overrides: all of them, with the seed.
-      view_epochs: its epochs, if run.num_steps does not end it, times the views of an image in one.
+      view_epochs: its epochs, if run.num_steps does not end it, times the views per image in one.
       metric: the study's.
       evaluations: the study's.
     """
@@ -138,7 +138,7 @@ def load_study(
       images: folder of the images of every cell; "" for those of the configs.
       seeds: of the runs that are asked for; () for the study's.
       cells: names or patterns of the cells that are asked for; () for all.
-      is_toy: whether TOY changes every cell, by one seed.
+      is_toy: whether TOY changes every cell, with one seed unless seeds are given.
       changes: other values of keys in every cell, by dotted names.
       length: factor of the epochs or steps of every cell, and of the epochs between k-NN scores.
 

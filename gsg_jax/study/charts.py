@@ -85,7 +85,7 @@ def _millions(_result: CellResult) -> float:
 
 
 def _hours(result: CellResult) -> float:
-    """Processor hours of training a view."""
+    """Processor hours of training per view."""
     return (result.mean("processor_seconds_per_view") or 0.0) / 3600
 
 

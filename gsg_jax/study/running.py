@@ -1,7 +1,7 @@
-"""Runs a study, each run a process of its own, claimed by a lock; a finished one is a file.
+"""Runs a study: each run is a process of its own, claimed by a lock; a finished run is a file.
 
-Of a run in DIR, DIR/CELL-SEED is the workdir, DIR/CELL-SEED.json the record of this module,
-DIR/CELL-SEED.log what the run says, and DIR/CELL-SEED.lock is held while a process runs it.
+For a run in DIR, DIR/CELL-SEED is the workdir, DIR/CELL-SEED.json the record of this module,
+DIR/CELL-SEED.log the run's messages, and DIR/CELL-SEED.lock is held while a process runs it.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Stop:
         self._process: subprocess.Popen | None = None
 
     def request(self, *_signal) -> None:
-        """Stops the process in hand, which saves; the study ends after it."""
+        """Stops the running process, which saves; the study ends after it."""
         self.is_requested = True
         if self._process:
             self._process.terminate()
@@ -113,7 +113,7 @@ def run_all(
 def claim(path: pathlib.Path) -> Iterator[int | None]:
     """Holds a lock of the operating system; yields its descriptor, or None if another holds it.
 
-    A run inherits the descriptor, and so holds its lock even if the study is killed over it.
+    A run inherits the descriptor, and so holds its lock even if the study is killed meanwhile.
     """
     held: list[int] = []
     lock = FileLock(path, timeout=0, fallback_to_soft=False, on_acquired=held.append)
@@ -221,7 +221,7 @@ def _processor_seconds() -> float:
 
 
 def _definition(run: Run) -> dict[str, Any]:
-    """What tells a run from another one of its name, as JSON has it."""
+    """What tells a run from another one of its name, as JSON."""
     made = {"cell": run.cell.name, "seed": run.seed, "config": run.cell.config}
     return json.loads(json.dumps(made | {"overrides": run.overrides}))
 
@@ -274,7 +274,7 @@ def _line(
 def seconds_left(records: Sequence[tuple[Run, dict[str, Any]]]) -> float | None:
     """Seconds that the unfinished runs take one process; None if none is finished to judge by.
 
-    A run takes as long as those of its cell, or else by its views as the others do.
+    A run takes as long as those of its cell, or else, per view, as the others.
     """
     done = [(run, record["seconds"]) for run, record in records if is_finished(record)]
     if not done:

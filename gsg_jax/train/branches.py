@@ -65,8 +65,8 @@ def online_pass(
       experiment: the static parts.
       variables: {"params", "batch_stats"} of the online branch.
       views: of the step.
-      z_target: of target_pass, [G, B, D] or None.
-      drop_path_key: of stochastic depth.
+      z_target: from target_pass, [G, B, D] or None.
+      drop_path_key: for stochastic depth.
     """
     num_sources, num_local = experiment.num_sources, experiment.views.num_local
     run = partial(
@@ -128,9 +128,9 @@ def run_branch(
       images: views, [B x V, size, size, C], ordered by image, then by view.
       num_views: V.
       variables: {"params", "batch_stats"}, with the groups of the branch.
-      drop_path_key: of stochastic depth, or None for no stochastic depth.
-      num_microbatches: parts in which the backbone takes the images; divides B.
-      unroll: whether the parts are written out instead of a loop.
+      drop_path_key: for stochastic depth, or None for none.
+      num_microbatches: parts in which the backbone processes the images; divides B.
+      unroll: whether the parts are unrolled instead of looped over.
 
     Returns:
       ((h, z, p), batch_stats): embeddings [V, B, F], projections and predictions [V, B, D]; the

@@ -48,7 +48,7 @@ def build_loader(config: ml_collections.ConfigDict, source: Source) -> TrainLoad
 def open_loader(
     data: ml_collections.ConfigDict, source: Source, *, crops: CropRecipe, **options
 ) -> TrainLoader:
-    """Opens this host's stream by `config.data`; `crops` are cut if they are the host's to cut."""
+    """Opens this host's stream by `config.data`; `crops` are cut if data.crop is "host"."""
     return TrainLoader(
         source,
         host_index=jax.process_index(),

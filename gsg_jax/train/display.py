@@ -25,7 +25,7 @@ MONITORED = (
     ("rankme", "RankMe", ".1f"),
     ("lidar", "LiDAR", ".1f"),
 )
-# The length of a run is estimated after so many steps and seconds, without the compilation.
+# A run's length is estimated after this many steps and seconds, not counting the compilation.
 ESTIMATED_STEPS, ESTIMATED_SECONDS = 3, 5.0
 
 
@@ -61,7 +61,7 @@ class RunDisplay:
             self._estimate(step)
 
     def _estimate(self, step: int) -> None:
-        """Says once how long the run will take, by its first steps; a bar shows it all the time."""
+        """Prints once how long the run will take, by its first steps; a bar always shows it."""
         seconds = time.monotonic() - self._compiled_time
         if seconds < ESTIMATED_SECONDS:
             return
@@ -157,7 +157,7 @@ def accuracy_table(figures: dict[str, float], knn_k: int) -> str:
     """The accuracies of a run beside those to beat, in percent, for people.
 
     Args:
-      figures: some of SCORES, of their _error and of the BASELINES.
+      figures: some of SCORES, their _error figures and the BASELINES.
       knn_k: the k of knn_top1.
     """
     whose = {"": "pretrained", "untrained": "untrained", "pixels": "raw pixels"}

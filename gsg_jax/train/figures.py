@@ -1,4 +1,4 @@
-"""Figures of a step beside its loss: collapse, and the parts of the gradient."""
+"""Figures of a step besides its loss: collapse, and the parts of the gradient."""
 
 import math
 from functools import partial
@@ -62,7 +62,7 @@ def step_figures(
 def logged_figures(
     metrics: Metrics, step: int, epoch: float, schedule: optax.Schedule, *, is_due: bool
 ) -> dict[str, float]:
-    """Returns a logged step's line of metrics.jsonl, free of time; the monitor's figures follow.
+    """Returns a logged step's line of metrics.jsonl, without times; the monitor's figures follow.
 
     Args:
       metrics: of the step.
@@ -97,7 +97,7 @@ def outputs_of_projections(
 
 
 def _predict(branch: Siamese, state: TrainState, z: jax.Array) -> jax.Array:
-    """Predictions of projections [V, B, D], by the weights before the update."""
+    """Predictions of projections [V, B, D], with the weights before the update."""
     if branch.predictor is None:
         return z
     groups = {"params": state.params, "batch_stats": state.batch_stats}

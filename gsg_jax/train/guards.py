@@ -23,7 +23,7 @@ STEPS_IN_FLIGHT = 2
 
 
 class NotFinite(UserError):
-    """The monitor's embeddings are not finite, so that the state is not worth keeping."""
+    """The monitor's embeddings are not finite, so the state is not worth keeping."""
 
 
 def what_to_do(workdir: pathlib.Path, newest: int | None, optim: ml_collections.ConfigDict) -> str:
@@ -134,7 +134,7 @@ class CollapseWatch:
     def warning(self, values: dict[str, float]) -> str | None:
         """Returns one line that says which figure of a logged step has fallen and what to try.
 
-        It is None if nothing has, or if the previous call has already warned of it.
+        It is None if no figure has fallen, or if the previous call has already warned.
         """
         if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
@@ -170,16 +170,16 @@ class CollapseWatch:
 
 
 class Patience:
-    """Tells when a run has had enough: no better k-NN, or a collapse, for so many epochs.
+    """Tells when a run should end: no better k-NN, or a collapse, for run.patience_epochs.
 
     Attributes:
-      reason: why it is over, in words; "" if it is not.
+      reason: why the run is over, in words; "" if it is not.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, past: list[dict[str, float]]):
         """Takes the resolved config and the lines that the run has logged so far."""
-        self._epochs, self.reason = config.run.patience_epochs, ""  # 0 epochs have no end
-        self._collapse = CollapseWatch(config, [])  # it meets the past line by line, as at first
+        self._epochs, self.reason = config.run.patience_epochs, ""  # 0 sets no limit
+        self._collapse = CollapseWatch(config, [])  # the loop below replays the past
         self._best, self._best_epoch, self._sound_epoch = -1.0, 0.0, 0.0
         for line in past:
             self.is_over(line)
@@ -203,7 +203,7 @@ class Patience:
 _late: list[int] = []  # signals that no call of stop_requested has answered
 _calls = (
     itertools.count()
-)  # on several hosts; JAX answers a signal at one number, the next or later
+)  # on several hosts; JAX answers a signal at one call's number, the next or later
 
 
 @contextlib.contextmanager
@@ -211,8 +211,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether SIGTERM, SIGHUP or one Ctrl-C has asked to stop.
 
     If any host is asked to stop, all stop at the same step, provided that all call the function
-    equally often. What comes after the last call is answered by the next block. SIGHUP, of a closed
-    terminal, stays ignored under nohup. In a thread, where Python allows no handlers, none are set.
+    equally often. A signal after the last call is answered by the next block. SIGHUP, of a closed
+    terminal, stays ignored under nohup. Outside the main thread, where Python allows no handlers,
+    none are set.
     """
     if threading.current_thread() is not threading.main_thread():
         yield _stop_of_any_host() if jax.process_count() > 1 else lambda: False
@@ -248,7 +249,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _stop_of_any_host() -> Callable[[], bool]:
-    """A function that returns True on all hosts from the same call on, once one got SIGTERM."""
+    """A function that returns True on all hosts, from the same call on, once any got SIGTERM."""
     is_requested = False
 
     def stop_requested() -> bool:

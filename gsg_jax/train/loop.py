@@ -56,8 +56,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     """Pretrains, or resumes the run in `workdir`; returns the final figures, the job's last line.
 
     Args:
-      config: of configs/, with its overrides.
-      workdir: DIR; docs/runs.md lists the files that it holds afterwards.
+      config: from configs/, with its overrides.
+      workdir: docs/runs.md lists the files that it holds afterwards.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after
@@ -161,7 +161,7 @@ class Pretraining:
             "views_per_second": round(mean_views_per_second(intervals), 1),
             "train_seconds": round(train_seconds, 1),
             "state_digest": state_digest(state),
-            # With another patience a run that has ended early goes on.
+            # With another patience a run that ended early resumes.
             **({"patience_epochs": self.config.run.patience_epochs} if self.is_early else {}),
         }
         if "knn_top1" in figures and figures["step"] == self.num_steps:
@@ -174,7 +174,7 @@ class Pretraining:
         if (newest := self.checkpoints.newest_step()) is None:
             if self.start:
                 state = jax.jit(started, out_shardings=self.shardings)(state, self.start)
-                # A resumed run reads no other's.
+                # A resumed run reads no other run's weights.
                 self.checkpoints.save(state, None, wait=True, record=self.record)
             return state, 0
         say(f"resuming from the checkpoint of step {newest} in {self.workdir}")
@@ -185,7 +185,7 @@ class Pretraining:
         path = self.workdir / "baselines.json"
         if self.monitor is None:
             return {}
-        is_there = first_step > 0 and path.exists()  # else it may be of a start that failed
+        is_there = first_step > 0 and path.exists()  # else it may be from a failed start
         wait_for_hosts("the baselines are looked for")
         if is_there:
             return read_figures(path, BASELINES)
@@ -274,7 +274,7 @@ class Pretraining:
         )
 
     def _end_at(self, step: int, state: TrainState, patience: Patience) -> dict[str, float]:
-        """Makes a step the run's last one; returns its figures as such."""
+        """Ends the run at a step; returns the figures of a last step."""
         say(f"the run ends at step {step} of {self.num_steps}: {patience.reason}")
         self.num_steps, self.is_early = step, True
         return self._monitor_figures(step, state)
@@ -294,7 +294,7 @@ class Pretraining:
             self._save(state, None, writer, is_last=True)
 
     def _keep(self, state: TrainState, step: int, losses: LossGuard, writer: MetricsLog) -> None:
-        """Saves the state in hand, since the data fail; several hosts only save together."""
+        """Saves the current state because the data fail; several hosts only save together."""
         if jax.process_count() == 1 and step:
             self._save_in_hand(state, step, losses, writer)
             say(f"step {step} is saved, and the data fail after it: the same command resumes there")

@@ -39,8 +39,8 @@ def build_optimizer(
     Source: the recipe of Chen & He, CVPR 2021 (arXiv 2011.10566), section 4. LARS: You, Gitman &
     Ginsburg (arXiv 1708.03888), algorithm 1; the same as in SimCLR's code.
     Differs from the reference: algorithm 1 divides by |gradient| + decay x |weight| instead of |u|.
-    BYOL's and MoCo v3's code multiply the buffer by the rate, instead of u: after a change of the
-    rate, older gradients count by the new one. Both are equal at a constant rate.
+    BYOL's and MoCo v3's code multiply the buffer, instead of u, by the rate: after a change, the
+    new rate also scales older gradients. Both are equal at a constant rate.
     """
     schedule = learning_rate_schedule(
         optim, batch_size=batch_size, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -103,7 +103,7 @@ def learning_rate_schedule(
     """The learning rate of step s, counted from 0: linear warm-up to the peak, then a cosine.
 
     In a warm-up of W steps the rate of step s is s / W of the peak: 0 at the first step, and the
-    peak at step W. The cosine would be zero one step, or one epoch, after the last.
+    peak at step W. The cosine would reach zero one step, or one epoch, after the last.
 
     Args:
       optim: reads warmup_epochs (0 = none) and cosine_per: "step" lowers the rate every step,
@@ -128,14 +128,14 @@ def learning_rate_schedule(
 
 
 def run_length(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """Returns the number of steps of a training, and checks it before anything is written.
+    """Returns the number of training steps, and checks it before anything is written.
 
     Args:
       config: reads run.num_epochs, run.num_steps if there is one, and optim.warmup_epochs.
       steps_per_epoch: steps per epoch.
 
     Raises:
-      UsageError: if the steps are too many to count, or if the warm-up takes more epochs.
+      UsageError: if the steps are too many to count, or the warm-up is longer.
     """
     run, warmup = config.run, config.optim.warmup_epochs
     if num_steps := run.get("num_steps", 0):

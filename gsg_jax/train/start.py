@@ -1,4 +1,4 @@
-"""The weights that a run starts from, if they are another run's."""
+"""Weights of another run, if a run starts from them."""
 
 from functools import partial
 from typing import Any
@@ -81,5 +81,5 @@ def started(state: TrainState, start: dict[str, Any]) -> TrainState:
     groups = {group: getattr(state, group) | start[group] for group in GROUPS}
     if state.target_params:
         targets = {f"target_{group}": target_groups(tree) for group, tree in groups.items()}
-        groups |= jax.tree.map(jnp.copy, targets)  # the step gives both branches' buffers away
+        groups |= jax.tree.map(jnp.copy, targets)  # the step donates both branches' buffers
     return state.replace(**groups)

@@ -15,8 +15,8 @@ from gsg_jax.methods.method import LossFn, Memory
 from gsg_jax.models.siamese import Siamese, init_variables
 from gsg_jax.train.online_probe import init_probe
 
-# What is folded into a key for a draw of its own: large numbers, since splitting a key gives the
-# same keys as folding the first numbers into it.
+# Numbers that are folded into a key for a separate draw: large ones, since splitting a key gives
+# the same keys as folding the first numbers into it.
 MEMORY_STREAM = 2**32 - 1  # into the seed's key, whose other folds are the steps
 DROP_PATH_STREAM = 2**32 - 1  # into a step's key
 LOCAL_STREAM, CUTMIX_STREAM = 2**32 - 1, 2**32 - 2  # into the views' key
@@ -67,8 +67,8 @@ class Experiment:
       seed: of all randomness.
       figures_every_steps: how often the collapse figures are computed; NaN in between.
       inspects_gradients: whether these figures include the parts of the gradient.
-      num_microbatches: parts in which the backbone takes a batch.
-      unrolls_microbatches: whether the parts are written out instead of a loop.
+      num_microbatches: parts in which the backbone processes a batch.
+      unrolls_microbatches: whether the parts are unrolled instead of looped over.
       skips_bad_steps: whether a bad step leaves the state as it was. A step is bad if its loss,
         gradient norm or new state is not finite, or its gradient norm exceeds grad_norm_limit.
       grad_norm_limit: largest gradient norm of a good step, 0 for none.
@@ -161,7 +161,7 @@ def skipped_steps(state: TrainState) -> jax.Array:
 
 
 def finite_groups(state: TrainState) -> dict[str, jax.Array]:
-    """Whether every number of a group of the state is finite, {group: bool scalar}."""
+    """Whether all numbers of each group of the state are finite, {group: bool scalar}."""
     groups = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: is_finite(tree) for name, tree in groups.items()}
 

@@ -30,7 +30,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step of any method.
 
-    Pure, and independent of the devices: under `jit` on global arrays its means span them all.
+    It is pure and device-independent: under `jit` on global arrays its means span all devices.
 
     Args:
       experiment: the static parts.
@@ -106,7 +106,7 @@ def update_ema(
 def _unless_bad(
     experiment: Experiment, before: TrainState, after: TrainState, metrics: Metrics
 ) -> TrainState:
-    """The state after a good step; after a bad one the state before it, with the step counted."""
+    """The state after a good step, or the state before a bad one, with the step counted."""
     is_good = is_finite((metrics["loss"], metrics["grad_norm"], after))
     if experiment.grad_norm_limit:
         is_good &= metrics["grad_norm"] <= experiment.grad_norm_limit

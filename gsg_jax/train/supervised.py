@@ -41,7 +41,7 @@ PLAIN |= {"jitter_probability": 0.0, "grayscale_probability": 0.0}
 
 
 class Diverged(UserError):
-    """The loss of a training is no longer finite."""
+    """A training's loss is no longer finite."""
 
 
 class Classifier(nn.Module):
@@ -205,12 +205,12 @@ class ClassifierRun:
         """Trains to the end and returns the last state.
 
         Args:
-          folder: gets checkpoints, every half minute and at the end; a stopped training resumes
-            there. It lies in a folder that this process holds, or is that folder.
-          what: name of the training, for people.
+          folder: gets checkpoints, every half minute (on several hosts every 200 steps) and at the
+            end; a stopped training resumes there. This process has claimed it or its parent.
+          what: name of the training, for messages.
 
         Raises:
-          UserError: if it was asked to stop: it has saved, and the same command resumes.
+          UserError: if asked to stop; the training is saved, and the same command resumes.
         """
         signals = stop_signals()
         with signals as stop_requested, Checkpoints(folder, 1) as checkpoints:
@@ -277,7 +277,7 @@ class ClassifierRun:
                 is_due = time.monotonic() - saved > SAVE_EVERY_SECONDS
                 if jax.process_count() > 1:  # whose clocks differ
                     is_due = step % SAVE_EVERY_STEPS == 0
-                # Once a step, as on the other hosts. After the last one, the next block is asked.
+                # Asked once a step, as on all hosts. After the last step, the next block asks.
                 is_stopping = step < self.num_steps and stop_requested()
                 if is_due or step == self.num_steps or is_stopping:
                     _check_finite(float(loss), step, what)
@@ -289,7 +289,7 @@ class ClassifierRun:
 
 
 def _for_this_machine(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The data of a run, which may come from a larger machine."""
+    """A run's data settings, which may come from a larger machine."""
     data, num_cores = copy.deepcopy(data), os.cpu_count() or 1
     data.num_threads = min(data.num_threads, num_cores)
     data.num_processes = min(data.num_processes, num_cores)

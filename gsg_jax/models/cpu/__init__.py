@@ -2,7 +2,7 @@
 
 The networks of gsg_jax.models are plain Flax. While a function is traced for a mesh of one CPU, a
 few of their methods are replaced by the functions of this folder. TPUs, GPUs, and several CPU
-devices, which stand in for those, run plain XLA. docs/performance.md says what each path gives.
+devices (which stand in for those) run plain XLA. docs/performance.md says what each path gives.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Convolution on one CPU: XLA's, but for tiny maps, strided gradients and small wide maps."""
+"""Convolution on one CPU: XLA's, except for tiny maps, strided gradients and small wide maps."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gsg_jax.models.conv import DIMENSIONS
 from gsg_jax.models.cpu.winograd import TILE, convolve_winograd
 
-WINOGRAD_PIXELS, WINOGRAD_CHANNELS = 64, 256  # maps so small and so wide go by fewer products
+WINOGRAD_PIXELS, WINOGRAD_CHANNELS = 64, 256  # maps so small and so wide take fewer products
 
 Pair = tuple[int, int]
 
@@ -20,7 +20,7 @@ def convolve(
 
     XLA's convolution on a CPU is up to a hundred times slower than it should be on maps smaller
     than their kernel, which the last stage of a ResNet has at 28 pixels: those are one matrix
-    product. On all others its gradient by the input of a strided convolution is slow.
+    product. On all other maps, XLA's input gradient of a strided convolution is slow.
 
     Args:
       x: [N, H, W, C].
@@ -54,8 +54,8 @@ def convolve_larger_map(
 ) -> jax.Array:
     """Convolves as `jax.lax.conv_general_dilated` does; on a CPU its gradient is faster.
 
-    Under differentiation small maps of many channels go by Winograd's sums, result and gradients:
-    they differ from the plain ones by 1e-5 of the largest entry in float32.
+    Under differentiation, small maps of many channels get their result and gradients by Winograd's
+    sums, which differ from the plain ones by 1e-5 of the largest entry in float32.
 
     Args:
       x: [N, H, W, C].
@@ -83,7 +83,7 @@ def _suits_winograd(x, kernel, strides, padding) -> bool:
 
 
 def _convolve_in_training(x, kernel, strides, padding):
-    """The same, by fewer products where they pay: evaluation keeps its digits."""
+    """Convolves, by fewer products where they pay; evaluation keeps its digits."""
     if _suits_winograd(x, kernel, strides, padding):
         return convolve_winograd(x, kernel)
     return _convolve(x, kernel, strides, padding)
@@ -118,9 +118,9 @@ def input_gradient(
 ) -> jax.Array:
     """The gradient of a strided convolution by its input, phase by phase.
 
-    A row of the input whose number leaves the remainder a, divided by the stride, meets the rows a,
-    a + stride, a + 2 strides, ... of the kernel and no others; likewise its columns. XLA's would
-    convolve dy, filled up with zeros, with the whole kernel.
+    An input row whose index modulo the stride is a meets the kernel's rows a, a + stride,
+    a + 2 strides, ... and no others; likewise the columns. XLA's gradient would convolve dy, filled
+    up with zeros, with the whole kernel.
 
     Args:
       dy: gradient by the result, [N, rows, columns, F].

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 def stored_relu(x: jax.Array) -> jax.Array:
     """Returns the positive part of x, of any shape.
 
-    Both it and its gradient are written to memory once. XLA would fuse what leads to them, through
-    the normalisation and the shortcut, into each of their readers.
+    Both result and gradient are written to memory once. XLA would fuse the operations before them,
+    through the normalisation and the shortcut, into each reader.
     """
     return jax.lax.optimization_barrier(nn.relu(x))
 

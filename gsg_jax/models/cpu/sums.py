@@ -1,4 +1,4 @@
-"""BatchNorm's sums over images and pixels, in stages that a CPU reads in the order of memory."""
+"""BatchNorm's sums over images and pixels, in stages that read a CPU's memory in order."""
 
 import math
 
@@ -20,8 +20,8 @@ def sum_in_stages(x: jax.Array) -> jax.Array:
     """Sums [B, V, ..., C] over images and pixels to [V, C].
 
     A few pixels are summed at a time, then each view of an image, then the images. XLA's sum over
-    the outer axes of a large array walks a CPU's memory in strides, and what it sums has to be
-    stored first; these sums compute it on the way.
+    the outer axes of a large array reads a CPU's memory in strides, and its input has to be stored
+    first; these sums compute their input on the way.
     """
     num_images, num_views, *pixels, channels = x.shape
     num_pixels = math.prod(pixels)

@@ -1,13 +1,12 @@
-"""Winograd's 3x3 convolution: 36 products of matrices where the plain sum takes 144.
+"""Winograd's 3x3 convolution: 36 matrix products where the plain sum takes 144.
 
 A map is cut into tiles of 4 x 4. With the 6 x 6 pixels x that a tile's results depend on, and the
 kernel k of one pair of channels, the tile is
 
     y = A' ((G k G') * (B' x B)) A,
 
-where * multiplies entry by entry; summed over the channels, that is one product of matrices for
-each of the 36 entries. The matrices stem from the values of polynomials at 0, 1, -1, 2, -2 and
-infinity.
+where * multiplies entry by entry; summed over the channels, that is one matrix product for each of
+the 36 entries. A, B and G stem from the values of polynomials at 0, 1, -1, 2, -2 and infinity.
 
 Source: Lavin & Gray, CVPR 2016 (arXiv 1509.09308), section 4.3.
 """
@@ -43,7 +42,7 @@ A_TRANSPOSED = (
 def convolve_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a stride of 1 and a padding of 1.
 
-    In float32 its rounding is some ten times that of the plain sum: 1e-5 of the largest entry.
+    In float32 its rounding error is some ten times the plain sum's: 1e-5 of the largest entry.
 
     Args:
       x: [N, H, W, C]; H and W are multiples of TILE.
@@ -61,7 +60,7 @@ def _of_input(x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
     x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
     x = _combine(B_TRANSPOSED, _windows(x, axis=1), axis=0)  # [6, N, rows, W + 2, C]
-    x = jax.lax.optimization_barrier(x)  # or every use computes it anew
+    x = jax.lax.optimization_barrier(x)  # or every use recomputes it
     x = _combine(B_TRANSPOSED, _windows(x, axis=3), axis=1)  # [6, 6, N, rows, columns, C]
     return jax.lax.optimization_barrier(x.reshape(36, -1, channels))
 
@@ -91,7 +90,7 @@ def _to_map(products: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 
 
 def _combine(matrix: tuple, parts: list[jax.Array], axis: int) -> jax.Array:
-    """The sums of parts that the rows of a matrix weigh, stacked along an axis."""
+    """Sums of the parts, weighted by each row of a matrix, stacked along an axis."""
     sums = []
     for row in matrix:
         terms = [
