@@ -7,8 +7,7 @@ and UniGrad: for as many epochs, and against twice as many of two views (`_long`
 many views. Each method has the best value of the study `sweep`, and otherwise those of its paper,
 which are for larger networks.
 
-11 cells, 3 seeds. A seed of `cifar10_small` takes as long as 17 trainings of `simsiam`. Run: most
-of two seeds, without UniGrad.
+11 cells, 3 seeds. A seed of `cifar10_small` takes as long as 17 trainings of `simsiam`.
 
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
