@@ -165,7 +165,7 @@ def last_line(figures: dict[str, Any]) -> int:
     return 0 if is_done else 1
 
 
-class Lasting:
+class LastingFile:
     """A file that drops what cannot be written because its reader has gone or its disk is full.
 
     Attributes:
@@ -213,8 +213,8 @@ def protect_output() -> None:
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
 
 
-def _lasting(file: TextIO | None) -> Lasting:
-    return file if isinstance(file, Lasting) else Lasting(file)
+def _lasting(file: TextIO | None) -> LastingFile:
+    return file if isinstance(file, LastingFile) else LastingFile(file)
 
 
 def argument_path(text: str) -> pathlib.Path:

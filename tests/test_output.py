@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gsg_jax import console
 from gsg_jax.console import (
-    Lasting,
+    LastingFile,
     UserError,
     counting,
     explain,
@@ -104,7 +104,7 @@ def test_a_lost_last_line_fails_what_is_not_kept_and_is_said(last, status, capsy
 def test_a_reader_that_has_gone_is_not_tried_again():
     read, write = os.pipe()
     os.close(read)
-    file = Lasting(open(write, "w"))
+    file = LastingFile(open(write, "w"))
     for _ in range(2):
         assert file.write("text\n") == 5
         file.flush()
@@ -113,7 +113,7 @@ def test_a_reader_that_has_gone_is_not_tried_again():
 
 
 def test_a_closed_standard_error_is_silent():
-    file = Lasting(None)
+    file = LastingFile(None)
     assert file.write("text") == 4 and not file.isatty()
     file.flush()
 

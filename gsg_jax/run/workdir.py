@@ -97,7 +97,7 @@ def finished_step(workdir: pathlib.Path) -> int | None:
     return None
 
 
-def went_on_from(workdir: pathlib.Path) -> list[int]:
+def extended_from(workdir: pathlib.Path) -> list[int]:
     """The steps at which the run in DIR was finished before it continued to a greater length."""
     steps = [path.stem.removeprefix("figures-") for path in workdir.glob("figures-*.json")]
     return sorted(int(step) for step in steps if step.isdecimal())

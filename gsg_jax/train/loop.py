@@ -33,7 +33,7 @@ from gsg_jax.run.record import BASELINES, last_figures
 from gsg_jax.run.starts import write_start
 from gsg_jax.run.wandb import check_wandb, open_wandb
 from gsg_jax.run.watchdog import Watchdog
-from gsg_jax.run.workdir import check_workdir, resume, went_on_from
+from gsg_jax.run.workdir import check_workdir, extended_from, resume
 from gsg_jax.train.build import build_experiment, build_loader, jit_step
 from gsg_jax.train.display import RunDisplay, accuracy_table
 from gsg_jax.train.figures import logged_figures
@@ -94,8 +94,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         )
         figures = run.run() | lowered
         figures |= {"num_left_out": len(left_out)} if len(left_out) else {}
-        if before := went_on_from(workdir):
-            figures["went_on_from"] = before
+        if before := extended_from(workdir):
+            figures["extended_from"] = before
         if figures["step"] == figures["num_steps"]:
             write_finished(workdir, figures)
         return figures

@@ -107,7 +107,7 @@ def test_a_finished_run_alone_may_differ_in_length(tmp_path, monkeypatch):
     assert read_config(tmp_path)["run"]["num_epochs"] == 2
     record()
     assert read_config(tmp_path)["run"]["num_epochs"] == 3
-    assert workdirs.went_on_from(tmp_path) == [8] and not (tmp_path / "figures.json").exists()
+    assert workdirs.extended_from(tmp_path) == [8] and not (tmp_path / "figures.json").exists()
     longer.run.num_epochs = 4
     assert workdirs.check_workdir(tmp_path, longer) == 8  # nothing later is saved
     (tmp_path / "checkpoints" / "9").mkdir()

@@ -96,7 +96,7 @@ def test_a_finished_run_goes_on_to_a_greater_length_by_the_schedule_of_that_leng
     assert "run.seed (0 there, 1 here)" in refused(*long, "--config.run.seed=1")
     last, err = done(*long)
     assert f"{run} was finished at step 4 and goes on to step 10: from here on, learning" in err
-    assert (last["step"], last["num_steps"], last["went_on_from"]) == (10, 10, [4])
+    assert (last["step"], last["num_steps"], last["extended_from"]) == (10, 10, [4])
     assert figures((run / "figures-4.json").read_text()) == before
     rates = [line["learning_rate"] for line in logged(run)]
     peak = 0.4 * 16 / 256
