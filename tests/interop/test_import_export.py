@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from gsg_jax.interop.card import model_card
 from gsg_jax.run.checkpoint import read_variables
 from tests.interop.checkpoints import PROJECTION, WIDTH, drawn, linear, resnet, tensors
 from tests.runs import call, config, figures, on_images, write_images
+from tests.small import load
 
 
 def to_run(path, folder, *flags):
@@ -85,6 +87,14 @@ def test_an_export_has_a_card_and_no_classifier(classifier):
     assert (card["backbone"], card["step"], card["architecture"]) == ("resnet10", 0, None)
     assert card["sizes"] == {"width": WIDTH, "num_stages": 4, "stem": "imagenet"}
     assert (card["mean"], card["num_tensors"]) == ([0.485, 0.456, 0.406], len(found))
+
+
+def test_a_card_knows_nothing_of_steps_after_its_checkpoint(tmp_path):
+    steps = (10, 20, 30)
+    lines = [{"step": n, "epoch": n / 10, "knn_top1": n / 100} for n in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    card = model_card(tmp_path, load("byol"), 20, "torchvision", {})
+    assert (card["step"], card["epochs"], card["figures"]) == (20, 2.0, {"knn_top1": 0.2})
 
 
 def test_detectron2_gets_a_pickle_of_its_own(classifier):

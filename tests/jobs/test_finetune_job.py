@@ -16,6 +16,7 @@ from gsg_jax.data.open import open_source
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs import finetune as finetune_job
 from gsg_jax.run.checkpoint import Checkpoints
+from gsg_jax.train import supervised
 from gsg_jax.train.supervised import ClassifierRun
 from tests.jobs.test_knn_job import read_predictions
 from tests.runs import config, done, hashes, job, refused, tiny
@@ -121,6 +122,16 @@ def test_eight_devices_train_as_one(pretrained, tmp_path):
         training = run_of(pretrained, num_devices=n, backbone_rate=0.1, head_rate=0.5)
         ends.append(jax.device_get(training.train(tmp_path / str(n), "test").params))
     chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-5)
+
+
+def test_crops_have_the_aspect_of_the_pretrainings(pretrained, tmp_path, monkeypatch):
+    record = json.loads((pretrained / "config.json").read_text())
+    monkeypatch.setattr(supervised, "CropRecipe", lambda **crops: cut.append(crops["aspect"]))
+    for aspect in ((0.5, 0.6), (0.9, 1.1)):
+        record["views"]["crop_aspect"], cut = aspect, []
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        training = run_of(tmp_path, "--config.encoder=untrained", backbone_rate=0.1, head_rate=0.5)
+        assert training.task.views.crop_aspect == aspect and cut == [aspect]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_weights_that_cannot_be_taken_are_refused_before_the_workdir_is_touched(
         (tmp_path / "empty", [], "empty holds no run (no config.json)"),
         (tmp_path / "w.pth", [], "is a file, not the workdir of a run: make one of it by"),
         (source, ["--config.model.width=8"], "differs in model.width (4 there, 8 here): "),
+        (source, ["--config.model.bn_epsilon=0.1"], "model.bn_epsilon (1e-05 there, 0.1 here): "),
         (
             other,
             ["--config.model.width=8"],
