@@ -56,7 +56,7 @@ test-all: $(VENV)/.dev-all ## runs the rest: PyTorch, a browser, launch scripts,
 faults: $(VENV)/.dev ## kills, damages and starves runs, many times each, and prints what was survived
 	@FAULTS=full $(BIN)/python -m pytest tests/faults
 
-lint: $(VENV)/.dev ## checks style, format and the directions of imports
+lint: $(VENV)/.dev ## checks style, format, the directions of imports and shell scripts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo --no-cache >&2

@@ -149,7 +149,8 @@ def evaluate(
     """Evaluates a run as the command line does.
 
     Args:
-      workdir: folder of the run; evaluations write to folders in it.
+      workdir: folder of the run; "evaluate_all" and "report" write to it, "finetune", "features"
+        and "linear" on images to a folder in it, the others nothing.
       name: "knn", "few_label", "linear", "finetune", "transfer", "features", "evaluate_all",
         "report", or the file of another evaluation; a recipe may follow after a colon.
       overrides: other values of its config, as in get_config.

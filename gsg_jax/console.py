@@ -24,7 +24,7 @@ LINE_EVERY_SECONDS = 30.0
 # Categories of Unicode that a terminal obeys instead of showing, and joiners, which are harmless.
 _OBEYED, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
 
-_host = 0  # this process's number
+_host = 0  # the number of this process's host
 
 
 class UserError(Exception):
@@ -149,7 +149,7 @@ def last_line(figures: dict[str, Any]) -> int:
     """Prints the figures of a job, for programs; returns the exit status of the job.
 
     If standard output cannot be written, a complete run still returns 0, since its workdir has the
-    figures too; any other job that loses its last line has failed.
+    figures too; whatever else loses its last line, such as a stopped run, has failed.
     """
     text, out = json.dumps(figures), _lasting(sys.stdout)
     out.write(text + "\n")

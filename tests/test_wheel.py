@@ -15,7 +15,7 @@ from tests.runs import ROOT, write_images
 
 pytestmark = pytest.mark.extended
 
-NOT_COPIED = (".git", ".venv", "runs", "site", "build", "*.egg-info", "__pycache__")
+NOT_COPIED = (".git", ".venv*", "runs", "site", "build", "*.egg-info", "__pycache__")
 SDIST = "from setuptools import build_meta as b; import sys; b.build_sdist(sys.argv[1])"
 
 

@@ -19,7 +19,7 @@ FEW_LABELS = (1, 5, 10)  # labelled images per class for the few-label accuracy
 CROPS = ("device", "host")
 
 # When a key may differ from the record of the run that is resumed: never; until an imported
-# checkpoint has been trained on, since that state does not depend on the key; or at any time.
+# checkpoint has been trained on, since its state does not depend on the key; or at any time.
 NEVER, UNTIL_TRAINED, ALWAYS = "never", "until trained", "always"
 
 

@@ -105,8 +105,8 @@ def _cifar10(config: ConfigDict) -> None:
 def _cifar10_small(config: ConfigDict) -> None:
     """The same for a CPU: 12 epochs of a network of three stages from 8 x 8 pixels.
 
-    On one core two views take five minutes. The k-NN is as good as with four stages from 16 x 16
-    pixels, which take 4.5 times as long (docs/results.md).
+    On one core a run with two views per image takes five minutes. The k-NN is as good as with four
+    stages from 16 x 16 pixels, which take 4.5 times as long (docs/results.md).
     """
     _cifar10(config)
     config.model.update({"backbone": "resnet10", "width": 16, "stem_stride": 4, "num_stages": 3})
@@ -129,10 +129,10 @@ def _fashion_mnist(config: ConfigDict) -> None:
 def _default(config: ConfigDict) -> None:
     """The embedded images; tuned for two and a half minutes of training on two cores.
 
-    The large stem and three stages end in 2 x 2 pixels, as the small stem and four would, but
-    compute on fewer, so the network can be wider for the same time. Shoes all point to the left: no
-    flips. Without solarized views, dark and light garments stay apart, which helps where labels are
-    few.
+    The large stem and three stages end in 2 x 2 pixels, as the small stem of stride 2 and four do,
+    but compute on fewer pixels, so the network can be wider for the same time. Shoes all point to
+    the left: no flips. Without solarized views, dark and light garments stay apart, which helps
+    where labels are few.
     """
     _garments(config)
     config.model.update({"stem": "imagenet", "num_stages": 3, "width": 40})

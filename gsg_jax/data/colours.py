@@ -60,7 +60,7 @@ def jitter_in_order(
     place: jax.Array | int = 0,
     turn: jax.Array | None = None,
 ) -> jax.Array:
-    """Applies blends in an order, and turns the hue between them.
+    """Applies blends in an order, and turns the hue before, between or after them.
 
     Three of the four operations blend the image with something (black, its mean gray, its own
     gray), so one blend serves each place of the order. All work per pixel, but the contrast needs

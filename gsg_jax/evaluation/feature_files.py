@@ -136,7 +136,7 @@ def read_features(path: pathlib.Path) -> LabelledFeatures:
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """Labels of a source, int32 [N]; -1 if it has none."""
+    """Labels of a source, int32 [N]; all -1 if it has none."""
     labels = source.labels
     return np.full(len(source), -1, np.int32) if labels is None else labels
 

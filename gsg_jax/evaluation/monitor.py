@@ -34,7 +34,7 @@ class KnnMonitor:
         """Keeps the two sources; `train` must have labels.
 
         Raises:
-          UserError: if fewer than two training images have one.
+          UserError: if fewer than two images of the bank have a label.
         """
         self._eval = config.eval
         size = config.views.size if config.data.crop == "host" else None

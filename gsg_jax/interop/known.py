@@ -10,7 +10,7 @@ VIT = r"(?:cls_token$|pos_embed$|(?:patch_embed|blocks|norm)\.)"
 EITHER = f"(?:{RESNET}|{VIT})"
 IN_SEQUENTIAL = r"[0-7]\."
 
-# Attention heads of sizes with the same number wherever published; vit_small's differ.
+# Attention heads of the sizes that have the same number wherever published, unlike vit_small.
 ANYWHERE = {"vit_tiny": 3, "vit_base": 12}
 
 

@@ -48,7 +48,7 @@ def read_network(path: pathlib.Path, config: ml_collections.ConfigDict) -> Netwo
 
     How images are cut and normalised, and a ViT's number of heads, come from the config, else from
     the card (the file that an export writes beside its own, or config.json of its folder), else
-    from what is known of the layout; how images are cut, at last from the recipe.
+    from what is known of the layout; all but the number of heads, at last from the recipe.
 
     Args:
       path: a file that read_checkpoint takes, or a folder of an export.

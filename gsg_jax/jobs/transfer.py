@@ -38,7 +38,7 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
       missing split, or another number of channels than the run's).
 
     Raises:
-      UserError: if there is no run, or no checkpoint.
+      UserError: if there is no run or no checkpoint, or, on several hosts, a set cannot be scored.
     """
     del workdir
     check_evaluation(config)
@@ -64,7 +64,7 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
       The figures of transfer_to_suite.
 
     Raises:
-      UserError: if there is no run, or no checkpoint.
+      UserError: if there is no run or no checkpoint, or, on several hosts, a set cannot be scored.
     """
     run = read_run(config, needs_data=False)
     check_checkpoint(config)

@@ -63,7 +63,7 @@ def guided_loss(
         projections z_target [G, B, D]. With G = 4, views 0, 1 are those of an image and views 2, 3
         those of a reference; with G = 2 the same views serve as both. Local views come last.
       memory: unused, returned as is.
-      key: draws the reference images of pairing "permutation".
+      key: draws the reference images of pairing "permutation", and the pairs of guide "random".
       pairing: which image is whose reference. "permutation": a random permutation of the batch,
         fixed points included (G = 4, the paper's); "roll": the next image; "halves": the first half
         with the second, each pair once (B even); "nearest": the nearest other image. With "roll"

@@ -15,9 +15,9 @@ def guided_sources(
 ) -> tuple[jax.Array, Memory, Metrics]:
     """A loss whose sources are the views that guided stop-gradient picks.
 
-    In each pair of images the two closest views follow their siblings' targets; no other view
-    follows any. All else in the loss, such as a repulsion, stays as it is. For the negative cosine
-    this is `guided_loss`.
+    In each pair of images the two closest views follow their siblings' targets; no other global
+    view follows any, and local views follow the targets of all sources of their image. All else in
+    the loss, such as a repulsion, stays as it is. For the negative cosine this is `guided_loss`.
 
     Args:
       loss: takes its targets from `positives`.

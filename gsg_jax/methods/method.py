@@ -24,8 +24,8 @@ class Key(NamedTuple):
         choices of a text, or the table that names them; () if whoever reads the value checks it.
       length: how many numbers a tuple has; 0: one or more.
       is_ordered: whether the first number of a tuple must not exceed the second.
-      may_change: when the value may differ from the resumed run's record, in the words of
-        gsg_jax.config.keys; "" means the group's in a row there, and never in a method's option.
+      may_change: when the value may differ from the resumed run's record, one of the words in
+        gsg_jax.config.keys; "" means its group's word there, and never for a method's option.
     """
 
     default: Any

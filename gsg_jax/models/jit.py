@@ -12,8 +12,8 @@ def jit_network(function: Callable, mesh: jax.sharding.Mesh, **options) -> Calla
 
     Args:
       function: pure; runs networks of gsg_jax.models.
-      mesh: the devices that it is compiled for, which may be another machine's. A CPU's own paths
-        are taken if it is one CPU, the only device of this process.
+      mesh: the devices that it is compiled for, which may be another machine's. CPUs get the
+        compiler options; the own paths are taken only if it is one CPU and JAX has no other device.
       options: of `jax.jit`.
     """
     return jax.jit(on_cpu(function, mesh), compiler_options=compiler_options(mesh), **options)

@@ -89,7 +89,7 @@ def build_siamese(
 
 
 def init_variables(branch: Siamese, seed: int, image_shape: tuple[int, int, int]) -> dict:
-    """Draws a branch's variables before the first step, for views of a given shape.
+    """Draws a branch's initial variables, for views of a given shape.
 
     A backbone's variables depend neither on the heads nor on the number of views.
 

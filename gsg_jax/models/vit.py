@@ -7,7 +7,7 @@ import ml_collections
 
 MLP_RATIO = 4
 NORM_EPSILON = 1e-6
-WAVELENGTH = 10_000  # the fixed positions' longest wavelength is 2 pi times this, in patches
+WAVELENGTH = 10_000  # the fixed positions' wavelengths are below 2 pi times this, in patches
 
 xavier_uniform = nn.initializers.xavier_uniform()
 

@@ -45,7 +45,7 @@ EXAMPLES = """examples:
   PROGRAM runs/photos --outliers --show=50
 """
 LARGEST_K = 1000
-LONGEST_STEM = 50  # characters of the query's name in the sheet's name, since names are limited
+LONGEST_STEM = 50  # characters of the query's name in the sheet's: file names have a limit
 LEAST_THRESHOLD = 0.01
 DEFAULTS = {"k": 10, "threshold": 0.98, "show": 20}
 # The modes, and the flags that each takes.

@@ -138,7 +138,8 @@ def load_study(
       images: folder of the images of every cell; "" for those of the configs.
       seeds: of the runs that are asked for; () for the study's.
       cells: names or patterns of the cells that are asked for; () for all.
-      is_toy: whether TOY changes every cell, with one seed unless seeds are given.
+      is_toy: whether TOY changes every cell, with one seed unless seeds are given; a sweep keeps
+        its first MOST_TOY_CELLS.
       changes: other values of keys in every cell, by dotted names.
       length: factor of the epochs or steps of every cell, and of the epochs between k-NN scores.
 

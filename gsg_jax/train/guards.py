@@ -134,7 +134,8 @@ class CollapseWatch:
     def warning(self, values: dict[str, float]) -> str | None:
         """Returns one line that says which figure of a logged step has fallen and what to try.
 
-        It is None if no figure has fallen, or if the previous call has already warned.
+        It is None if no figure has fallen or one is missing, or if one had fallen at the previous
+        call too.
         """
         if not {"embedding_rank", "projection_std"} <= values.keys():
             return None
@@ -201,9 +202,8 @@ class Patience:
 
 
 _late: list[int] = []  # signals that no call of stop_requested has answered
-_calls = (
-    itertools.count()
-)  # on several hosts; JAX answers a signal at one call's number, the next or later
+# Numbers the calls on several hosts: all get JAX's answer to a signal at the same number.
+_calls = itertools.count()
 
 
 @contextlib.contextmanager

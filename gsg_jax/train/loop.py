@@ -57,7 +57,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
     Args:
       config: from configs/, with its overrides.
-      workdir: docs/runs.md lists the files that it holds afterwards.
+      workdir: folder of the run; docs/runs.md lists the files that it holds afterwards.
 
     Raises:
       UserError: for whatever the user can fix, before anything is written; for a bad step, after

@@ -135,7 +135,8 @@ def run_length(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
       steps_per_epoch: steps per epoch.
 
     Raises:
-      UsageError: if the steps are too many to count, or the warm-up is longer.
+      UsageError: if num_epochs sets the length, and the steps are too many to count or the warm-up
+        takes more epochs.
     """
     run, warmup = config.run, config.optim.warmup_epochs
     if num_steps := run.get("num_steps", 0):

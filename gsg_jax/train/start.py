@@ -1,4 +1,4 @@
-"""Weights of another run, if a run starts from them."""
+"""The weights of another run that a run starts from: config.init_from."""
 
 from functools import partial
 from typing import Any

@@ -41,7 +41,7 @@ def on_cpu(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
 
 
 def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the mesh is the only device of this process, and a CPU."""
+    """Whether the mesh is one CPU, and JAX has no other device on any host."""
     return is_cpu(mesh) and mesh.size == 1 == jax.device_count()
 
 
