@@ -119,8 +119,8 @@ def input_gradient(
     """The gradient of a strided convolution by its input, phase by phase.
 
     A row of the padded input whose index modulo the stride is a meets the kernel's rows a,
-    a + stride, a + 2 strides, ... and no others; likewise the columns. XLA's gradient would convolve
-    dy, filled up with zeros, with the whole kernel.
+    a + stride, a + 2 strides, ... and no others; likewise the columns. XLA's gradient would
+    convolve dy, filled up with zeros, with the whole kernel.
 
     Args:
       dy: gradient by the result, [N, rows, columns, F].
