@@ -7,7 +7,7 @@ as many epochs; each guided cell against the plain one of its batch. Rates are p
 the rate of a step falls with the batch.
 
 6 cells, 2 seeds. A seed of `cifar10_small` takes as long as 9 trainings of `simsiam`, or more:
-small batches are slower. Not yet run.
+small batches are slower.
 
 Source of the claim: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
 """
