@@ -89,7 +89,7 @@ def test_a_detached_run_outlives_its_start_and_stops_on_request(desk):
 def test_a_detached_run_says_how_it_ended(desk, ended, state):
     desk.call("detached.sh", "start", "bash", "-c", f"echo a  b; exit {ended}")
     wait_for(desk, state)
-    # Of another command, nothing has run.
+    # No run of another command is known.
     command = ("bash", "-c", f"echo a  b; exit {ended}")
     assert desk.call("detached.sh", "state", *command)[1] == f"state: {state}\n"
     assert desk.call("detached.sh", "state", *command, "--seed=1")[1] == "state: none\n"
