@@ -4,6 +4,9 @@ With local views (multi-crop) an image's closest global view is still the source
 views follow the same target: each D of the loss is the mean of D(p, sg z_other) over the source and
 the image's local views. With CutMix a source's target is mixed, by the patch's share, with the
 partner image's target of the same view number; the distances are those of whole views.
+
+The pairs only decide how often each view is a source, its picks. The loss then is a sum over the
+views of each image by itself: only the projections that are compared move between devices.
 """
 
 from typing import NamedTuple
@@ -12,7 +15,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gsg_jax.methods.method import CutMix, Memory, Metrics, Outputs
+from gsg_jax.methods.method import Memory, Metrics, Outputs
+from gsg_jax.methods.positives import positives
 from gsg_jax.methods.similarity import attraction, cosine_to_unit, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
@@ -23,6 +27,7 @@ SOURCES_OF_PAIRING = {"permutation": 2, "halves": 1}
 # first of each is the method, the others are ablations.
 GUIDES = ("closest", "farthest", "random")
 DISTANCES = ("raw", "normalised")
+GUIDE_STREAM = 2**32 - 1  # into the key; a permutation takes its first folds
 
 
 class Pairs(NamedTuple):
@@ -87,20 +92,20 @@ def guided_loss(
     chex.assert_equal_shape([p[0], z[0]])
     check_pairing(pairing, num_views=num_global, batch_size=z.shape[1])
 
-    image, reference, a, b = pairs = closest_pairs(z_stopped, key, pairing, guide, distances)
-    p_i, p_r = _sources(outputs, pairs)  # [P, D]
-    t_i = _target(z[:2], image, 1 - a, outputs.mix)  # [P, D], of the sources' siblings
-    t_r = _target(z[-2:], reference, 1 - b, outputs.mix)
-    local = p[num_global if outputs.sources is None else len(outputs.sources) :]  # [L, B, D]
+    pairs = closest_pairs(z_stopped, key, pairing, guide, distances)
+    num_sources = num_global if outputs.sources is None else len(outputs.sources)
+    num_views = num_global + p.shape[0] - num_sources  # with the local views
+    # The sibling's row times the picks, [V, B, D]: zero for a view that is not a source.
+    targets = positives(normalize(z), num_views, outputs.mix, picks_of(pairs, z))
+    if outputs.sources is not None:
+        of_sources = jnp.take_along_axis(targets, outputs.sources[..., None], axis=0)
+        targets = jnp.concatenate([of_sources, targets[num_global:]])
 
     def similarity(alike):
-        of_image = _with_local(alike(p_i, t_i), alike(local[:, image], t_i[None]))
-        of_reference = _with_local(alike(p_r, t_r), alike(local[:, reference], t_r[None]))
-        return jnp.mean(0.5 * of_image + 0.5 * of_reference)
+        return jnp.sum(alike(p, targets)) / (num_views * p.shape[1])
 
     loss = -similarity(cosine_to_unit)
-    metrics = {f"closest_{pair}": jnp.mean(2 * a + b == n) for n, pair in enumerate(PAIRS)}
-    return loss, memory, {"attraction": -similarity(attraction), **metrics}
+    return loss, memory, {"attraction": -similarity(attraction), **shares_of(pairs)}
 
 
 def closest_pairs(
@@ -121,15 +126,16 @@ def closest_pairs(
 
     Source: Lee & Lee, NeurIPS 2023 (arXiv 2503.09058), algorithm 1.
     """
-    image, reference = draw_pairs(z, key, pairing)  # [P], [P]
+    image, reference = draw_pairs(z, key, pairing)
     if distances == "normalised":
         z = normalize(z)
-    d = distance(z[:2, image][:, None], z[-2:, reference][None]).reshape(4, -1)  # [4, P]
+    z_image, z_reference = z[:2, image], z[-2:, reference]  # [2, P, D]
+    d = distance(z_image[:, None], z_reference[None]).reshape(4, -1)  # [4, P], as in PAIRS
     if guide == "random":
-        closest = jax.random.randint(jax.random.fold_in(key, 1), d.shape[1:], 0, 4)  # [P]
-    else:  # [P], an index into PAIRS
-        closest = jnp.argmax(d, axis=0) if guide == "farthest" else jnp.argmin(d, axis=0)
-    return Pairs(image, reference, closest // 2, closest % 2)
+        taken = jax.random.randint(jax.random.fold_in(key, GUIDE_STREAM), d.shape[1:], 0, 4)
+    else:
+        taken = jnp.argmax(d, axis=0) if guide == "farthest" else jnp.argmin(d, axis=0)
+    return Pairs(image, reference, *jnp.unravel_index(taken, (2, 2)))
 
 
 def source_views(
@@ -154,30 +160,22 @@ def source_views(
     return views.at[0, image].set(a).at[-1, reference].set(num_views - 2 + b)
 
 
-def _sources(outputs: Outputs, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-    """Predictions [P, D] of the images' and of the references' closest views."""
-    p, num_global = outputs.p, outputs.z_target.shape[0]
-    image, reference, a, b = pairs
-    if outputs.sources is not None:
-        return p[0, image], p[len(outputs.sources) - 1, reference]
-    of_reference = p[num_global - 2 : num_global, reference]
-    return _view(p[:2, image], a), _view(of_reference, b)
+def picks_of(pairs: Pairs, z: jax.Array) -> jax.Array:
+    """How often each view of z [G, B, D] is one of the closest of a pair, [G, B].
+
+    Counts twice if an image is in one pair only ("halves"), so that their sum is always 2 B.
+    """
+    num_views, batch_size = z.shape[:2]
+    everyone, count = jnp.arange(batch_size), batch_size / len(pairs.a)
+    picks = jnp.zeros((num_views, batch_size), z.dtype)
+    picks = picks.at[pairs.a, everyone[pairs.image]].add(count)
+    return picks.at[num_views - 2 + pairs.b, everyone[pairs.reference]].add(count)
 
 
-def _target(
-    z: jax.Array, image: slice | jax.Array, view: jax.Array, mix: CutMix | None
-) -> jax.Array:
-    """Unit target rows [P, D]: view `view` of the images, mixed with their partners'."""
-    own = normalize(_view(z[:, image], view))
-    if mix is None:
-        return own
-    partners = normalize(_view(z[:, mix.partner[image]], view))
-    return (1 - mix.share) * own + mix.share * partners
-
-
-def _with_local(source: jax.Array, local: jax.Array) -> jax.Array:
-    """Mean similarity [P] of a source [P] and the image's local views [L, P]."""
-    return (source + jnp.sum(local, axis=0)) / (1 + local.shape[0])
+def shares_of(pairs: Pairs) -> Metrics:
+    """The share of the pairs whose sources are 11, 12, 21 and 22, in [0, 1] each."""
+    taken = 2 * pairs.a + pairs.b
+    return {f"closest_{pair}": jnp.mean(taken == n) for n, pair in enumerate(PAIRS)}
 
 
 def check_pairing(
@@ -244,11 +242,6 @@ def draw_pairs(z: jax.Array, key: jax.Array, pairing: str) -> tuple[slice, slice
     if pairing == "halves":
         return slice(batch_size // 2), slice(batch_size // 2, None)
     return everyone, _nearest_image(z)
-
-
-def _view(x: jax.Array, which: jax.Array) -> jax.Array:
-    """Takes view `which` ([P], 0 or 1) of each row of x ([2, P, D])."""
-    return jnp.where(which[:, None] == 0, x[0], x[1])
 
 
 def _nearest_image(z: jax.Array) -> jax.Array:

@@ -1,9 +1,8 @@
 """Guided stop-gradient's choice of sources, for any loss that is linear in a unit target row."""
 
 import jax
-import jax.numpy as jnp
 
-from gsg_jax.methods.guided import PAIRS, closest_pairs
+from gsg_jax.methods.guided import closest_pairs, picks_of, shares_of
 from gsg_jax.methods.method import LossFn, Memory, Metrics, Outputs
 
 SOURCES_BY = ("method", "guided")
@@ -32,11 +31,7 @@ def guided_sources(
     Source: this project's, after Lee & Lee, NeurIPS 2023 (arXiv 2503.09058).
     """
     z = jax.lax.stop_gradient(outputs.z_target)
-    num_global, batch_size, _ = z.shape
-    image, reference, a, b = closest_pairs(z, key, PAIRING_OF_VIEWS[num_global])
-    of_image, of_reference = (jnp.arange(batch_size)[who] for who in (image, reference))
-    picks = jnp.zeros((num_global, batch_size), z.dtype)
-    picks = picks.at[a, of_image].add(1).at[num_global - 2 + b, of_reference].add(1)
-    value, memory, metrics = loss(outputs._replace(picks=picks), memory, key, **options)
-    shares = {f"closest_{pair}": jnp.mean(2 * a + b == n) for n, pair in enumerate(PAIRS)}
-    return value, memory, metrics | shares
+    pairs = closest_pairs(z, key, PAIRING_OF_VIEWS[z.shape[0]])
+    outputs = outputs._replace(picks=picks_of(pairs, z))
+    value, memory, metrics = loss(outputs, memory, key, **options)
+    return value, memory, metrics | shares_of(pairs)
