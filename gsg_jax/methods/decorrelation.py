@@ -39,11 +39,11 @@ def barlow_twins_loss(
 
     def one_order(x, y, y_negative):
         x, y, y_negative = standardize(x), standardize(y), standardize(y_negative)
-        diagonal = jnp.mean(x * y, axis=0)  # of C, [D]
+        diagonal = jnp.mean(x * y, axis=0)  # of C, against the positives, [D]
         on_diagonal = jnp.sum(jnp.square(1 - diagonal))
-        squares = jnp.sum(jnp.square(_product(x, y_negative) / x.shape[0]))
-        own_squares = jnp.sum(jnp.square(jnp.mean(x * y_negative, axis=0)))
-        off_diagonal = squares - own_squares
+        c = _product(x, y_negative) / x.shape[0]  # [D, D]
+        own_squares = jnp.sum(jnp.square(jnp.diagonal(c)))
+        off_diagonal = jnp.sum(jnp.square(c)) - own_squares
         # The sum of all squares pushes images apart; the rest attracts.
         attraction = on_diagonal - off_diagonal_weight * own_squares
         return jnp.stack([on_diagonal + off_diagonal_weight * off_diagonal, attraction])
@@ -81,8 +81,8 @@ def vicreg_loss(
       (loss, memory, metrics): loss is a scalar, at least 0; metrics has the three terms,
       unweighted.
 
-    Source: Bardes et al., ICLR 2022 (arXiv 2105.04906), eq. 1-6, with the weights placed as in its
-    section 4.2.
+    Source: Bardes et al., ICLR 2022 (arXiv 2105.04906), section 4.2. Differs from its eq. 5 and 6:
+    the invariance is a mean over channels, not a sum, and the variance a mean over both views.
     """
     del key
 
@@ -100,10 +100,14 @@ def vicreg_loss(
 
 
 def standardize(x: jax.Array) -> jax.Array:
-    """Columns of [B, D] with mean 0 and standard deviation 1; a constant column becomes 0."""
-    centred = x - jnp.mean(x, axis=0, keepdims=True)
+    """Columns of [B, D] with mean 0 and standard deviation 1; a constant column becomes 0.
+
+    A column is constant if it varies by no more than the rounding of its mean.
+    """
+    mean = jnp.mean(x, axis=0, keepdims=True)
+    centred = x - mean
     variance = jnp.mean(jnp.square(centred), axis=0, keepdims=True)
-    is_constant = variance == 0
+    is_constant = variance <= jnp.square(16 * jnp.finfo(x.dtype).eps * mean)
     return jnp.where(is_constant, 0.0, centred / jnp.sqrt(jnp.where(is_constant, 1.0, variance)))
 
 

@@ -48,12 +48,18 @@ def effective_rank(x: jax.Array) -> jax.Array:
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
     x = x[:MAX_ROWS].astype(jnp.float32)
-    centred = x - jnp.mean(x, axis=0, keepdims=True)
-    centred = centred / jnp.maximum(jnp.max(jnp.abs(centred)), 1e-30)
+    mean, eps = jnp.mean(x, axis=0, keepdims=True), jnp.finfo(x.dtype).eps
+    centred = x - mean
+    largest = jnp.max(jnp.abs(centred))
+    is_rounding = largest <= 16 * eps * jnp.max(jnp.abs(mean))  # the rows are equal
+    centred = jnp.where(is_rounding, 0.0, centred / jnp.maximum(largest, 1e-30))
     rows, columns = centred.shape
     smaller = centred if rows <= columns else centred.T
     gram = jnp.matmul(smaller, smaller.T, precision=jax.lax.Precision.HIGHEST)
-    singular = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram), 0))
+    squares = jnp.linalg.eigvalsh(gram)
+    # Below this an eigenvalue is rounding, and its root would count as a direction.
+    floor = len(gram) * eps * jnp.max(squares)
+    singular = jnp.sqrt(jnp.where(squares > floor, squares, 0))
     total = jnp.sum(singular)
     shares = singular / jnp.maximum(total, 1e-30)
     entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-30)), 0))

@@ -31,9 +31,21 @@ def test_effective_rank_equals_the_definition_in_float64():
         shares = shares[shares > 1e-9]
         expected = np.exp(-(shares * np.log(shares)).sum())
         np.testing.assert_allclose(effective_rank(jnp.asarray(x, jnp.float32)), expected, rtol=0.01)
-    assert effective_rank(jnp.full((20, 6), 3.0)) == 0
+    for value in (3.0, 0.1):  # 100 times 0.1 is not exact, nor is its mean
+        assert effective_rank(jnp.full((100, 6), value)) == 0
     x = rng.normal(size=(MAX_ROWS + 50, 5)).astype(np.float32)  # it looks at the first rows alone
     np.testing.assert_array_equal(effective_rank(x), effective_rank(x[:MAX_ROWS]))
+
+
+@pytest.mark.parametrize("shape", [(256, 64), (128, 512)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_directions_that_are_only_rounding_do_not_count(shape, rank):
+    rng = np.random.default_rng(rank)
+    x = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1])) + 1
+    singular = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)[:rank]
+    shares = singular / singular.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    np.testing.assert_allclose(effective_rank(jnp.asarray(x, jnp.float32)), expected, rtol=1e-3)
 
 
 def test_projection_std_equals_the_definition_and_is_near_one_on_the_sphere():
