@@ -19,5 +19,7 @@ def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
     config.method.name = "byol_gsg"
+    if recipe.startswith("imagenet"):
+        recipes.byol_views(config)  # as in byol.py, so that guidance alone differs
     recipes.guided_pairs(config)
     return config

@@ -158,7 +158,7 @@ METHODS = {
         target="ema",
         predictor="none",
         options={
-            "coding_epsilon": Key(float, "of the coding rate, its allowed error", (1e-6, 1e3))
+            "coding_epsilon": Key(float, "squared error that the coding rate allows", (1e-4, 1e3))
         },
         extras=_LINEAR,
     ),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from gsg_jax.methods.decorrelation import STD_EPSILON, standardize
-from gsg_jax.methods.similarity import norm, normalize
+from gsg_jax.methods.similarity import NORM_FLOOR, norm, normalize
 
 
 class Pair(NamedTuple):
@@ -119,10 +119,11 @@ def _directpred(pair: Pair, *, dynamic: bool, keeps_predictor: bool) -> Gradient
     balance = pair.balance
     if dynamic:
         along = jnp.sum(pair.u * positive, axis=-1, keepdims=True)
-        balance = along / jnp.sum(pair.u * negative, axis=-1, keepdims=True)
+        repelled = jnp.sum(pair.u * negative, axis=-1, keepdims=True)  # at least 0
+        balance = along / jnp.maximum(repelled, NORM_FLOOR)
     scale = _mean_over_views(pair)
     if keeps_predictor:
-        scale = scale / norm(predicted)[..., None]
+        scale = scale / jnp.maximum(norm(predicted), NORM_FLOOR)[..., None]
     return -scale * positive, scale * balance * negative
 
 

@@ -27,7 +27,7 @@ def simdino_loss(
       outputs: online predictions p [V, B, D] and target projections z_target [G, B, D].
       memory: unused, returned as is.
       key: unused; nothing is random.
-      coding_epsilon: epsilon, above 0.
+      coding_epsilon: epsilon, above 0: the square of the error that the coding rate allows.
       stop_gradient: False lets the gradient into an online target.
 
     Returns:
@@ -41,7 +41,8 @@ def simdino_loss(
     chex.assert_axis_dimension_gteq(z, 0, 2)
     u, t = normalize(p[:num_global]), normalize(z)
     targets = positives(t, p.shape[0], outputs.mix, outputs.picks)  # [V, B, D]
-    num_targets = jnp.full(p.shape[0], num_global).at[:num_global].add(-1)  # of each view
+    is_global = jnp.arange(p.shape[0]) < num_global
+    num_targets = jnp.where(is_global, num_global - 1, num_global)  # of each view, [V]
 
     f = (u + t) / 2
     f = f.swapaxes(1, 2) if batch_size < width else f  # the smaller matrix, of equal determinant

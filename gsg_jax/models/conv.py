@@ -33,11 +33,11 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, H, W, C] to [N, (H + 2 padding - size) // stride + 1, likewise W, F]."""
         shape = (self.size, self.size, x.shape[-1], self.width)
-        kernel = self.param("kernel", he_normal_fan_out, shape).astype(self.dtype)
+        kernel = self.param("kernel", he_normal_fan_out, shape)
         if self.weight_standardization:
             kernel = standardize(kernel)
         strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
-        return self.convolve(x.astype(self.dtype), kernel, strides, padding)
+        return self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding)
 
     def convolve(
         self,

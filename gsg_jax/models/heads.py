@@ -16,8 +16,8 @@ PROJECTOR_ENDS = ("batch_norm", "none")
 class Projector(nn.Module):
     """Linear layers, each followed by a norm, with ReLU between them.
 
-    The last norm has no scale and bias, or is left out. No linear layer has a bias: before a
-    BatchNorm it would have no effect.
+    The last norm has no scale and bias, or is left out. No linear layer has a bias, as in SimSiam,
+    where the BatchNorm behind it would cancel it.
 
     Attributes:
       num_layers: linear layers, at least 1 (3 in the papers).

@@ -78,7 +78,8 @@ def online_pass(
         experiment.online, views.online, num_sources, variables, drop_path_key
     )
     z_whole = outputs[1]
-    if views.mix is not None:
+    needs_whole = not experiment.has_target_pass or experiment.target_branch == "ema_positive"
+    if views.mix is not None and needs_whole:
         whole = {group: target_groups(tree) for group, tree in variables.items()}
         (_, z_whole, _), _ = run(experiment.target, views.whole, experiment.num_views, whole)
         z_whole = jax.lax.stop_gradient(z_whole)

@@ -62,6 +62,14 @@ def test_a_config_has_the_published_values(name):
         assert flat(json.loads(as_json(load(name, recipe)))) == wanted, key
 
 
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_guided_config_differs_from_its_plain_one_in_the_method_alone(method, recipe):
+    plain, guided = (flat(load(name, recipe)) for name in (method, f"{method}_gsg"))
+    changed = {key for key in plain.keys() | guided.keys() if plain.get(key) != guided.get(key)}
+    assert {key.partition(".")[0] for key in changed} == {"method"}
+
+
 class Recorder:
     """A config that notes which of its keys were read; its use as a record does not count."""
 
