@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pathlib
 import sys
 import textwrap
 import traceback
@@ -39,23 +40,42 @@ def load_config(path_and_recipe: str) -> ConfigDict:
     Raises:
       UsageError: if the file is missing, has no get_config, or has no such recipe.
     """
-    name, _, recipe = path_and_recipe.partition(":")
-    path = str(find_config(name))
-    module = run_file(path)
-    if not hasattr(module, "get_config"):
-        raise UsageError(f"--config={name}: defines no get_config(); give a config file")
-    if recipe and not inspect.signature(module.get_config).parameters:
-        raise UsageError(f"--config={path_and_recipe}: takes no recipe; give --config={name}")
-    try:
-        config = module.get_config(recipe) if recipe else module.get_config()
-    except UsageError as error:
-        raise UsageError(f"--config={path_and_recipe}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"--config={path_and_recipe}: {_failure(error, path)}") from error
+    name = path_and_recipe.partition(":")[0]
+    config, _ = run_getter(find_config(name), "--config", path_and_recipe, "get_config")
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config={name}: get_config() must return an ml_collections.ConfigDict")
     _add_options(config)
     return config
+
+
+def run_getter(path: pathlib.Path, flag: str, given: str, getter: str) -> tuple[Any, str]:
+    """Calls a function of a file that a flag gives.
+
+    Args:
+      path: of the file.
+      flag: such as "--config".
+      given: its value, such as "simsiam:cifar10"; the function gets what follows the colon, if any.
+      getter: name of the function.
+
+    Returns:
+      (what it returns, the file's docstring).
+
+    Raises:
+      UsageError: if the file cannot be run, lacks the function, or the function fails.
+    """
+    where, (name, _, recipe) = f"{flag}={given}", given.partition(":")
+    module = run_file(str(path), flag)
+    if not hasattr(module, getter):
+        raise UsageError(f"{where}: defines no {getter}(); give a file that does")
+    function = getattr(module, getter)
+    if recipe and not inspect.signature(function).parameters:
+        raise UsageError(f"{where}: takes no recipe; give {flag}={name}")
+    try:
+        return function(recipe) if recipe else function(), inspect.cleandoc(module.__doc__ or "")
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{where}: {_failure(error, str(path))}") from error
 
 
 def run_file(path: str, flag: str = "--config") -> types.ModuleType:

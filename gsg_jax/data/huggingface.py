@@ -208,7 +208,8 @@ def _labels(
         names = tuple(rows.features[column].names)
     elif rows.features[column].dtype.startswith(("int", "uint")):
         # Classes of all splits, so that a number means the same in each.
-        known = (x for part in splits.values() for x in part[column] if x is not None)
+        labelled = (part[column] for part in splits.values() if column in part.features)
+        known = (x for labels in labelled for x in labels if x is not None)
         largest = int(max(known, default=-1))
         if largest >= MAX_CLASSES:
             raise UserError(

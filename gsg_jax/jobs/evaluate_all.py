@@ -107,8 +107,9 @@ class Evaluation:
             found[part] = scorers[part]()
             record = {"about": self.encoder.about, "settings": settings, "figures": found}
             write_atomically(self.path, json.dumps(record, indent=2) + "\n")
+        every = {name: value for part in scorers for name, value in found.get(part, {}).items()}
+        write_atomically(self.path.with_suffix(".md"), as_markdown(self.encoder.about, every))
         figures = {name: value for part in self.config.parts for name, value in found[part].items()}
-        write_atomically(self.path.with_suffix(".md"), as_markdown(self.encoder.about, figures))
         say(f"the figures are in {self.path} and {self.path.with_suffix('.md').name}")
         return {"job": "evaluate_all", **self.encoder.about, **figures}
 

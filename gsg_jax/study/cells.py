@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import inspect
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.find import CONFIG_FOLDER
-from gsg_jax.config.load import load_config, override, run_file
+from gsg_jax.config.load import load_config, override, run_getter
 from gsg_jax.console import UsageError, given_path
 
 STUDY_FOLDER = CONFIG_FOLDER / "studies"
@@ -148,7 +147,7 @@ def load_study(
     """
     name, _, recipe = name_and_recipe.partition(":")
     path = _find(name)
-    study, text = _read(path, name_and_recipe, recipe)
+    study, text = _read(path, name_and_recipe)
     where = f"--study={name_and_recipe}"
     _check(study, where)
     if is_toy:
@@ -182,22 +181,15 @@ def _find(name: str) -> pathlib.Path:
     raise UsageError(f"--study={name}: there is no such file or study; {hint}")
 
 
-def _read(path: pathlib.Path, name_and_recipe: str, recipe: str) -> tuple[Study, str]:
+def _read(path: pathlib.Path, name_and_recipe: str) -> tuple[Study, str]:
     """The study that a file makes, and the file's docstring."""
-    where = f"--study={name_and_recipe}"
-    module = run_file(str(path), "--study")
-    if not hasattr(module, "get_study"):
-        raise UsageError(f"{where}: defines no get_study(); give the file of a study")
-    if recipe and not inspect.signature(module.get_study).parameters:
-        raise UsageError(f"{where}: takes no recipe; give --study={path}")
-    try:
-        study = module.get_study(recipe) if recipe else module.get_study()
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
+    study, text = run_getter(path, "--study", name_and_recipe, "get_study")
     if not isinstance(study, Study):
-        raise UsageError(f"{where}: get_study() must return a gsg_jax.study.Study")
+        raise UsageError(
+            f"--study={name_and_recipe}: get_study() must return a gsg_jax.study.Study"
+        )
     study = study._replace(cells=tuple(study.cells), seeds=tuple(study.seeds))
-    return study, inspect.cleandoc(module.__doc__ or path.stem)
+    return study, text or path.stem
 
 
 def _check(study: Study, where: str) -> None:

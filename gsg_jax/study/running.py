@@ -122,6 +122,11 @@ def claim(path: pathlib.Path) -> Iterator[int | None]:
     except Timeout:
         yield None
         return
+    except OSError as error:
+        raise UserError(
+            f"--workdir={path.parent} cannot be locked ({error.strerror}): give a folder on a file "
+            "system with locks, on which the runs of a study rely"
+        ) from error
     try:
         yield held[0]
     finally:

@@ -139,6 +139,10 @@ def test_labels_are_classes_or_whole_numbers_and_unknown_ones_are_minus_one(
     source = opened(tmp_path / "whole")
     assert source.labels.tolist() == [4, -1, 0]
     assert source.class_names == tuple("0123456") == opened(tmp_path / "whole", "test").class_names
+    parts = {"train": whole, "test": whole.remove_columns("label")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "half")
+    assert opened(tmp_path / "half").labels.tolist() == [4, -1, 0]
+    assert opened(tmp_path / "half", "test").labels is None
     make(datasets, files).add_column("width", [1, 2, 3]).save_to_disk(tmp_path / "none")
     assert opened(tmp_path / "none").labels is None and lines_said == []
     both = make(datasets, files, [0, 1, -1]).add_column("coarse", [0, 0, 0])

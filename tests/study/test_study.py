@@ -219,6 +219,7 @@ def test_a_sweep_is_sorted_in_its_groups_and_names_the_best():
         ("Study([Cell('a', 'simsiam', {'optim.learning_rate': -1.0})])", "must be a number from 0"),
         ("Study([Cell('a', 'knn')])", "not a pretraining"),
         ("3", "must return a gsg_jax.study.Study"),
+        ("{}['cells']", "line 3: KeyError: 'cells'"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line_before_anything_runs(tmp_path, capsys, text, said):
