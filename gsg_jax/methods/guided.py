@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gsg_jax.methods.method import Memory, Metrics, Outputs
-from gsg_jax.methods.positives import positives
+from gsg_jax.methods.positives import guided_positives
 from gsg_jax.methods.similarity import attraction, cosine_to_unit, distance, normalize
 
 PAIRS = ("11", "12", "21", "22")
@@ -95,8 +95,8 @@ def guided_loss(
     pairs = closest_pairs(z_stopped, key, pairing, guide, distances)
     num_sources = num_global if outputs.sources is None else len(outputs.sources)
     num_views = num_global + p.shape[0] - num_sources  # with the local views
-    # The sibling's row times the picks, [V, B, D]: zero for a view that is not a source.
-    targets = positives(normalize(z), num_views, outputs.mix, picks_of(pairs, z))
+    # [V, B, D]; rows of zeros for views that are no source
+    targets = guided_positives(normalize(z), num_views, outputs.mix, picks_of(pairs, z))
     if outputs.sources is not None:
         of_sources = jnp.take_along_axis(targets, outputs.sources[..., None], axis=0)
         targets = jnp.concatenate([of_sources, targets[num_global:]])
