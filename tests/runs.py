@@ -23,15 +23,6 @@ METHOD_CONFIGS = tuple(METHODS)
 
 XLA_FLAGS = "--xla_backend_optimization_level=1"  # one device
 
-# A run that lives for some seconds and saves often; one checkpoint is kept besides the best.
-LONG = (
-    "--config.run.num_steps=400",
-    "--config.run.checkpoint_every_steps=7",
-    "--config.run.log_every_steps=3",
-    "--config.eval.knn_every_epochs=9",
-    "--config.run.keep_checkpoints=1",
-)
-
 # One stage, 4 channels, 12 x 12 views; write_images has 2 batches an epoch.
 TINY = (
     "--config.model.width=4",
@@ -160,6 +151,13 @@ def wait_until(condition: Callable[[], bool], run: subprocess.Popen, seconds: fl
     while not condition() and run.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is neither gone nor a zombie, which its parent has yet to read."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def last_step(workdir: pathlib.Path) -> int:

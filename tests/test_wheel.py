@@ -19,14 +19,14 @@ NOT_COPIED = (".git", ".venv*", "runs", "site", "build", "*.egg-info", "__pycach
 SDIST = "from setuptools import build_meta as b; import sys; b.build_sdist(sys.argv[1])"
 
 
-def run(*words: str | pathlib.Path, cwd: pathlib.Path, status: int = 0) -> tuple[str, str]:
+def run(*words: str | pathlib.Path, cwd: pathlib.Path) -> tuple[str, str]:
     """Runs a command that knows nothing of the clone: standard output, standard error."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
     found = subprocess.run(
         [str(word) for word in words], cwd=cwd, env=env, capture_output=True, text=True, timeout=900
     )
-    assert found.returncode == status, found.stdout + found.stderr
+    assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout, found.stderr
 
 
@@ -104,10 +104,3 @@ def test_an_installed_wheel_trains_evaluates_and_searches(place):
     embed = "import gsg_jax; print(gsg_jax.load('w').embed(['a.jpg', 'b.png']).shape)"
     shape, _ = run(python, "-c", embed, cwd=work)
     assert shape == "(2, 160)\n"
-    again = ("simsiam_gsg", "--config.run.num_steps=20", "--workdir=w")
-    _, err = run(command, *again, cwd=work)
-    assert "nothing is left to train" in err
-    _, err = run(command, *again, "--config.run.seed=1", cwd=work, status=1)
-    assert "run.seed (0 there, 1 here)" in err
-    _, err = run(command, "configs/simsiam_gsg.py", cwd=work, status=2)
-    assert err.endswith("did you mean simsiam_gsg?\n")

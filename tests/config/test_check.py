@@ -44,6 +44,22 @@ def test_keys_that_do_not_fit_together_are_refused():
     assert "views.std" in refusal(config)
 
 
+def test_groups_of_batchnorm_that_do_not_divide_a_microbatch_are_refused_with_the_fix():
+    config = load()
+    config.data.batch_size = 96
+    config.model.bn_group_images = 32
+    check_pretraining(config)
+    config.optim.num_microbatches = 4
+    for wrong, right in ((32, 24), (11, 12), (1, 2)):
+        config.model.bn_group_images = wrong
+        assert refusal(config) == (
+            f"--config.model.bn_group_images={wrong}: must be 0, or two or more that divide the 24 "
+            f"images of a batch or microbatch; set --config.model.bn_group_images={right}"
+        )
+        config.model.bn_group_images = right
+        check_pretraining(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "said", "fixes"),
     [

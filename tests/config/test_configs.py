@@ -1,4 +1,4 @@
-"""Every config builds for every recipe, has the contract's keys, and none that nobody reads."""
+"""Every config builds for every recipe, and has the published values and no key without use."""
 
 import json
 import pathlib
@@ -19,29 +19,16 @@ from gsg_jax.train.build import build_experiment
 from tests.runs import METHOD_CONFIGS, ROOT, config, done, tiny
 from tests.small import load
 
-NUMBERS = ("seed", "num_epochs", "num_steps", "log_every_steps", "checkpoint_every_steps")
-TEXTS = ("data.name", "data.dir", "method.name", "method.target", "method.predictor")
-CONTRACT = {
-    **{f"run.{name}": int for name in NUMBERS},
-    **dict.fromkeys((*TEXTS, "model.backbone"), str),
-    **{"data.batch_size": int, "model.width": int, "optim.learning_rate": float},
-}
-ALL_CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
-
-@pytest.mark.parametrize("path", ALL_CONFIGS, ids=lambda path: path.stem)
-def test_every_config_names_a_job_and_says_what_it_is(path):
-    assert load(path.stem).job in jobs.JOBS
-    assert path.read_text().startswith('"""') and "Source: " in path.read_text()
+def test_every_config_says_its_source():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert "Source: " in path.read_text(), path.name
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHOD_CONFIGS)
-def test_every_config_builds_with_every_recipe_and_has_the_keys_of_the_contract(name, recipe):
+def test_every_config_builds_with_every_recipe(name, recipe):
     made = load(name, recipe)
-    leaves = flat(made)
-    assert {key: type(leaves[key]) for key in CONTRACT} == CONTRACT
-    assert leaves["run.num_steps"] == 0 and made.recipe == recipe
     check_pretraining(made)
     build_experiment(resolve(made), num_steps=100, steps_per_epoch=10)
 
@@ -98,6 +85,7 @@ class Recorder:
 def test_every_key_is_read_by_somebody(images, tmp_path, monkeypatch):
     seen = set()
     monkeypatch.setattr(train, "resolve", lambda config: Recorder(resolve(config), seen))
+    monkeypatch.setattr(train, "check_pretraining", lambda config: None)  # no use of a key
     # What reads trust_coefficient, ema_decay and num_epochs; then the crops of the host, the
     # groups of GroupNorm, and what ViTs have.
     variants = [

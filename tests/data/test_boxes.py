@@ -145,4 +145,3 @@ def test_where_no_attempt_fits_the_box_is_the_largest_centred_one(
 ):
     for values, expected in zip(draw_boxes(height, width, area), box, strict=True):
         np.testing.assert_array_equal(values, expected)
-    assert torchvision_box(np.random.default_rng(0), height, width, area, ASPECT) == box

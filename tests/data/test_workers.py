@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import chex
 import numpy as np
@@ -21,7 +20,7 @@ from gsg_jax.data.folder import FolderSource
 from gsg_jax.data.loader import TrainLoader
 from gsg_jax.data.source import ArraySource, Subset
 from tests.data.pickled import Deadly, Faulty, Numbered
-from tests.runs import ROOT
+from tests.runs import ROOT, is_running
 
 CROPS = CropRecipe(2, 24, num_local=3, local_size=10)
 
@@ -169,14 +168,6 @@ def wait_for_end(pids):
     while any(map(is_running, pids)):
         assert time.monotonic() < end, "a worker stays"
         time.sleep(0.05)
-
-
-def is_running(pid):
-    """Whether a process still works; one that nobody has asked for its status does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.extended

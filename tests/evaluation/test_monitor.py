@@ -21,15 +21,19 @@ def pixels(images):
     return np.reshape(images, (len(images), -1)).astype(np.float32) + 1
 
 
-def figures(train, test):
-    changes = {"eval.knn_k": 7, "eval.batch_size": 8, "data.crop": "device"}
+def figures(train, test, **changes):
+    changes = {f"eval.{key}": value for key, value in changes.items()}
+    changes |= {"eval.knn_k": 7, "eval.batch_size": 8, "data.crop": "device"}
     config = gsg_jax.get_config("simsiam", changes)
     monitor = KnnMonitor(config, train, test)
     return monitor.k, monitor.figures(pixels, is_whole=True)
 
 
 def known(of):
-    rows = np.flatnonzero(of.labels >= 0)
+    return cut(of, np.flatnonzero(of.labels >= 0))
+
+
+def cut(of, rows):
     return ArraySource("made", of.images[rows], of.labels[rows], of.class_names)
 
 
@@ -50,3 +54,12 @@ def test_a_set_with_one_label_or_none_cannot_be_scored():
     for labels in ([-1] * 9, [-1] * 8 + [2]):
         with pytest.raises(UserError, match="which k-NN needs: set --config.eval.knn_every"):
             figures(source(labels, 1), None)
+
+
+def test_a_bank_of_limited_size_has_the_evenly_spaced_images():
+    rng = np.random.default_rng(3)
+    train, test = source(rng.integers(0, 3, 61), 4), source(rng.integers(0, 3, 23), 5)
+    got = figures(train, test, max_bank=8)
+    rows = [0, 9, 17, 26, 34, 43, 51, 60]  # 60 / 7 = 8.57 apart
+    assert got == figures(cut(train, rows), test) != figures(train, test)
+    assert figures(train, test, max_bank=61) == figures(train, test)

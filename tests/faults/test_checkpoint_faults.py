@@ -77,7 +77,7 @@ def test_every_file_of_a_checkpoint_may_be_damaged(saved, tmp_path, tally, damag
         checkpoints, told = said(Checkpoints, workdir, 3)
         with checkpoints:
             assert (checkpoints.newest_step(), told) == (4, [])
-    tally(f"checkpoint file {damage}", len(tries), len(tries))
+    tally(f"checkpoint file {damage}", len(tries))
 
 
 @pytest.fixture(scope="module")
@@ -114,4 +114,4 @@ def test_a_run_with_a_damaged_or_half_written_newest_checkpoint_ends_with_the_sa
         assert "resuming from the checkpoint of step 9 " in err
         assert_same(workdir, last, reference, wanted)
         assert newest.is_dir() and not list((workdir / "checkpoints").glob("*tmp*"))
-    tally("run whose newest checkpoint is damaged", num_tries, num_tries)
+    tally("run whose newest checkpoint is damaged", num_tries)

@@ -62,12 +62,13 @@ def test_kills_at_random_moments_and_while_saving_leave_no_trace(whole, tmp_path
         run.communicate()
         assert run.returncode == -signal.SIGKILL, "the run had ended before it was killed"
         num_saving += is_saving(tmp_path, begin)
+    assert num_saving or not FULL, "no kill hit a save"
     last, err = finish(*flags(tmp_path))
     assert "resuming from the checkpoint of step" in err
     assert_same(tmp_path, last, reference, wanted)
     assert not is_saving(tmp_path), "a half-written checkpoint was left behind"
-    tally("SIGKILL at a random moment", num_kills - num_saving, num_kills - num_saving)
-    tally("SIGKILL while a checkpoint is saved", num_saving, num_saving)
+    tally("SIGKILL at a random moment", num_kills - num_saving)
+    tally("SIGKILL while a checkpoint is saved", num_saving)
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_resumes(
     last, err = finish(*flags(workdir))
     assert f"resuming from the checkpoint of step {steps[-1]} " in err and "damaged" not in err
     assert_same(workdir, last, reference, wanted)
-    tally("disk that fills up", 1, 1)
+    tally("disk that fills up", 1)
 
 
 def test_a_workdir_that_vanishes_ends_the_run_in_one_line_and_it_resumes_once_it_is_back(
@@ -128,4 +129,4 @@ def test_a_workdir_that_vanishes_ends_the_run_in_one_line_and_it_resumes_once_it
     away.rename(workdir)
     last, err = finish(*flags(workdir))
     assert_same(workdir, last, reference, wanted)
-    tally("workdir that vanishes", 1, 1)
+    tally("workdir that vanishes", 1)

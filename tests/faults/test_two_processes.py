@@ -82,7 +82,7 @@ def test_starts_at_random_distances_in_one_workdir_end_as_one_run(whole, tmp_pat
     steps = saved_steps(workdir)
     assert steps[-1] == 300 and not any(damage(workdir / "checkpoints" / str(s)) for s in steps)
     assert ends[1] and ends[-signal.SIGKILL] and not (workdir / LOCK).read_bytes(), ends
-    tally("start in a workdir that others write", NUM_STARTS, NUM_STARTS)
+    tally("start in a workdir that others write", NUM_STARTS)
 
 
 def test_readers_of_a_run_that_saves_need_no_lock_and_outlive_its_checkpoints(
@@ -106,4 +106,4 @@ def test_readers_of_a_run_that_saves_need_no_lock_and_outlive_its_checkpoints(
     finally:
         run.kill()
         run.communicate()
-    tally("reader of a run that saves", len(steps) + 1, len(steps) + 1)
+    tally("reader of a run that saves", len(steps) + 1)

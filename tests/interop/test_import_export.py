@@ -11,28 +11,20 @@ import safetensors.numpy
 from gsg_jax.interop.card import model_card
 from gsg_jax.run.checkpoint import read_variables
 from tests.interop.checkpoints import PROJECTION, WIDTH, drawn, linear, resnet, tensors
-from tests.runs import call, config, figures, on_images, write_images
+from tests.runs import config, done, on_images, write_images
 from tests.small import load
 
 
 def to_run(path, folder, *flags):
     """Imports a file into folder/run; returns the job's last line."""
-    status, out, err = call(
-        config("import_torch", "folder"),
-        f"--config.checkpoint={path}",
-        f"--workdir={folder / 'run'}",
-        *flags,
-    )
-    assert status == 0, err
-    return figures(out)
+    given = [f"--config.checkpoint={path}", f"--workdir={folder / 'run'}"]
+    return done(config("import_torch", "folder"), *given, *flags)[0]
 
 
 def to_file(folder, name, layout):
     """Exports folder/run; returns the path and the last line."""
     flags = [f"--config.output={folder / name}", f"--config.layout={layout}"]
-    status, out, err = call(config("export"), f"--config.pretrained={folder / 'run'}", *flags)
-    assert status == 0, err
-    return folder / name, figures(out)
+    return folder / name, done(config("export"), f"--config.pretrained={folder / 'run'}", *flags)[0]
 
 
 def saved(folder, given, prefix=""):
@@ -111,16 +103,14 @@ def test_an_imported_run_is_evaluated_and_trained_like_any_other(tmp_path):
     to_run(saved(tmp_path, given), tmp_path)
     run, images = tmp_path / "run", on_images(write_images(tmp_path / "images"))
     flags = [f"--config.pretrained={run}", "--config.eval.knn_k=(5,)", "--config.data.crop=device"]
-    status, out, err = call(config("knn"), *flags, *images, f"--workdir={tmp_path / 'knn'}")
-    assert status == 0, err
-    assert (figures(out)["step"], figures(out)["method"]) == (0, "simsiam_gsg")
+    knn, _ = done(config("knn"), *flags, *images, f"--workdir={tmp_path / 'knn'}")
+    assert (knn["step"], knn["method"]) == (0, "simsiam_gsg")
     model = json.loads((run / "config.json").read_text())["model"]
     same = [f"--config.model.{key}={model[key]}" for key in ("backbone", "width", "num_stages")]
     schedule = ["--config.run.num_steps=2", "--config.optim.learning_rate=0.01"]
     small = ["--config.views.size=12", "--config.data.batch_size=8", "--config.eval.knn_k=5"]
     flags = [f"--workdir={run}", *same, *images, *schedule, *small]
-    status, out, err = call(config("simsiam_gsg", "folder"), *flags)
-    assert status == 0, err
+    done(config("simsiam_gsg", "folder"), *flags)
     path, line = to_file(tmp_path, "moved.safetensors", "reference")
     assert line["step"] == 2
     found = safetensors.numpy.load_file(path)

@@ -135,7 +135,7 @@ def test_heads_are_known_by_the_origin_or_asked_for(layout, backbone, card, head
 def test_the_number_of_heads_is_asked_for_checked_and_used(tmp_path):
     path = saved(tmp_path, drawn(below("base_encoder", vit())))
     assert "give --config.model.num_heads" in refused(tmp_path, name="weights.safetensors")
-    images = np.random.default_rng().integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     h = {n: gsg_jax.load(path, {"model.num_heads": n}).embed(images) for n in (3, 8)}
     assert np.abs(h[3] - h[8]).max() > 1e-3
     (tmp_path / "other").mkdir()
@@ -171,7 +171,7 @@ def test_heads_mean_and_std_are_recorded_and_travel_with_an_export(tmp_path, cap
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     flags = {"views.mean": mean, "views.std": std, "model.num_heads": 8}
     path = saved(tmp_path, tensors("timm"))
-    images = np.random.default_rng().integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     h = gsg_jax.load(path, flags).embed(images)
     to_run(path, tmp_path, *(f"--config.{key}={value}" for key, value in flags.items()))
     record = json.loads((tmp_path / "run" / "config.json").read_text())["views"]

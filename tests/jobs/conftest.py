@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from tests.runs import call, tiny, write_images
+from tests.runs import done, tiny, write_images
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,5 @@ def pretrained(images, tmp_path_factory):
     """The workdir of a run on them."""
     workdir = tmp_path_factory.mktemp("run") / "made"
     flags = ("--config.run.num_steps=6", "--config.eval.few_label=true")
-    status, _, err = call(*tiny("simsiam_gsg", images, workdir, *flags))
-    assert status == 0, err
+    done(*tiny("simsiam_gsg", images, workdir, *flags))
     return workdir

@@ -1,20 +1,16 @@
-"""A method of one's own file is trained, killed, resumed, evaluated, reported and compared."""
+"""A method of one's own file is trained, stopped, resumed, evaluated, reported and compared."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 
 from gsg_jax.report import compare
 from gsg_jax.search.__main__ import main
+from gsg_jax.train import loop as train
 from tests.own import OWN_BACKBONE, OWN_DATASET, OWN_METHOD, forgotten
-from tests.runs import ROOT, assert_same, done, job, last_step, refused, tiny, wait_until
+from tests.runs import assert_same, done, job, refused, stop_after, tiny
 
 pytestmark = pytest.mark.extended
-FLAGS = ("--config.run.num_steps=60", "--config.run.checkpoint_every_steps=5")
 
 
 @pytest.fixture(autouse=True)
@@ -23,45 +19,39 @@ def nothing_stays():
         yield
 
 
-def flags_of(images, workdir, *flags):
-    return [f"--config={OWN_METHOD}", *tiny("simsiam", images, workdir, *FLAGS, *flags)[1:]]
+def flags_of(images, workdir):
+    return [f"--config={OWN_METHOD}", *tiny("simsiam", images, workdir)[1:]]
 
 
 def test_a_method_of_ones_own_file_does_what_a_built_in_one_does(
-    images, tmp_path, on_one_device, capsys
+    images, tmp_path, on_one_device, monkeypatch, capsys
 ):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    flags = flags_of(images, killed)
-    command = [sys.executable, "-m", "gsg_jax.main", *flags]
-    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    wait_until(lambda: last_step(killed) >= 12, run)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    assert last_step(killed) < 60
-    last, _ = done(*flags)
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "stop_signals", stop_after)
+        assert done(*flags_of(images, parts))[0]["step"] == 3
+    last, _ = done(*flags_of(images, parts))
     wanted, _ = done(*flags_of(images, whole))
-    assert_same(killed, last, whole, wanted)
+    assert_same(parts, last, whole, wanted)
     assert last["method"] == "alignment_uniformity"
     with forgotten():
-        evaluate(killed, whole, capsys)
+        evaluate(parts, whole, capsys)
 
 
-def evaluate(killed, whole, capsys):
+def evaluate(parts, whole, capsys):
     """As another process, which is given no file: the backbone is a built-in one."""
-    of_run = f"--config.pretrained={killed}"
+    of_run = f"--config.pretrained={parts}"
     knn, _ = done(*job("knn", of_run, "--config.eval.knn_k=(3,)"))
-    assert knn["method"] == "alignment_uniformity" and knn["step"] == 60
+    assert knn["method"] == "alignment_uniformity" and knn["step"] == 10
     linear, _ = done(*job("linear", of_run, "--config.probe.num_epochs=2"))
     assert 0 <= linear["linear_top1"] <= 1
     report, _ = done(*job("report", of_run))
-    assert (
-        report["missing"] == [] and "alignment_uniformity" in (killed / "report.html").read_text()
-    )
-    page = killed.parent / "compare.html"
-    assert compare.main([str(killed), str(whole), f"--output={page}"]) == 0
+    assert report["missing"] == [] and "alignment_uniformity" in (parts / "report.html").read_text()
+    page = parts.parent / "compare.html"
+    assert compare.main([str(parts), str(whole), f"--output={page}"]) == 0
     compared = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
-    assert compared["killed"]["knn_top1"] == compared["whole"]["knn_top1"]
-    assert "uniformity_weight" in (killed / "config.json").read_text() and page.is_file()
+    assert compared["parts"]["knn_top1"] == compared["whole"]["knn_top1"]
+    assert "uniformity_weight" in (parts / "config.json").read_text() and page.is_file()
 
 
 def test_a_run_of_an_own_backbone_and_data_set_is_evaluated_with_their_files(

@@ -93,10 +93,20 @@ def test_a_dry_run_is_one_wherever_its_flag_stands_and_a_flag_that_would_be_drop
     assert desk.calls == []
 
 
-def test_no_variable_of_the_environment_is_read_as_shell(desk, tmp_path):
-    trap = f"$(touch {tmp_path / 'trap'})`touch {tmp_path / 'trap'}`;touch {tmp_path / 'trap'}"
-    for script, needed in NEEDED.items():
-        desk.call(script, **{name: trap for name in needed})
+@pytest.mark.parametrize("script", NEEDED)
+def test_no_variable_of_the_environment_is_read_as_shell(desk, tmp_path, script):
+    touch = f"touch${{IFS}}{tmp_path / 'trap'}"  # without spaces: the name of a resource has none
+    trap = f"$({touch})`{touch}`;{touch};"
+    folder = trap if script == "slurm.sbatch" else f"gs://lab-runs/{trap}"
+    variables = dict.fromkeys(NEEDED[script], trap) | {"CONFIG": trap, "TFDS_DIR": trap}
+    variables |= dict.fromkeys(("NETWORK", "SUBNETWORK", "SERVICE_ACCOUNT", "SPOT"), trap)
+    variables |= {"WORKDIR": folder, "DATA_DIR": folder, "NAME": "cifar10", "POLL_SECONDS": "0"}
+    variables |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(desk.root)}  # srun, not sbatch
+    listed = ["", f"{trap}\tACTIVE\n"]
+    states = ["state: none\n", "state: done\n"]
+    desk.answers({"queued-resources list": listed, "detached.sh state": states})
+    status, _, err = desk.call(script, **variables)
+    assert status == 0 and desk.calls, err
     assert not (tmp_path / "trap").exists()
     for call in desk.calls:
         for argument in call:

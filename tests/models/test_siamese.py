@@ -131,14 +131,15 @@ def test_norms_their_constants_and_the_activations_dtype_come_from_the_config():
         ("group", "batch", "float32"),
     ):
         config = model_config(norm=norm, norm_groups=2, head_norm=head_norm, dtype=dtype)
-        config.update(bn_momentum=0.25, bn_epsilon=0.5)
+        config.update(bn_momentum=0.25, bn_epsilon=0.5, bn_group_images=6)
         online, target = build_siamese(config, predictor="mlp", num_views=4)
         rooms = {online.backbone: norm, online.projector: head_norm, online.predictor: head_norm}
         for room, kind in {**rooms, target.backbone: norm}.items():
             made = room.norm()
             assert type(made) is kinds[kind] and made.epsilon == 0.5
             assert room.dtype == made.dtype == jnp.dtype(dtype)
-            assert kind != "batch" or (made.momentum, made.num_views) == (0.25, 4)
+            if kind == "batch":
+                assert (made.momentum, made.num_views, made.group_images) == (0.25, 4, 6)
             assert kind != "group" or made.num_groups == 2
     assert not model_config().weight_standardization
     assert build_backbone(model_config(weight_standardization=True)).weight_standardization

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from tests.runs import call, tiny, write_images
+from tests.runs import done, tiny, write_images
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.extended
@@ -31,8 +31,7 @@ def report(tmp_path_factory):
     for split in ("train", "test"):
         (images / split / "even").rename(images / split / ("e" * 150))
     flags = ("--config.run.report=true", "--config.run.log_every_steps=2")
-    status, _, err = call(*tiny("simsiam_gsg", images, folder / "run", *flags))
-    assert status == 0, err
+    done(*tiny("simsiam_gsg", images, folder / "run", *flags))
     return folder / "run" / "report.html"
 
 

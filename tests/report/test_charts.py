@@ -31,7 +31,7 @@ def drawn_points(svg: str, number: int = 0) -> list[list[tuple[float, float]]]:
 
 
 def test_a_line_lies_where_the_labels_of_the_axes_say():
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(0)
     points = [
         (float(x), float(y)) for x, y in zip(range(3, 40), rng.normal(7, 30, 37), strict=True)
     ]
@@ -55,7 +55,7 @@ def test_what_is_no_number_leaves_a_gap_and_the_table_says_so():
 
 
 def test_of_many_points_the_lowest_and_the_highest_of_each_line_are_kept():
-    values = np.random.default_rng().normal(size=(4, 30_000))
+    values = np.random.default_rng(0).normal(size=(4, 30_000))
     values[0, 777] = math.nan
     lines = [Line(str(n), list(enumerate(row))) for n, row in enumerate(values)]
     chart = line_chart("title", lines, note="Note.")
@@ -100,7 +100,7 @@ def test_steps_keep_their_digits(value, text):
 
 @pytest.mark.parametrize(("num", "half"), [(31, 2), (200, 10)])
 def test_a_noisy_line_is_its_moving_mean_and_the_points_are_faint(num, half):
-    ys = np.random.default_rng().normal(size=num).tolist()
+    ys = np.random.default_rng(0).normal(size=num).tolist()
     ys[5] = math.nan
     line = Line("a", list(enumerate(ys)), is_noisy=True)
     chart = line_chart("title", [line], note="Note.")
@@ -142,7 +142,7 @@ def test_a_logarithmic_axis_leaves_out_what_has_no_logarithm():
 
 
 def test_ticks_are_few_round_numbers_that_cover_the_range():
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(0)
     for _ in range(500):
         low, extent = rng.normal() * 10 ** rng.uniform(-8, 8), 10 ** rng.uniform(-8, 8)
         found = ticks(low, low + extent)

@@ -8,20 +8,12 @@ import pytest
 
 from gsg_jax.run import wandb as copies
 from gsg_jax.run.files import read_lines
-from gsg_jax.run.metrics import MetricsLog
 from gsg_jax.run.wandb import open_wandb
+from tests.run.test_metrics import write
 from tests.runs import refused, tiny
 from tests.small import small_config
 
 MINE = "--config.run.wandb_project=mine"
-CLOCK = {"views_per_second": 10.0, "interval_seconds": 0.5, "train_seconds": 1.5}
-
-
-def write(folder, first_step, steps, copy):
-    log = MetricsLog(folder, first_step, copy)
-    for step in steps:
-        log.write(step, {"epoch": step / 3, "loss": -1 / 3**step}, CLOCK)
-    log.close()
 
 
 def project():
@@ -70,7 +62,7 @@ def test_wandb_gets_every_logged_step_in_one_run_however_often_it_is_resumed(tmp
     for first_step, steps in ((0, [1, 2]), (2, [3])):
         module = stand_in()
         with open_wandb(project(), tmp_path, is_new=not first_step) as copy:
-            write(tmp_path, first_step, steps, copy)
+            write(tmp_path, first_step, steps, copy=copy)
         assert [*module.got] == steps and module.exit_code == 0
         assert module.got[steps[0]]["loss"] == -1 / 3 ** steps[0]
         assert module.got[steps[0]]["views_per_second"] == 10
@@ -82,7 +74,7 @@ def test_wandb_gets_every_logged_step_in_one_run_however_often_it_is_resumed(tmp
 def test_a_failure_is_said_once_and_costs_no_line(tmp_path, stand_in, capsys):
     module = stand_in(fails_at=2)
     with open_wandb(project(), tmp_path, is_new=True) as copy:
-        write(tmp_path, 0, [1, 2, 3], copy)
+        write(tmp_path, 0, [1, 2, 3], copy=copy)
     assert [*module.got] == [1]
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     said = capsys.readouterr().err
@@ -125,7 +117,7 @@ def test_wandb_itself_takes_an_offline_run_and_prints_nothing_on_standard_output
         "folder = pathlib.Path(sys.argv[1])\n"
         "for first_step, steps in ((0, [1, 2]), (1, [2, 3])):\n"
         "    with open_wandb(project(), folder, is_new=not first_step) as copy:\n"
-        "        write(folder, first_step, steps, copy)\n"
+        "        write(folder, first_step, steps, copy=copy)\n"
         "    time.sleep(1.1)\n"  # wandb's folders are named by the second
     )
     done = subprocess.run(

@@ -19,7 +19,7 @@ from gsg_jax.console import UserError
 from gsg_jax.data.open import open_source
 from gsg_jax.search import __main__ as search
 from gsg_jax.search.contact_sheet import COLUMNS, TILE
-from tests.runs import call, figures, hashes, job, tiny
+from tests.runs import done, figures, hashes, job, tiny
 from tests.search.test_contact_sheet import middle, read
 from tests.small import save_untrained
 
@@ -55,9 +55,7 @@ def runs(photos, tmp_path_factory):
         "--config.eval.knn_every_epochs=0",
     )
     host = ("--config.data.crop=host", "--config.data.num_threads=1")
-    flags = tiny("simsiam", photos, made["colour"], *brief, *host, "--config.views.mean=(0.5,)")
-    status, _, err = call(*flags)
-    assert status == 0, err
+    done(*tiny("simsiam", photos, made["colour"], *brief, *host, "--config.views.mean=(0.5,)"))
 
     embedded = ("--config.data.name=embedded", "--config.data.dir=", "--config.views.size=28")
     command = parse_flags(["gsg_jax", *tiny("simsiam", photos, made["gray"], *embedded)])
@@ -293,8 +291,7 @@ def test_nothing_that_lies_in_a_foreign_run_is_executed(run, photos, tmp_path, c
     assert again["num_embedded"] == last["num_embedded"]
     assert again["neighbours"] == last["neighbours"]
     assert gsg_jax.load(run).embed([image]).shape[0] == 1
-    status, _, err = call(*job("knn", f"--config.pretrained={run}", "--config.eval.knn_k=(1,)"))
-    assert status == 0, err
+    done(*job("knn", f"--config.pretrained={run}", "--config.eval.knn_k=(1,)"))
     assert not mark.exists() and [hashes(folder) for folder in caches] == before
     pickle.loads(pickle.dumps(Planted(mark))).close()
     assert mark.exists()  # as it would have

@@ -15,7 +15,6 @@ import pytest
 from gsg_jax.console import UserError
 from gsg_jax.train import loop as train
 from tests.runs import (
-    LONG,
     assert_same,
     done,
     figures,
@@ -28,7 +27,14 @@ from tests.runs import (
     wait_until,
 )
 
-SHORTER = ("--config.run.num_steps=80",)
+# It saves often; one checkpoint is kept besides the best.
+FLAGS = (
+    "--config.run.num_steps=80",
+    "--config.run.checkpoint_every_steps=7",
+    "--config.run.log_every_steps=3",
+    "--config.eval.knn_every_epochs=9",
+    "--config.run.keep_checkpoints=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def whole(images, tmp_path_factory):
     """An uninterrupted run: what makes its flags, its workdir and last line."""
 
     def flags(workdir):
-        return tiny("byol_gsg", images, workdir, *LONG, *SHORTER)
+        return tiny("byol_gsg", images, workdir, *FLAGS)
 
     workdir = tmp_path_factory.mktemp("whole")
     return flags, workdir, done(*flags(workdir))[0]
