@@ -7,10 +7,12 @@ instruction a line,
         calls=%fused_computation.3, metadata={op_name="jit(train_step)/jvp(Siamese)/..."}
 
 An instruction of the entry, or of a loop's body, reads its operands from memory and writes its
-result there; what happens inside a fusion stays on the chip.
+result there; what happens inside a fusion stays on the chip. What a fusion passes on in place (the
+buffers of an exchange that runs beside it, or the array that a scatter changes) is not moved.
 """
 
 import collections
+import math
 import re
 from typing import NamedTuple
 
@@ -34,6 +36,11 @@ _FREE = {
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _ARRAY = re.compile(r"\b([a-z]+?)(\d+)?(?:e\d\w*)?\[([\d,]*)\]")
+_IN_PLACE = re.compile(r"output_to_operand_aliasing=\{(.*?)\}, (?:calls|custom_call)")
+_PAIR = re.compile(r"\{(\d*)\}: \((\d+)")
+_SCATTERED = re.compile(r'/scatter".*"aliasing_operands":\{"lists":\[\{"indices":\["(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CALLED = re.compile(r"calls=%?([\w.-]+)")
 _BACKBONE = re.compile(r"/backbone/(?:layer\d+_\d+/)?(conv|bn|downsample_conv|downsample_bn|Relu)?")
 PARTS = (
     "views",
@@ -51,7 +58,7 @@ class Instruction(NamedTuple):
     Attributes:
       name: without its percent sign.
       kind: its operation, such as "fusion".
-      result_bytes: of its result, all arrays of a tuple together.
+      results: bytes of its result, or of each array of a tuple.
       operands: names of what it reads.
       op_name: path of the operation in the traced function; "" if it has none.
       line: the line itself.
@@ -59,27 +66,22 @@ class Instruction(NamedTuple):
 
     name: str
     kind: str
-    result_bytes: int
+    results: tuple[int, ...]
     operands: tuple[str, ...]
     op_name: str
     line: str
 
 
-def array_bytes(shapes: str) -> int:
-    """Bytes of an array or a tuple of arrays, as a program writes them: (f32[4,8]{1,0}, pred[])."""
-    total = 0
-    for kind, bits, sizes in _ARRAY.findall(shapes):
-        if kind == "token":
-            continue
-        count = 1
-        for size in filter(None, sizes.split(",")):
-            count *= int(size)
-        total += -(-count * int(bits or 8) // 8)
-    return total
+def array_bytes(shapes: str) -> tuple[int, ...]:
+    """Bytes of an array, or of each of a tuple, as programs write them: (f32[4,8]{1,0}, pred[])."""
+    return tuple(
+        0 if kind == "token" else -(-math.prod(map(int, sizes.split(","))) * int(bits or 8) // 8)
+        for kind, bits, sizes in ((x, y, z or "1") for x, y, z in _ARRAY.findall(shapes))
+    )
 
 
-def read_program(text: str) -> list[Instruction]:
-    """The instructions of the entry and of the loops' bodies, in their order."""
+def read_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """All computations by name, and the name of the entry."""
     computations, entry, here = collections.defaultdict(list), "", ""
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
@@ -94,6 +96,12 @@ def read_program(text: str) -> list[Instruction]:
                     name, kind, array_bytes(shapes), operands, op_name[1] if op_name else "", line
                 )
             )
+    return computations, entry
+
+
+def read_program(text: str) -> list[Instruction]:
+    """The instructions of the entry and of the loops' bodies, in their order."""
+    computations, entry = read_computations(text)
     found, todo = [], [entry]
     while todo:
         for instruction in computations[todo.pop(0)]:
@@ -116,13 +124,27 @@ def _arguments(rest: str) -> str:
 
 def moved_bytes(program: list[Instruction]) -> dict[str, int]:
     """{instruction: bytes} that it reads and writes; those that move nothing are left out."""
-    of_result = {instruction.name: instruction.result_bytes for instruction in program}
-    return {
-        instruction.name: instruction.result_bytes
-        + sum(of_result.get(name, 0) for name in set(instruction.operands))
-        for instruction in program
-        if instruction.kind not in _FREE
-    }
+    of_result = {instruction.name: sum(instruction.results) for instruction in program}
+    moved = {}
+    for instruction in program:
+        if instruction.kind in _FREE:
+            continue
+        of_results, operands = dict(enumerate(instruction.results)), list(instruction.operands)
+        for result, operand in _passed_on(instruction.line):
+            of_results.pop(result, None)
+            operands[operand] = ""
+        read = sum(of_result.get(name, 0) for name in set(operands))
+        moved[instruction.name] = sum(of_results.values()) + read
+    return moved
+
+
+def _passed_on(line: str) -> list[tuple[int, int]]:
+    """(result, operand) of the arrays that an instruction passes on in place."""
+    if scattered := _SCATTERED.search(line):
+        return [(0, int(scattered[1]))]
+    found = _IN_PLACE.search(line)
+    pairs = _PAIR.findall(found[1]) if found else ()
+    return [(int(result or 0), int(operand)) for result, operand in pairs]
 
 
 def part_of(op_name: str) -> str:
@@ -148,15 +170,35 @@ def by_part(program: list[Instruction]) -> dict[str, int]:
     return total
 
 
-def collectives(program: list[Instruction]) -> dict[str, dict[str, int]]:
-    """{kind: {"count", "bytes", "asynchronous"}}: how many, what they send, how many in passing."""
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """{kind: {"count", "bytes", "asynchronous"}} of the exchanges of a program's text.
+
+    Bytes are those of the operand or of the result, whichever is larger. An exchange may be inside
+    a fusion: with the slicing that makes an all-reduce a reduce-scatter, or beside other work, in
+    several fusions with the same channel.
+    """
+    computations, _ = read_computations(text)
     found = collections.defaultdict(lambda: {"count": 0, "bytes": 0, "asynchronous": 0})
-    of_result = {instruction.name: instruction.result_bytes for instruction in program}
-    for instruction in program:
-        kind = instruction.kind.removesuffix("-start")
-        if kind in COLLECTIVES:
-            figures = found[kind]
-            figures["count"] += 1
-            figures["bytes"] += sum(of_result.get(name, 0) for name in instruction.operands)
-            figures["asynchronous"] += instruction.kind.endswith("-start")
+    seen, program = set(), read_program(text)
+    of_entry = {x.name: sum(x.results) for x in program}
+    for outer in program:
+        called = _CALLED.search(outer.line) if outer.kind == "fusion" else None
+        inner = computations[called[1]] if called else []
+        is_beside = any("AsyncCollective" in x.line for x in inner)
+        of_result = of_entry | {x.name: sum(x.results) for x in inner}
+        for instruction in (outer, *inner):
+            kind = instruction.kind.removesuffix("-start")
+            channel = _CHANNEL.search(instruction.line)
+            if kind not in COLLECTIVES or (channel and channel[1] in seen):
+                continue
+            seen.add(channel[1] if channel else instruction.name)
+            is_started = instruction.kind.endswith("-start")
+            if called and called[1].startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            operands = sum(of_result.get(name, 0) for name in instruction.operands)
+            # A started one's result has its operand, too.
+            result = max(instruction.results) if is_started else sum(instruction.results)
+            found[kind]["count"] += 1
+            found[kind]["bytes"] += max(operands, result)
+            found[kind]["asynchronous"] += is_started or is_beside
     return dict(found)
