@@ -68,8 +68,7 @@ def write_features(
     num_done = _rows_done(record_path, rows_path, path, about)
     if path.exists() and num_done == len(source):
         say(f"{path} is there already: {len(source):,} embeddings")
-        if hosts.is_writer():
-            rows_path.unlink(missing_ok=True)  # if an earlier call was killed just before it did
+        rows_path.unlink(missing_ok=True)  # if an earlier call was killed just before it did
         return read_features(path)
     wait_for_hosts("the embeddings are looked for")
     if num_done:
