@@ -196,7 +196,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             if called and called[1].startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             operands = sum(of_result.get(name, 0) for name in instruction.operands)
-            # A started one's result has its operand, too.
+            # The result of one that is only started has the operand, too.
             result = max(instruction.results) if is_started else sum(instruction.results)
             found[kind]["count"] += 1
             found[kind]["bytes"] += max(operands, result)

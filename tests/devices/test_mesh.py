@@ -94,7 +94,7 @@ def test_eight_devices_with_the_state_in_shards_train_as_one(name, fsdp):
     chex.assert_trees_all_close(jax.device_get(state), jax.device_get(eight), atol=1e-4)
     first, _ = start(experiment, make_mesh(16, fsdp))
     assert bytes_on_a_device(eight) == bytes_on_a_device(first), "the state moved"
-    # Of so small a network vectors, which are not split, are a good part.
+    # Vectors are not split, and make up a good part of so small a network.
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert bytes_on_a_device(eight) < 0.65 * size
 
