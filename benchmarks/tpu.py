@@ -139,7 +139,7 @@ class Known:
             if not found:
                 raise NotCompiled(key)
             return point | found
-        if self.text or not found or versions().items() - found.items():
+        if self.text or any(found.get(name) != number for name, number in versions().items()):
             found = compile_in_a_process(key, self.text)
             with self._lock:
                 self.figures[key] = found

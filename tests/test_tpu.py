@@ -159,13 +159,13 @@ def test_a_point_is_compiled_once_for_the_same_libraries(load, monkeypatch, tmp_
 
     def compile_in_a_process(key, text):
         compiled.append(json.loads(key)["images"])
-        return {"bytes": 5, **tpu.versions()}
+        return {"bytes_by_part": {"views": 5}, **tpu.versions()}
 
     monkeypatch.setattr(tpu, "compile_in_a_process", compile_in_a_process)
     monkeypatch.setattr(tpu, "versions", lambda: {"jax": "0.10.2", "libtpu": "1"})
     for images in (8, 16, 8):
         figures = tpu.Known(tmp_path / "tpu.json").look({"images": images})
-        assert figures == {"images": images, "bytes": 5, "jax": "0.10.2", "libtpu": "1"}
+        assert figures == {"images": images, "bytes_by_part": {"views": 5}} | tpu.versions()
     assert compiled == [8, 16]
     monkeypatch.setattr(tpu, "versions", lambda: {"jax": "0.10.2", "libtpu": "2"})
     assert tpu.Known(tmp_path / "tpu.json").look({"images": 8})["libtpu"] == "2"
