@@ -21,7 +21,7 @@ from gsg_jax.methods import METHODS
 PLAIN_AND_GUIDED = ("simsiam", "byol", "simsiam_gsg", "byol_gsg")
 SMALL_AND_LARGE = ("v5e:2x4", "v5e:16x16")
 SLICES = ("v4:2x2x2", "v5e:2x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:2x4", "v6e:16x16")
-SAVINGS = ("", "optim.num_microbatches=2", "optim.num_microbatches=4", "model.recompute=true")
+SAVINGS = ("", "optim.num_microbatches=2", "model.recompute=true")
 END = "<!-- until here -->"
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
@@ -214,16 +214,19 @@ def eval_batches(
                 return None
         return check_shape(source, i, pixels) if size is None else centre_cut(pixels, size)
 
-    def submit(start: int) -> list[Future[np.ndarray | None]]:
+    def begin(start: int) -> list[Callable[[], np.ndarray | None]]:
         start += host_index * share
-        return [pool.submit(read, i) for i in range(start, min(start + share, len(source)))]
+        chosen = range(start, min(start + share, len(source)))
+        if size is None and not _is_encoded(source):  # asking a thread takes longer
+            return [functools.partial(read, i) for i in chosen]
+        return [pool.submit(read, i).result for i in chosen]
 
     def batches() -> Iterator[dict[str, np.ndarray | int]]:
         try:
-            ahead = submit(first)
+            ahead = begin(first)
             shape = (size, size, num_channels(source)) if size else source.image_shape
             for start in range(first, len(source), batch_size):
-                images, ahead = [future.result() for future in ahead], submit(start + batch_size)
+                images, ahead = [result() for result in ahead], begin(start + batch_size)
                 batch = np.zeros((share, *shape), np.uint8)
                 for place, pixels in enumerate(images):
                     batch[place] = 0 if pixels is None else pixels
