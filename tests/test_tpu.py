@@ -120,7 +120,7 @@ def test_what_is_passed_on_in_place_is_not_moved_and_a_gather_beside_a_sum_count
 
 @pytest.mark.parametrize(
     ("of_an_image", "limit"),
-    [(2**24, 88), (2**24, 1000), (2**27, 112), (2**27, 130), (2**30, 8), (2**31, 7)],
+    [(2**24, 88), (2**24, 1000), (2**27, 120), (2**27, 130), (2**30, 8), (2**31, 7)],
 )
 def test_the_largest_batch_is_found_in_few_trials(load, of_an_image, limit):
     tpu, tried = load("tpu"), []
@@ -134,10 +134,11 @@ def test_the_largest_batch_is_found_in_few_trials(load, of_an_image, limit):
     found = tpu.largest(look, {"slice": "v5e:2x4", "images": 30})
     assert found["images"] == (limit // 8 * 8 or 8)
     assert ("error" in found) == (limit < 8)
-    assert tried[0] == 32 and len(tried) <= 16
+    fits = [images for images in tried if images <= limit]
+    assert tried[0] == 32 and len(tried) <= 20 and len(fits) <= 6
     expected = 15 * 2**30 // of_an_image  # 1 GiB of the 16 is the state's
     if limit == expected // 8 * 8:
-        assert len(tried) <= 4
+        assert len(fits) <= 2
 
 
 def test_the_longer_term_of_the_roofline_predicts(load):
