@@ -204,15 +204,7 @@ def eval_batches(
     if size is None:
         _check_one_shape(source)
     share = batch_size // num_hosts
-
-    def read(i: int) -> np.ndarray | None:
-        with naming_memory(source, i):
-            try:
-                pixels = source.image(i)
-            except BrokenImage as broken:
-                say_everywhere(f"warning: {broken}; a black image takes its place")
-                return None
-        return check_shape(source, i, pixels) if size is None else centre_cut(pixels, size)
+    read = functools.partial(_whole_image, source, size)
 
     def begin(start: int) -> list[Callable[[], np.ndarray | None]]:
         start += host_index * share
@@ -236,6 +228,17 @@ def eval_batches(
 
     pool = ThreadPoolExecutor(num_decode_threads(), thread_name_prefix="decode")
     return batches()
+
+
+def _whole_image(source: Source, size: int | None, i: int) -> np.ndarray | None:
+    """Image i, its centre if a size is given; None, with a warning, if it is damaged."""
+    with naming_memory(source, i):
+        try:
+            pixels = source.image(i)
+        except BrokenImage as broken:
+            say_everywhere(f"warning: {broken}; a black image takes its place")
+            return None
+    return check_shape(source, i, pixels) if size is None else centre_cut(pixels, size)
 
 
 def _check_batch(source: Source, batch_size: int, num_hosts: int) -> None:
