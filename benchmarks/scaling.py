@@ -4,7 +4,7 @@
     python benchmarks/scaling.py [--jobs=2] [--output=docs/scaling.md]
 
 The figures are kept beside the page, in scaling.json. A point that is there is not compiled again:
-delete it when the step has changed. All of it takes about 6 hours of one processor core; with
+delete it when the step has changed. All of it takes about 8 hours of one processor core; with
 --no_compile the tables are made from what there is. tpu.py compiles, and says what is counted.
 """
 
