@@ -204,7 +204,7 @@ def eval_batches(
     if size is None:
         _check_one_shape(source)
     share = batch_size // num_hosts
-    read = functools.partial(_whole_image, source, size)
+    read = functools.partial(_image_or_none, source, size)
 
     def begin(start: int) -> list[Callable[[], np.ndarray | None]]:
         start += host_index * share
@@ -230,7 +230,7 @@ def eval_batches(
     return batches()
 
 
-def _whole_image(source: Source, size: int | None, i: int) -> np.ndarray | None:
+def _image_or_none(source: Source, size: int | None, i: int) -> np.ndarray | None:
     """Image i, its centre if a size is given; None, with a warning, if it is damaged."""
     with naming_memory(source, i):
         try:
