@@ -10,7 +10,7 @@ $(error $(VENV) has $(shell $(BIN)/python -V), $(PYTHON) is $(shell $(PYTHON) -V
 endif
 endif
 
-.PHONY: help setup quickstart test test-all faults lint format docs bench bench-all compare results study-small clean
+.PHONY: help setup quickstart test test-all faults lint format docs bench bench-all results study-small clean
 help: ## lists the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -74,9 +74,6 @@ bench: setup ## times the step of every method
 
 bench-all: $(VENV)/.bench ## runs every benchmark of speed and cost and prints one table
 	@$(BIN)/python benchmarks/run_all.py
-
-compare: setup ## pretrains briefly with every method and prints one table (runs/compare)
-	@$(BIN)/python benchmarks/compare.py
 
 results: setup ## pretrains simsiam_gsg by three seeds and writes the table of docs/results.md
 	@$(BIN)/python benchmarks/results.py --methods=simsiam_gsg --output=docs/results.md

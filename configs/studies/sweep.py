@@ -29,9 +29,11 @@ AT_ITS_RATE = {
 }
 # Epochs of a run where they are not a third of the recipe's; those of the study `methods`, too.
 EPOCHS = {"default": 2}
-# More factors, where the best of the four is the least or the greatest on cifar10_small: until one
-# is worse.
-MORE_FACTORS = {"simclr": (0.25,), "barlow_twins": (16, 64, 256), "vicreg": (16, 64, 256)}
+# More factors, where the best of the four is the least or the greatest: until one is worse.
+MORE_FACTORS = {
+    "cifar10_small": {"simclr": (0.25,), "barlow_twins": (16, 64, 256), "vicreg": (16, 64, 256)},
+    "default": {"vicreg": (16,)},
+}
 # The best of each row, in docs/results.md; other rows keep the values of their configs.
 TUNED = {
     "cifar10_small": {
@@ -64,7 +66,7 @@ def get_study(recipe: str = "cifar10_small") -> Study:
     for row, (method, changes) in ROWS.items():
         config = f"{method}:{recipe}"
         rate = get_config(config).optim.learning_rate
-        factors = (*FACTORS, *MORE_FACTORS.get(row, ()))
+        factors = (*FACTORS, *MORE_FACTORS.get(recipe, {}).get(row, ()))
         rates = [float(f"{factor * rate:.3g}") for factor in factors]
         values = {f"rate{rate}": {"optim.learning_rate": rate} for rate in rates} | AT_ITS_RATE
         length = {"run.num_epochs": epochs, "eval.knn_every_epochs": epochs}

@@ -229,7 +229,7 @@ def open_split(run: ml_collections.ConfigDict, split: str) -> Source:
     """
     data = run.data
     if split not in ("train", "test"):
-        if data.name in ("embedded", "folder"):
+        if data.name in SOURCES:
             raise UserError(f"{data.name!r} has no split {split!r}: take train or test")
         data = data.copy_and_resolve_references()
         data.test_split, split = split, "test"

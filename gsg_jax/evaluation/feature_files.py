@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import time
 import zipfile
@@ -12,7 +13,7 @@ import numpy as np
 
 from gsg_jax.config.load import is_same
 from gsg_jax.console import UserError, counting, say
-from gsg_jax.data.source import MAX_CLASSES, Source
+from gsg_jax.data.source import MAX_CLASSES, Source, Subset
 from gsg_jax.devices import hosts
 from gsg_jax.devices.mesh import wait_for_hosts
 from gsg_jax.evaluation.features import Embed, embed_batches
@@ -103,7 +104,11 @@ def _open_rows(path: pathlib.Path, num_done: int, shape: tuple[int, int]) -> np.
     if num_done:
         return np.load(path, mmap_mode="r+")
     path.unlink(missing_ok=True)  # perhaps a link to elsewhere
-    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):  # or else a full disk ends the job by SIGBUS, at some row
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
 
 
 def read_features(path: pathlib.Path) -> LabelledFeatures:
@@ -143,8 +148,13 @@ def labels_of(source: Source) -> np.ndarray:
 
 
 def ids_of(source: Source) -> np.ndarray:
-    """Names of the images: their paths, or their indices in the source, [N]."""
-    return np.array([*map(str, source.paths)]) if source.paths else np.arange(len(source))
+    """Names of the images: their paths, or their indices in the split, [N]."""
+    if source.paths:
+        return np.array([*map(str, source.paths)])
+    indices = np.arange(len(source))
+    while isinstance(source, Subset):
+        indices, source = source.indices[indices], source.source
+    return indices
 
 
 def _rows_done(

@@ -14,8 +14,15 @@ from gsg_jax.models.vit import VITS, num_heads
 from gsg_jax.run.files import read_lines, read_object, write_atomically
 from gsg_jax.run.workdir import IMPORTED
 
-LICENCE = "Apache-2.0"  # of weights trained here; imported weights keep their own
-TIMM_VITS = ("vit_tiny", "vit_small", "vit_base")
+LICENCE = "Apache-2.0"  # of weights drawn here; those of a file keep their own
+TIMM_VITS = (
+    *("vit_tiny_patch16_224", "vit_tiny_patch16_384"),
+    *("vit_small_patch8_224", "vit_small_patch16_224", "vit_small_patch16_384"),
+    *("vit_small_patch32_224", "vit_small_patch32_384"),
+    *("vit_base_patch8_224", "vit_base_patch16_224", "vit_base_patch16_384"),
+    *("vit_base_patch32_224", "vit_base_patch32_384"),
+)
+RESNET_SIZES = ("width", "num_stages", "stem", "stem_stride", "bn_epsilon")
 NOT_STOCK = "no library has a name for these sizes: build the network by hand"
 
 
@@ -39,13 +46,13 @@ def model_card(
       A JSON object: method, recipe, epochs, figures, mean, std and cut of the images, licence, and
       how to load the file.
     """
-    is_imported = (workdir / IMPORTED).is_dir()
+    is_foreign = (workdir / IMPORTED).is_dir() or bool(run.init_from)
     lines = [line for line in read_lines(workdir / "metrics.jsonl") if line["step"] <= step]
     epochs = [line["epoch"] for line in lines if "epoch" in line]
     found = [line["knn_top1"] for line in lines if line.get("knn_top1") is not None]
     figures = {"knn_top1": found[-1]} if found else {}
     is_vit = run.model.backbone in VITS
-    sizes = ("patch_size", "pooling", "positions") if is_vit else ("width", "num_stages", "stem")
+    sizes = ("patch_size", "pooling", "positions") if is_vit else RESNET_SIZES
     evaluation = workdir / "evaluation.json"
     if evaluation.is_file():
         figures["evaluation"] = read_object(evaluation)
@@ -65,7 +72,7 @@ def model_card(
         "crop_pct": 1 / EVAL_RESIZE if run.data.crop == "host" else 1.0,
         "num_tensors": len(tensors),
         "figures": figures,
-        "licence": "that of the imported weights" if is_imported else LICENCE,
+        "licence": "that of the weights it began with" if is_foreign else LICENCE,
         "load": _how_to_load(layout, run),
     }
 
@@ -74,10 +81,11 @@ def architecture(run: ml_collections.ConfigDict) -> str | None:
     """Returns timm's and torchvision's name of the backbone; None if they have no such size."""
     model = run.model
     if model.backbone in VITS:
-        has_name = model.backbone in TIMM_VITS and model.pooling == "class_token"
-        has_name &= num_heads(model) == VITS[model.backbone][1]
-        return f"{model.backbone}_patch{model.patch_size}_{run.views.size}" if has_name else None
+        name = f"{model.backbone}_patch{model.patch_size}_{run.views.size}"
+        is_stock = name in TIMM_VITS and model.pooling == "class_token"
+        return name if is_stock and num_heads(model) == VITS[model.backbone][1] else None
     is_stock = (model.width, model.num_stages, model.stem) == (64, 4, "imagenet")
+    is_stock &= model.bn_epsilon == 1e-5
     return model.backbone if is_stock and model.backbone != "resnet10" else None
 
 

@@ -98,7 +98,7 @@ def _set_images_and_heads(
     if card:
         origin = "the card"
     elif is_vit and source.mean_and_std:
-        origin = "what ViTs with a classifier have in this layout"
+        origin = "what ViTs with a classifier have in this layout, all but DeiT's"
         images = (source.mean_and_std,) * found.channels
         run.views.update({"mean": images, "std": images})
     given = {key: value for key, value in config.views.items() if value}
@@ -111,6 +111,8 @@ def _set_images_and_heads(
             "for example --config.views.mean=(0.5,) and --config.views.std=(0.25,)"
         )
     said, run.model.num_heads = "", config.model.num_heads
+    if not is_vit and run.model.stem == "small":
+        said = f"; the stem's stride is {run.model.stem_stride}"
     if is_vit:
         run.model.num_heads = config.model.num_heads or _known_heads(run, source, card)
         said = f"; {run.model.num_heads} heads"
@@ -163,7 +165,7 @@ def read_backbone(
 
 
 def _take_card(run: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, Any]:
-    """Sets how a run cuts and normalises its images to what an export has written.
+    """Sets what no tensor tells of a run to what an export has written, all but the heads.
 
     Returns:
       The card; {} if there is none.
@@ -179,8 +181,10 @@ def _take_card(run: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, 
             images["image_size"] if "image_size" in images else images["input_size"][-1]
         )
         run.data.crop = "host" if images.get("crop_pct", 0) < 1 else "device"
+        sizes = card.get("sizes", {})
+        run.model.update({key: sizes[key] for key in ("stem_stride", "bn_epsilon") if key in sizes})
         check_pretraining(run)
-        if not isinstance(heads := card.get("sizes", {}).get("num_heads", 0), int):
+        if not isinstance(heads := sizes.get("num_heads", 0), int):
             raise TypeError(f"sizes.num_heads is {heads!r}")
     except (AttributeError, KeyError, TypeError, IndexError, UserError) as error:
         raise UserError(f"{card_path} is not the card of an export ({error})") from error

@@ -19,14 +19,20 @@ from gsg_jax.evaluation.labelled import Labelled, check_finite, open_test, open_
 from gsg_jax.evaluation.scores import shares_with_intervals
 from gsg_jax.jobs.features import features_in_file
 from gsg_jax.jobs.few_label import score_by_few_labels
-from gsg_jax.jobs.finetune import check_tunable, drawn_part, official_part, tune
+from gsg_jax.jobs.finetune import (
+    check_tunable,
+    drawn_part,
+    none_held_out,
+    official_part,
+    tune,
+)
 from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import check_sets, transfer_figures
 from gsg_jax.run.files import read_object, write_atomically
 from gsg_jax.run.identity import identity
 from gsg_jax.run.lock import writing
-from gsg_jax.run.workdir import claimed_for_evaluation
+from gsg_jax.run.workdir import CHANGES_NOTHING, claimed_for_evaluation
 
 PARTS = ("knn", "few_label", "probe", "lbfgs", "finetune", "transfer")
 
@@ -78,10 +84,14 @@ class Evaluation:
         self.encoder = open_encoder(config, self.run_config, self.train)
         images = {"train": self.train, "test": self.test}
         self.identity = identity(images, self.run_config.data.dir)
-        self.labelled_parts = {}
+        self.labelled_parts, self.untunable = {}, {}
         for share in config.finetune_labels if "finetune" in config.parts else ():
             part = official_part(self.run_config, share)
             part = part or drawn_part(self.train, share, config.run.seed)
+            if lack := none_held_out(part, config):  # the other evaluations are still made
+                say(f"warning: finetune_{100 * share:g}pct is left out: {lack}")
+                self.untunable[f"finetune_{100 * share:g}pct"] = lack
+                continue
             check_tunable(self.encoder, part, config)
             self.labelled_parts[share] = part
 
@@ -97,7 +107,9 @@ class Evaluation:
             "probe": lambda: score_by_probe(self.labelled, self.config, "linear"),
             "lbfgs": lambda: score_by_lbfgs(self.labelled, self.config, "lbfgs"),
             "finetune": self._finetune,
-            "transfer": lambda: transfer_figures(self.config, found.get("transfer", {})),
+            "transfer": lambda: transfer_figures(
+                self.config, self.encoder, found.get("transfer", {})
+            ),
         }
         for part in self.config.parts:
             known = found.get(part, {})
@@ -135,7 +147,7 @@ class Evaluation:
             folder = self.workdir / "finetune" / prefix
             with claimed_for_evaluation(folder, settings, self.encoder.digest, self.identity):
                 figures |= tune(self.encoder, train, self.test, self.config, folder, prefix)
-        return figures
+        return figures | ({"finetune_unfit": self.untunable} if self.untunable else {})
 
     def _found(self, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """The figures of an earlier call with the same settings."""
@@ -145,7 +157,7 @@ class Evaluation:
         figures, others = record.get("figures"), record.get("settings")
         if not isinstance(figures, dict) or not isinstance(others, dict):
             raise UserError(f"{self.path} is damaged (no figures or settings): remove it")
-        if differing := differences(ml_collections.ConfigDict(settings), others):
+        if differing := differences(ml_collections.ConfigDict(settings), others, CHANGES_NOTHING):
             raise UserError(
                 f"{self.path} is of another checkpoint, other images or of other settings, which "
                 f"differ in "
@@ -164,4 +176,6 @@ def as_markdown(about: dict[str, Any], figures: dict[str, Any]) -> str:
         lines += ["", f"Sets that are not on the machine: {', '.join(missing)}."]
     for name, reason in figures.get("transfer_unfit", {}).items():
         lines += ["", f"{name} cannot be scored: {reason}"]
+    for name, reason in figures.get("finetune_unfit", {}).items():
+        lines += ["", f"{name} was left out: {reason}"]
     return "\n".join(lines) + "\n"

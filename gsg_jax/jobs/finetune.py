@@ -100,15 +100,21 @@ def check_tunable(encoder: Encoder, train: Source, config: ml_collections.Config
     Raises:
       UserError: if no batch can be made, or no image can be held out to choose learning rates by.
     """
-    pairs = _pairs(config)
-    _run(encoder, train, config, pairs[0])
+    _run(encoder, train, config, _pairs(config)[0])
+    if lack := none_held_out(train, config):
+        raise UserError(lack)
+
+
+def none_held_out(train: Source, config: ml_collections.ConfigDict) -> str:
+    """Why no learning rates can be chosen; "" if they can, or if there is only one pair of them."""
     held_out = split_held_out(train.labels, config.run.held_out, config.run.seed)[1]
-    if len(pairs) > 1 and not len(held_out):
-        raise UserError(
-            f"{len(train)} labels leave one image a class, so none can be held out to choose "
-            "learning rates by: raise the share of the labels, or give one "
-            "--config.optim.backbone_learning_rates and one --config.optim.head_learning_rates"
-        )
+    if len(held_out) or len(_pairs(config)) == 1:
+        return ""
+    return (
+        f"{len(train)} labels leave one image a class, so none can be held out to choose learning "
+        "rates by: take a larger share of the labels, or give one "
+        "--config.optim.backbone_learning_rates and one --config.optim.head_learning_rates"
+    )
 
 
 def tune(

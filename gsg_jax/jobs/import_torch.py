@@ -40,13 +40,12 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         raise UsageError("--config.checkpoint is missing: give a .safetensors or .pth file")
     if config.method and config.method not in METHODS:
         raise UsageError(f"--config.method={config.method}: take one of {', '.join(METHODS)}")
-    for name in ("config.json", IMPORTED, *WRITTEN):
-        if (workdir / name).exists():
-            raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
+    _check_holds_no_run(workdir)
     path = given_path("--config.checkpoint", config.checkpoint)
     file, found, run_config, plain, run, about = read_network(path, config)
     state, placed, fresh = _filled(run, found, file.tensors, path)
     with writing(workdir):
+        _check_holds_no_run(workdir)  # another process may have been first
         try:
             write_imported(workdir, file, found, placed)
             with Checkpoints(workdir) as checkpoints:
@@ -72,6 +71,12 @@ def import_checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         "fresh": fresh,
         "state_digest": state_digest(state),
     }
+
+
+def _check_holds_no_run(workdir: pathlib.Path) -> None:
+    for name in ("config.json", IMPORTED, *WRITTEN):
+        if (workdir / name).exists():
+            raise UserError(f"{workdir} holds a run already ({name}): give another --workdir")
 
 
 def _filled(

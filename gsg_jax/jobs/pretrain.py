@@ -10,13 +10,15 @@ from gsg_jax.config import evaluations
 from gsg_jax.console import UserError, say
 from gsg_jax.devices import hosts
 from gsg_jax.jobs.report import ReportStopped, write_report
+from gsg_jax.run.files import read_object
+from gsg_jax.run.identity import IDENTITY
 from gsg_jax.train.guards import stop_signals
 from gsg_jax.train.loop import pretrain
 
 NEXT = """what to do next:
   embed     python -c "import gsg_jax; print(gsg_jax.load('{folder}').embed(['a.jpg']))"
   search    gsg-jax search {workdir} {query}
-  evaluate  gsg-jax evaluate_all --config.pretrained={workdir}"""
+  evaluate  gsg-jax {evaluation} --config.pretrained={workdir}"""
 
 
 def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
         with stop_signals() as stop_requested:
             write_report(report, workdir, stop_requested)
         query = "--image=a.jpg" if config.data.name == "folder" else "--duplicates"
+        evaluation = "evaluate_all" if "test" in read_object(workdir / IDENTITY) else "knn"
         words = {"folder": workdir, "workdir": shlex.quote(str(workdir)), "query": query}
+        words["evaluation"] = evaluation
         lines = NEXT.format(**words).splitlines()
         say(*(lines if "knn_top1" in figures else lines[:-1]))  # without labels nothing to evaluate
     except (ReportStopped, KeyboardInterrupt):

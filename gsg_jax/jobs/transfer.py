@@ -1,5 +1,6 @@
 """The transfer job: the encoder evaluated on other sets of images."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -7,12 +8,13 @@ import ml_collections
 
 from gsg_jax.config.check import check_evaluation
 from gsg_jax.config.transfer_sets import SETS, TransferSet
-from gsg_jax.console import UsageError, UserError, say
-from gsg_jax.data.source import known_images
+from gsg_jax.console import UsageError, UserError, given_path, say
+from gsg_jax.data.source import known_images, num_channels
 from gsg_jax.data.tfds import is_prepared, open_tfds
 from gsg_jax.devices.hosts import are_several
 from gsg_jax.evaluation import logistic
-from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
+from gsg_jax.evaluation.encoder import Encoder, check_checkpoint, encoder_of, read_run
+from gsg_jax.evaluation.image_encoder import run_preparation
 from gsg_jax.evaluation.labelled import embed_labelled
 from gsg_jax.evaluation.scores import (
     bootstrap_interval,
@@ -21,6 +23,7 @@ from gsg_jax.evaluation.scores import (
 )
 from gsg_jax.evaluation.splits import check_every_class
 from gsg_jax.jobs.linear import TOP1, report, solve
+from gsg_jax.models.siamese import image_channels
 
 METRICS = {
     "top1": TOP1,
@@ -33,9 +36,9 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     """Scores embeddings of other sets by logistic regression, each by its own metric.
 
     Returns:
-      The job's last line: transfer_<set>_<metric>, its interval and its l2 for every set on the
-      machine; the names of missing sets; and sets that cannot be scored, with the reason (a
-      missing split, or another number of channels than the run's).
+      The job's last line: the encoder; transfer_<set>_<metric>, its interval and its l2 for every
+      set on the machine; the names of missing sets; and sets that cannot be scored, with the reason
+      (a missing split, or another number of channels than the run's).
 
     Raises:
       UserError: if there is no run or no checkpoint, or, on several hosts, a set cannot be scored.
@@ -43,7 +46,14 @@ def transfer_to_suite(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     del workdir
     check_evaluation(config)
     check_sets(config)
-    return {"job": "transfer", **transfer_figures(config, {})}
+    run = read_run(config, needs_data=False)
+    check_checkpoint(config)
+    channels = 3
+    if config.encoder == "pretrained":
+        workdir = given_path("--config.pretrained", config.pretrained)
+        channels = run_preparation(workdir, run).channels
+    encoder = encoder_of(config, run, channels)
+    return {"job": "transfer", **encoder.about, **transfer_figures(config, encoder, {})}
 
 
 def check_sets(config: ml_collections.ConfigDict) -> None:
@@ -53,22 +63,25 @@ def check_sets(config: ml_collections.ConfigDict) -> None:
         raise UsageError(f"--config.transfer.sets={asked}: take from {', '.join(SETS)}")
 
 
-def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -> dict[str, Any]:
+def transfer_figures(
+    config: ml_collections.ConfigDict, encoder: Encoder, known: dict[str, Any]
+) -> dict[str, Any]:
     """Scores the sets of a config.
 
     Args:
-      config: reads transfer, lbfgs, eval and the keys that name the encoder.
+      config: reads transfer, lbfgs and eval.
+      encoder: what is scored; its images are cut to their centres, since they differ in shape.
       known: figures of an earlier call, whose sets are not scored again.
 
     Returns:
       The figures of transfer_to_suite.
 
     Raises:
-      UserError: if there is no run or no checkpoint, or, on several hosts, a set cannot be scored.
+      UserError: if, on several hosts, a set cannot be scored.
     """
-    run = read_run(config, needs_data=False)
-    check_checkpoint(config)
-    run.data.crop = "host"  # the images differ in shape
+    run = encoder.run.copy_and_resolve_references()
+    run.data.crop = "host"
+    encoder = dataclasses.replace(encoder, run=run)
     figures, missing, unfit = {}, [], {}
     for name in config.transfer.sets:
         of_set = {key: known[key] for key in known if key.startswith(f"transfer_{name}_")}
@@ -78,7 +91,7 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
             missing.append(name)
         else:
             try:
-                figures |= _score_set(name, SETS[name], config, run)
+                figures |= _score_set(name, SETS[name], config, encoder)
             except UserError as error:  # the other sets are still scored
                 if are_several():  # the other hosts would wait for this one
                     raise
@@ -93,7 +106,7 @@ def transfer_figures(config: ml_collections.ConfigDict, known: dict[str, Any]) -
 
 
 def _score_set(
-    name: str, of: TransferSet, config: ml_collections.ConfigDict, run: ml_collections.ConfigDict
+    name: str, of: TransferSet, config: ml_collections.ConfigDict, encoder: Encoder
 ) -> dict[str, Any]:
     """One set: embeddings, logistic regression, the set's own metric."""
     splits = {
@@ -102,12 +115,13 @@ def _score_set(
         if split
     }
     train = splits["train"]
+    if encoder.params and num_channels(train) != image_channels(encoder.run, encoder.params):
+        raise UserError(f"its images have {num_channels(train)} channels, unlike the run's")
     if not train.class_names:
         raise UserError(f"{of.tfds!r} has no labels: prepare the data set again")
     if not of.is_multi_label:
         splits = {part: known_images(source) for part, source in splits.items()}
         check_every_class(splits["train"].labels, train.class_names)
-    encoder = open_encoder(config, run, train)
     embedded = {
         part: embed_labelled(encoder, source, config.eval.batch_size)
         for part, source in splits.items()

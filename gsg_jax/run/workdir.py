@@ -34,6 +34,8 @@ FOLDERS = ("checkpoints", "tensorboard")
 FIGURES = "figures.json"  # the last line of a complete run
 LENGTH = ("run.num_epochs", "run.num_steps")  # they may grow once the run is finished
 LOGS = ("metrics.jsonl", "throughput.jsonl", "baselines.json", "starts.jsonl", FIGURES)
+# Keys of an evaluation that change no figure; the encoder's digest stands for the run's folder.
+CHANGES_NOTHING = ("eval.batch_size", "pretrained")
 WRITTEN = (*FOLDERS, "damaged", "left_out.txt", *LOGS)
 
 
@@ -207,7 +209,9 @@ def claimed_for_evaluation(
     path = workdir / "config.json"
 
     def check() -> None:
-        if path.exists() and (differing := differences(config, read_object(path))):
+        if not path.exists():
+            return
+        if differing := differences(config, read_object(path), CHANGES_NOTHING):
             raise UserError(
                 f"{workdir} holds another run or evaluation, which differs in "
                 f"{'; '.join(differing[:5])}: give another --workdir"

@@ -25,7 +25,7 @@ from gsg_jax.study.cells import Run
 
 LOOK_AGAIN_SECONDS = 5.0  # at runs that other processes have claimed
 # Keys in which a record may differ: they change no score.
-FREE = (*FOLDERS, "eval.knn_pixels")
+FREE = (*FOLDERS, "eval.knn_pixels", "eval.inspect_gradients")
 
 
 class Stop:

@@ -4,10 +4,13 @@ from functools import partial
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 import gsg_jax
-from gsg_jax.evaluation.encoder import read_run, untrained_backbone
+from gsg_jax.console import UserError
+from gsg_jax.data.open import SOURCES, ArraySource
+from gsg_jax.evaluation.encoder import open_split, read_run, untrained_backbone
 from gsg_jax.models.vit import VITS
 from gsg_jax.run.workdir import write_record
 from gsg_jax.train.build import build_experiment
@@ -41,3 +44,13 @@ def test_an_untrained_backbone_is_that_of_the_first_state(backbone, monkeypatch)
     for group, trees in drawn.items():
         chex.assert_trees_all_equal(trees["backbone"], getattr(state, group)["backbone"])
     assert len(jax.tree.leaves(drawn["params"])) > 4
+
+
+def test_a_set_of_ones_own_has_no_other_splits(monkeypatch):
+    images = ArraySource("own", np.zeros((2, 4, 4, 3), np.uint8))
+    monkeypatch.setitem(SOURCES, "own", lambda data, split: images)
+    run = small_config("simsiam")
+    run.data.update({"name": "own", "test_split": "test"})
+    assert open_split(run, "test") is images
+    with pytest.raises(UserError, match="'own' has no split 'validation': take train or test"):
+        open_split(run, "validation")

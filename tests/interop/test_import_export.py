@@ -2,17 +2,23 @@
 
 import json
 import pickle
+from functools import partial
 
 import chex
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from gsg_jax.interop.card import model_card
+import gsg_jax
+from gsg_jax.evaluation.encoder import encoder_from, untrained_backbone
+from gsg_jax.interop.card import architecture, model_card
+from gsg_jax.interop.layouts import to_tensors
+from gsg_jax.jobs import import_torch
 from gsg_jax.run.checkpoint import read_variables
 from tests.interop.checkpoints import PROJECTION, WIDTH, drawn, linear, resnet, tensors
-from tests.runs import config, done, on_images, write_images
-from tests.small import load
+from tests.runs import config, done, on_images, refused, write_images
+from tests.small import load, small_config
 
 
 def to_run(path, folder, *flags):
@@ -77,7 +83,8 @@ def test_an_export_has_a_card_and_no_classifier(classifier):
     card = json.loads(path.with_name(f"{path.name}.json").read_text())
     assert line["files"] == [str(path), f"{path}.json"]
     assert (card["backbone"], card["step"], card["architecture"]) == ("resnet10", 0, None)
-    assert card["sizes"] == {"width": WIDTH, "num_stages": 4, "stem": "imagenet"}
+    sizes = {"width": WIDTH, "num_stages": 4, "stem": "imagenet"}
+    assert card["sizes"] == sizes | {"stem_stride": 1, "bn_epsilon": 1e-5}
     assert (card["mean"], card["num_tensors"]) == ([0.485, 0.456, 0.406], len(found))
 
 
@@ -117,3 +124,58 @@ def test_an_imported_run_is_evaluated_and_trained_like_any_other(tmp_path):
     # Once a step has moved the backbone, the classifier that came with it is left out.
     assert found.keys() == {name for name in given if not name.startswith("fc.")}
     assert 0 < np.abs(found["conv1.weight"] - given["conv1.weight"]).max() < 0.1
+
+
+def test_a_card_brings_back_what_no_tensor_tells(tmp_path):
+    run = small_config("simsiam")
+    run.model.update({"backbone": "resnet10", "stem_stride": 3, "bn_epsilon": 0.01})
+    variables = jax.jit(partial(untrained_backbone, run, 3))()
+    path = tmp_path / "w.safetensors"
+    exported = to_tensors("torchvision", variables, run)
+    safetensors.numpy.save_file(exported, path)
+    card = model_card(tmp_path, run, 0, "torchvision", exported)
+    path.with_name("w.safetensors.json").write_text(json.dumps(card))
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
+    backbone = {group: tree["backbone"] for group, tree in variables.items()}
+    wanted = np.asarray(encoder_from(run, backbone, 0).embed(images))
+    np.testing.assert_array_equal(gsg_jax.load(path).embed(images), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "name"),
+    [
+        ({"backbone": "vit_tiny", "patch_size": 16}, 224, "vit_tiny_patch16_224"),
+        ({"backbone": "vit_tiny", "patch_size": 4}, 32, None),
+        ({"backbone": "vit_small", "patch_size": 8, "num_heads": 12}, 224, None),
+        ({"backbone": "vit_base", "patch_size": 8}, 384, None),
+        ({"backbone": "resnet18"}, 32, "resnet18"),
+        ({"backbone": "resnet18", "bn_epsilon": 1e-3}, 32, None),
+    ],
+)
+def test_a_card_names_an_architecture_only_if_the_libraries_have_it(changes, size, name):
+    run = load("simsiam", "imagenet")
+    run.model.update({"pooling": "class_token", **changes})
+    run.views.size = size
+    assert architecture(run) == name
+
+
+def test_weights_that_began_with_others_have_their_licence(tmp_path):
+    run = load("byol")
+    assert model_card(tmp_path, run, 1, "torchvision", {})["licence"] == "Apache-2.0"
+    run.init_from = "somewhere"
+    card = model_card(tmp_path, run, 1, "torchvision", {})
+    assert card["licence"] == "that of the weights it began with"
+
+
+def test_of_two_imports_into_one_folder_the_later_one_is_refused(tmp_path, monkeypatch):
+    path, filled = saved(tmp_path, tensors("torchvision")), import_torch._filled
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(import_torch, "_filled", filled)
+        to_run(path, tmp_path)  # another process's
+        return filled(*arguments)
+
+    monkeypatch.setattr(import_torch, "_filled", meanwhile)
+    given = [f"--config.checkpoint={path}", f"--workdir={tmp_path / 'run'}"]
+    assert "holds a run already" in refused(config("import_torch", "folder"), *given)
+    assert read_variables(tmp_path / "run")[0] == 0

@@ -7,7 +7,7 @@ import pytest
 
 from gsg_jax.jobs import evaluate_all
 from gsg_jax.jobs.evaluate_all import as_markdown
-from tests.runs import config, done, job, refused
+from tests.runs import config, done, job, refused, warnings
 
 SMALL = (
     "--config.eval.knn_k=(3,5)",
@@ -131,9 +131,7 @@ def test_parts_can_be_added_and_missing_sets_are_looked_for_again(
     flags = ("--config.parts=('transfer',)",)
     first, _ = evaluate(pretrained, tmp_path / "new", *flags)
     assert first["transfer_missing"] == ["dtd"]
-    monkeypatch.setattr(
-        evaluate_all, "transfer_figures", lambda config, known: {"transfer_dtd_top1": 0.5}
-    )
+    monkeypatch.setattr(evaluate_all, "transfer_figures", lambda *_: {"transfer_dtd_top1": 0.5})
     both, err = evaluate(f"{pretrained}/", tmp_path / "new", "--config.parts=('knn','transfer')")
     assert both["transfer_dtd_top1"] == 0.5 and both["knn_top1"] >= 0
     again, _ = evaluate(pretrained, tmp_path / "new", "--config.parts=('knn',)")
@@ -166,3 +164,15 @@ def test_the_table_has_percents_with_their_intervals_and_no_learning_rate():
         "| a_top1 | 50.00 | 25.00 to 75.00 |",
         "| b | 100.00 |  |",
     ]
+
+
+@pytest.mark.extended
+def test_a_share_with_one_image_a_class_is_left_out_and_named(pretrained, tmp_path):
+    two = "--config.optim.head_learning_rates=(0.1,1.0)"
+    flags = ("--config.parts=('finetune','knn')", "--config.finetune_labels=(0.05,0.5)", two)
+    last, err = evaluate(pretrained, tmp_path, *flags)
+    assert "finetune_50pct_top1" in last and "knn_top1" in last
+    said = "2 labels leave one image a class, so none can be held out"
+    assert said in last["finetune_unfit"]["finetune_5pct"]
+    assert f"finetune_5pct was left out: {said}" in (tmp_path / "evaluation.md").read_text()
+    assert any(said in line for line in warnings(err))

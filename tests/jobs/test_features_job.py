@@ -13,7 +13,8 @@ from PIL import Image
 
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.data.crops import centre_cut
-from gsg_jax.data.open import open_source
+from gsg_jax.data.open import ArraySource, open_source
+from gsg_jax.data.source import Subset, known_images
 from gsg_jax.evaluation import feature_files, features
 from gsg_jax.evaluation.encoder import open_encoder, read_run
 from gsg_jax.jobs.features import file_stem
@@ -227,3 +228,12 @@ def test_a_flat_folder_without_labels_is_embedded_by_default(pretrained, images,
 def test_a_splits_name_is_a_files_name():
     names = {"train": "train", "train[:10%]": "train_10pct", "a/b+c": "a_b_c", "..": ".."}
     assert {split: file_stem(split) for split in names} == names
+
+
+def test_an_image_is_named_by_its_place_in_the_split_and_rows_have_their_room_on_the_disk(tmp_path):
+    labels = np.array([-1, 0, 1, -1, 0, 1])
+    source = ArraySource("own", np.zeros((6, 2, 2, 3), np.uint8), labels, ("a", "b"))
+    chosen = Subset(known_images(source), np.array([3, 1]))
+    np.testing.assert_array_equal(feature_files.ids_of(chosen), [5, 2])
+    rows = feature_files._open_rows(tmp_path / "rows", 0, (300, 50))
+    assert (tmp_path / "rows").stat().st_blocks * 512 >= rows.nbytes == 4 * 300 * 50

@@ -84,7 +84,7 @@ def transfer(*asked):
 @pytest.mark.usefixtures("on_one_device")
 def test_sets_on_the_machine_are_scored_and_the_others_are_named(suite, pretrained):
     last, err = transfer(pretrained, suite, "'cifar10','pets','voc2007'")
-    assert last["transfer_missing"] == ["pets"]
+    assert (last["encoder"], last["step"], last["transfer_missing"]) == ("pretrained", 6, ["pets"])
     for name, metric in (("cifar10", "top1"), ("voc2007", "map_11_point")):
         key = f"transfer_{name}_{metric}"
         assert last[key] > 0.8 and key in err
@@ -109,6 +109,9 @@ def test_a_set_that_cannot_be_scored_does_not_take_the_others_with_it(
     assert last["transfer_dtd_top1"] > 0.8
     assert "no split 'validation'" in last["transfer_unfit"]["cifar10"]
     assert any("cifar10 cannot be scored" in line for line in warnings(err))
+    monkeypatch.setattr(transfer_job, "image_channels", lambda *_: 1)  # as if of grey images
+    last, _ = transfer(pretrained, suite, "'dtd'")
+    assert last["transfer_unfit"] == {"dtd": "its images have 3 channels, unlike the run's"}
     monkeypatch.setattr(transfer_job, "are_several", lambda: True)  # whose others would wait
     assert "no split 'validation'" in refused(*command(pretrained, suite, "'cifar10','dtd'"))
 
