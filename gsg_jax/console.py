@@ -60,8 +60,9 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     is_of_device = isinstance(error, RuntimeError) and "Out of memory" in str(error)
     if isinstance(error, MemoryError) or is_of_device:
         return 1, (
-            "not enough memory: lower --config.data.batch_size, --config.views.size or "
-            "--config.model.width in another --workdir; for an evaluation --config.eval.batch_size"
+            "not enough memory: for a training lower --config.data.batch_size, --config.views.size "
+            "or --config.model.width in another --workdir, for an evaluation "
+            "--config.eval.batch_size; give a search a smaller --folder"
         )
     return None
 
@@ -218,7 +219,9 @@ def _lasting(file: TextIO | None) -> LastingFile:
 
 
 def argument_path(text: str) -> pathlib.Path:
-    """The given_path of an argparse.ArgumentParser, which names the flag."""
+    """The given_path of an argparse.ArgumentParser, which names the flag; never empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: give a path")
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:

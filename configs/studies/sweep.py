@@ -62,11 +62,11 @@ ROWS |= {f"{method}_guided": (method, _GUIDED) for method in ("unigrad", "direct
 def get_study(recipe: str = "cifar10_small") -> Study:
     """Returns the study for a recipe."""
     epochs = EPOCHS.get(recipe, max(1, recipes.pretraining(recipe).run.num_epochs // 3))
-    cells = []
+    cells, more = [], MORE_FACTORS.get(recipe, MORE_FACTORS["cifar10_small"])
     for row, (method, changes) in ROWS.items():
         config = f"{method}:{recipe}"
         rate = get_config(config).optim.learning_rate
-        factors = (*FACTORS, *MORE_FACTORS.get(recipe, {}).get(row, ()))
+        factors = (*FACTORS, *more.get(row, ()))
         rates = [float(f"{factor * rate:.3g}") for factor in factors]
         values = {f"rate{rate}": {"optim.learning_rate": rate} for rate in rates} | AT_ITS_RATE
         length = {"run.num_epochs": epochs, "eval.knn_every_epochs": epochs}

@@ -121,12 +121,19 @@ def _verdict(
     elif record.lines:
         parts.append("No labels, so no accuracy")
     parts += _collapse(record, config, last)
-    epoch, epochs = last.get("epoch"), config.run.num_epochs if config else 0
-    if config and not config.run.num_steps and epoch and epoch < epochs - 1e-6:
+    if config and (reached := _unfinished(config, last)):
         reason = Patience(config, record.lines).reason
-        ended = f"ended early, as {reason}" if reason else "not finished"
-        parts.append(f"{ended}, epoch {epoch:.3g} of {epochs}")
+        parts.append(f"{f'ended early, as {reason}' if reason else 'not finished'}, {reached}")
     return "; ".join(parts)
+
+
+def _unfinished(config: ml_collections.ConfigDict, last: dict[str, float]) -> str:
+    """How far an unfinished run has come; "" if it is finished or has not begun."""
+    if num_steps := config.run.num_steps:
+        step = last.get("step", num_steps)
+        return f"step {step:,} of {num_steps:,}" if step < num_steps else ""
+    epoch, epochs = last.get("epoch"), config.run.num_epochs
+    return f"epoch {epoch:.3g} of {epochs}" if epoch and epoch < epochs - 1e-6 else ""
 
 
 def _gap(points: float, what: str) -> str:

@@ -63,11 +63,11 @@ def find_similar(
     figures, pictures = [], []
     for query, of_query, found in zip(queries, similarity, rows, strict=True):
         if len(queries) > 1:
-            table.add_row("", "", Text(f"like {query}:"))
+            table.add_row("", "", Text(shown(f"like {query}:")))
         pictures.append([Picture(partial(read_photo, query, 3), "query", query.name, True)])
-        entries, shown = _ranked(images, index.id[found], of_query, table)
+        entries, of_ranks = _ranked(images, index.id[found], of_query, table)
         figures += [{"query": str(query)} | entry for entry in entries]
-        pictures[-1] += shown
+        pictures[-1] += of_ranks
     return Found({"k": k, "neighbours": figures}, table, pictures)
 
 

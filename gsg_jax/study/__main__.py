@@ -141,7 +141,9 @@ def _list(records: list[tuple[Any, dict[str, Any]]]) -> None:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
+    if not (words := tuple(filter(None, text.split(",")))):
+        raise argparse.ArgumentTypeError("is empty: give some, or leave the flag out")
+    return words
 
 
 def _factor(text: str) -> float:

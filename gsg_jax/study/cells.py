@@ -2,15 +2,17 @@
 
 import difflib
 import fnmatch
+import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gsg_jax.config.check import check_pretraining
-from gsg_jax.config.find import CONFIG_FOLDER
+from gsg_jax.config.find import CONFIG_FOLDER, find_config
 from gsg_jax.config.load import load_config, override, run_getter
 from gsg_jax.console import UsageError, given_path
+from gsg_jax.run.record import SCORES
 
 STUDY_FOLDER = CONFIG_FOLDER / "studies"
 # What --toy changes in every cell: the embedded images and a network that trains in seconds.
@@ -86,6 +88,7 @@ class Run(NamedTuple):
       view_epochs: its epochs, if run.num_steps does not end it, times the views per image in one.
       metric: the study's.
       evaluations: the study's.
+      config_digest: of the text of the cell's config file, if it is one of the user's; else "".
     """
 
     cell: Cell
@@ -94,6 +97,7 @@ class Run(NamedTuple):
     view_epochs: float
     metric: str
     evaluations: tuple[str, ...]
+    config_digest: str = ""
 
     @property
     def name(self) -> str:
@@ -145,6 +149,8 @@ def load_study(
     Raises:
       UsageError: if there is no such study, or it is wrong.
     """
+    if "run.seed" in (changes or {}):
+        raise UsageError(f"--config.run.seed={changes['run.seed']}: give --seeds instead")
     name, _, recipe = name_and_recipe.partition(":")
     path = _find(name)
     study, text = _read(path, name_and_recipe)
@@ -202,6 +208,9 @@ def _check(study: Study, where: str) -> None:
     for what, values in (("cell", names), ("seed", study.seeds)):
         if twice := [value for value in values if list(values).count(value) > 1]:
             raise UsageError(f"{where}: {what} {twice[0]} is given twice: give each once")
+    if seeded := [cell.name for cell in study.cells if "run.seed" in cell.overrides]:
+        raise UsageError(f"{where}: cell {seeded[0]} sets run.seed: give the study its seeds")
+    _check_scores(study, where)
     for cell in study.cells:
         for other in against(study, cell):
             if other not in names or other == cell.name:
@@ -209,6 +218,22 @@ def _check(study: Study, where: str) -> None:
                     f"{where}: {cell.name} is compared with {other!r}: take another one of "
                     f"{', '.join(names)}"
                 )
+
+
+def _check_scores(study: Study, where: str) -> None:
+    """Raises UsageError if no run can have the metric, or an evaluation is not one."""
+    if isinstance(study.evaluations, str):
+        raise UsageError(
+            f"{where}: evaluations is {study.evaluations!r}: give a tuple, such as ('linear',)"
+        )
+    for name in study.evaluations:
+        if load_config(name).get("job", "pretrain") == "pretrain":
+            raise UsageError(f"{where}: evaluations: {name} is a pretraining: give evaluations")
+    if not study.evaluations and study.metric not in SCORES:
+        raise UsageError(
+            f"{where}: metric is {study.metric!r}: a run without evaluations has "
+            f"{', '.join(SCORES)}"
+        )
 
 
 def against(study: Study, cell: Cell) -> tuple[str, ...]:
@@ -245,4 +270,11 @@ def _run(cell: Cell, overrides: dict[str, Any], length: float, study: Study, whe
         raise UsageError(f"{where}: cell {cell.name}: {error}") from error
     views = config.method.num_views + config.views.num_local
     view_epochs, asked = config.run.num_epochs * views, (study.metric, study.evaluations)
-    return Run(cell, config.run.seed, overrides, view_epochs, *asked)
+    return Run(cell, config.run.seed, overrides, view_epochs, *asked, _digest_of_file(cell.config))
+
+
+def _digest_of_file(name_and_recipe: str) -> str:
+    """Digest of a user's config file; "" for one of the package, whose commit a record has."""
+    path = find_config(name_and_recipe.partition(":")[0]).resolve()
+    is_ours = path.parent == CONFIG_FOLDER
+    return "" if is_ours else hashlib.sha256(path.read_bytes()).hexdigest()[:16]

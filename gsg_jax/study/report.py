@@ -43,14 +43,15 @@ def write_report(
     best = best_of(results) if study.is_sweep else {}
     named = {run.name: record for run, record in zip(loaded.runs, records, strict=True)}
     left = [name for name, record in named.items() if not is_finished(record)]
+    asked = {run.name for run in loaded.asked}
     failed = {name: record["error"] for name, record in named.items() if "error" in record}
     hours = sum(record.get("processor_seconds", 0.0) for record in records) / 3600
     about = {
         "job": "study",
         "study": loaded.name,
         "metric": study.metric,
-        "num_done": len(named) - len(left),
-        "num_left": len(left),
+        "num_done": len(asked.difference(left)),
+        "num_left": len(asked.intersection(left)),
         "processor_hours": round(hours, 2),
     }
     rows = [_as_dict(result) for result in results]
@@ -121,7 +122,8 @@ def _page(
     head = ("cell", "seeds", f"{study.metric}, %", "rank", "deviation", "M views", "processor h")
     parts += [table(head, [_row(result) for result in results if result.scores])]
     parts += [f"The best of {group or 'all'} is {name}.\n" for group, name in best.items()]
-    parts += [f"![{chart.title}]({name}.svg)\n" for name, chart in charts.items()]
+    for name, chart in charts.items():
+        parts += [f"![{chart.title}]({name}.svg)\n", f"{chart.note}\n" if chart.note else ""]
     parts += [_origin(study, results, whole)]
     return "\n".join(part for part in parts if part.strip())
 
@@ -148,7 +150,8 @@ def _origin(study: Study, results: Sequence[CellResult], whole: dict[str, Any]) 
         "Means over the seeds with their 95 % intervals by Student's t; a difference is that of "
         "the runs of one seed. Rank is the effective rank of a batch's embeddings, deviation that "
         "of its normalised projections times the root of their width (0: collapsed), both of the "
-        "last logged step; views and processor hours are those of one run.",
+        "last logged step; views and processor hours are those of one run, the hours with "
+        "compilation, scoring and evaluations.",
         *(f"k-NN of {name}: {100 * value:.2f} %." for name, value in beaten.items()),
         f"Configs: {', '.join(dict.fromkeys(r.cell.config for r in results if r.scores))}; "
         f"seeds {', '.join(map(str, study.seeds))}.",

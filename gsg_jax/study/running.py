@@ -147,6 +147,9 @@ def read_record(folder: pathlib.Path, run: Run) -> dict[str, Any]:
     record, ours = read_object(path), _definition(run)
     there = {"config": record.get("config"), **record.get("overrides", {})}
     here = {"config": ours["config"], **ours["overrides"]}
+    if "config_digest" in record:
+        there["the text of the config"] = record["config_digest"]
+        here["the text of the config"] = ours.get("config_digest", "")
     differing = [
         f"{key} ({there.get(key)} there, {here.get(key)} here)"
         for key in {**there, **here}
@@ -228,6 +231,7 @@ def _processor_seconds() -> float:
 def _definition(run: Run) -> dict[str, Any]:
     """What tells a run from another one of its name, as JSON."""
     made = {"cell": run.cell.name, "seed": run.seed, "config": run.cell.config}
+    made |= {"config_digest": run.config_digest} if run.config_digest else {}
     return json.loads(json.dumps(made | {"overrides": run.overrides}))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+NO_WIDTH = 1e-9  # rounding alone
 HOLDS, DOES_NOT, CANNOT_TELL = "holds here", "does not", "cannot tell"
 
 
@@ -43,7 +44,13 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
 
 
 def verdict(difference: Interval) -> str:
-    """What an interval of a difference says of the claim that it is above 0."""
+    """What an interval of a difference says of the claim that it is above 0.
+
+    Scores are shares of some thousands of images, so two differences can be equal by chance: an
+    interval without width says nothing.
+    """
+    if difference.half < NO_WIDTH:
+        return CANNOT_TELL
     if difference.mean - difference.half > 0:  # NaN is neither
         return HOLDS
     return DOES_NOT if difference.mean + difference.half < 0 else CANNOT_TELL

@@ -67,7 +67,13 @@ def test_only_seeds_that_both_have_are_paired():
 
 @pytest.mark.parametrize(
     ("mean", "half", "word"),
-    [(1, 0.9, HOLDS), (1, 1, CANNOT_TELL), (-1, 1, CANNOT_TELL), (-1, 0.9, DOES_NOT)],
+    [
+        (1, 0.9, HOLDS),
+        (1, 1, CANNOT_TELL),
+        (-1, 1, CANNOT_TELL),
+        (-1, 0.9, DOES_NOT),
+        (1, 0, CANNOT_TELL),
+    ],
 )
 def test_the_verdict_is_by_the_end_of_the_interval(mean, half, word):
     assert verdict(Interval(mean, half, 3)) == word

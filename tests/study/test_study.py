@@ -111,8 +111,8 @@ def test_a_stop_is_passed_on_and_ends_the_study_without_a_failure(tmp_path, fake
 
 def test_some_seeds_and_cells_are_run_and_the_report_has_all(tmp_path, fake, capsys):
     path, runs = write_study(tmp_path, ["a", "b1", "b2"], (0, 1)), fake()
-    study(capsys, path, tmp_path / "w", "--cells=b*", "--seeds=1")
-    assert runs.called == ["b1-1", "b2-1"]
+    _, last, _ = study(capsys, path, tmp_path / "w", "--cells=b*", "--seeds=1")
+    assert runs.called == ["b1-1", "b2-1"] and (last["num_done"], last["num_left"]) == (2, 0)
     study(capsys, path, tmp_path / "w", "--cells=a")
     assert runs.called[2:] == ["a-0", "a-1"]
     status, last, err = study(capsys, path, tmp_path / "w", "--report_only")
@@ -142,6 +142,19 @@ def test_a_record_of_another_config_is_not_taken(tmp_path, fake, capsys):
     path.write_text(path.read_text().replace('"simsiam")', '"simsiam", {"run.num_epochs": 9})'))
     status, last, err = study(capsys, path, tmp_path / "w")
     assert status == 1 and last == {} and "run.num_epochs (None there, 9 here)" in err
+
+
+def test_runs_before_and_after_a_change_of_ones_own_config_are_not_mixed(tmp_path, fake, capsys):
+    own, text = tmp_path / "own.py", "from gsg_jax.configs.simsiam import get_config"
+    own.write_text(text)
+    path, runs = write_study(tmp_path, "a"), fake()
+    path.write_text(path.read_text().replace('"simsiam"', repr(str(own))))
+    assert study(capsys, path, tmp_path / "w")[1]["num_left"] == 0
+    own.write_text(f"{text}  # with another rate")
+    status, _, err = study(capsys, path, tmp_path / "w", "--seeds=0,1")
+    assert status == 1 and "which differs in the text of the config (" in err
+    own.write_text(text)
+    assert study(capsys, path, tmp_path / "w")[0] == 0 and runs.called == ["a-0"]
 
 
 def test_the_report_has_means_paired_differences_and_verdicts(tmp_path, fake, capsys):
@@ -218,6 +231,11 @@ def test_a_sweep_is_sorted_in_its_groups_and_names_the_best():
         ("Study([Cell('a', 'simsiam', {'run.epochs': 2})])", "there is no such key; did you mean"),
         ("Study([Cell('a', 'simsiam', {'optim.learning_rate': -1.0})])", "must be a number from 0"),
         ("Study([Cell('a', 'knn')])", "not a pretraining"),
+        ("Study([Cell('a', 'simsiam', {'run.seed': 3})])", "give the study its seeds"),
+        ("Study([Cell('a', 'simsiam')], metric='knn_tpo1')", "has knn_top1, few_label_1"),
+        ("Study([Cell('a', 'simsiam')], evaluations='linear')", "give a tuple"),
+        ("Study([Cell('a', 'simsiam')], evaluations=('linera',))", "did you mean linear"),
+        ("Study([Cell('a', 'simsiam')], evaluations=('byol',))", "byol is a pretraining"),
         ("3", "must return a gsg_jax.study.Study"),
         ("{}['cells']", "line 3: KeyError: 'cells'"),
     ],
@@ -242,6 +260,9 @@ def test_a_wrong_study_is_refused_in_one_line_before_anything_runs(tmp_path, cap
         (["--study=gain", "--images=nowhere"], "nowhere: there is no such folder"),
         (["--study=gain", "--epochs=0"], "0: takes a number above 0"),
         (["--study=gain", "--config.model.wdth=8"], "did you mean --config.model.width?"),
+        (["--study=gain", "--images="], "argument --images: is empty: give a path"),
+        (["--study=gain", "--cells="], "argument --cells: is empty: give some"),
+        (["--study=gain", "--config.run.seed=7"], "--config.run.seed=7: give --seeds instead"),
         (["--study=gain", "--dtype=bfloat16"], "unrecognized argument: --dtype=bfloat16"),
     ],
 )
