@@ -13,6 +13,16 @@ bucket_of() {
   [ "$path" = "$1" ] || printf '%s' "${path%%/*}"
 }
 
+# Sets buckets to those of WORKDIR and DATA_DIR, each once.
+list_buckets() {
+  local folder bucket
+  buckets=()
+  for folder in "${WORKDIR:-}" "${DATA_DIR:-}"; do
+    bucket=$(bucket_of "$folder")
+    [[ -z $bucket || " ${buckets[*]-} " = *" $bucket "* ]] || buckets+=("$bucket")
+  done
+}
+
 # Refuses the variable unless it is gs://BUCKET/PATH.
 need_bucket() {
   [[ ${!1} =~ ^gs://[a-z0-9][a-z0-9._-]+/.+ ]] ||

@@ -15,7 +15,7 @@
 #   POLL_SECONDS       optional, default 60: seconds between two checks
 #   KEEP               optional: 1 keeps the resource at the end instead of deleting it
 # This script may be stopped and started again at any time: the same command continues from what it finds.
-# The last line of standard output is the run's. Exit status: 0 done; 1 an error to fix, or no restarts
+# Standard output ends with the end of the run's log. Exit status: 0 done; 1 an error to fix, or no restarts
 # left; 2 wrong usage.
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
@@ -57,8 +57,13 @@ delete() {
   tpu queued-resources delete "$TPU_NAME" --force --quiet
 }
 
-start_run() {
-  "$launch/tpu_vm_run.sh" ${flags[@]+"${flags[@]}"}
+# A worker that was rebooted has lost its mounts, too.
+set_up_and_start() {
+  if "$launch/tpu_vm_setup.sh" >&2; then
+    "$launch/tpu_vm_run.sh" ${flags[@]+"${flags[@]}"} >&2 || say "the run could not be started on every worker"
+  else
+    say "the workers could not be set up"
+  fi
 }
 
 if [ "$dry_run" = true ]; then
@@ -89,6 +94,16 @@ finish() {
   on_worker 0 "$detached log" || say "the log of worker 0 cannot be read"
   [ -n "${KEEP:-}" ] || delete >&2 || say "$TPU_NAME could not be deleted: delete it by hand, because it costs money"
   exit "$1"
+}
+
+# Counts a check or request that failed, and exits if there were too many in a row. $1: what failed.
+count_failure() {
+  failures=$((failures + 1))
+  [ "$failures" -lt "$max_failures" ] || {
+    say "$1 $failures times in a row: fix that, and the same command continues"
+    exit 1
+  }
+  sleep "$POLL_SECONDS"
 }
 
 # Counts a restart, and exits if there were too many. $1: the reason; $2: active if worker 0 can be reached.
@@ -123,26 +138,25 @@ while :; do
   if listed=$(list); then
     state=$(awk -v name="$TPU_NAME" '$1 == name { print $2 }' <<<"$listed")
   else
-    failures=$((failures + 1))
-    [ "$failures" -lt "$max_failures" ] || {
-      say "the queued resources could not be listed $failures times in a row: fix that, and the same command continues"
-      exit 1
-    }
-    sleep "$POLL_SECONDS"
+    count_failure "the queued resources could not be listed"
     continue
   fi
   [ "$state" = "$shown" ] || say "$TPU_NAME is ${state:-not requested yet}"
   shown=$state
   case $state in
     "")
-      create
+      # The first request may be wrong; a later one can only fail for a while.
+      create || { [ "$restarts" -gt 0 ] || exit 1; count_failure "the resource could not be requested"; }
       continue
       ;;
     ACTIVE) ;;
     SUSPENDED | FAILED | PREEMPTED)
-      delete >&2
-      started=false
-      count_restart "$TPU_NAME was $state" gone
+      if delete >&2; then
+        started=false
+        count_restart "$TPU_NAME was $state" gone
+      else
+        count_failure "the resource could not be deleted"
+      fi
       continue
       ;;
     *)
@@ -156,9 +170,10 @@ while :; do
     failures=$((failures + 1))
     if [ "$failures" -ge "$max_failures" ]; then
       failures=0
-      delete >&2
-      started=false
-      count_restart "the workers could not be reached $max_failures times in a row" gone
+      if delete >&2; then
+        started=false
+        count_restart "the workers could not be reached $max_failures times in a row" gone
+      fi
     fi
     sleep "$POLL_SECONDS"
     continue
@@ -173,16 +188,12 @@ while :; do
       ;;
     ended)
       count_restart "the run ended before its last step" active
-      start_run >&2 || say "the run could not be started"
+      set_up_and_start
       ;;
     none)
       [ "$started" = false ] || count_restart "the run could not be started" active
       started=true
-      if "$launch/tpu_vm_setup.sh" >&2; then
-        start_run >&2 || say "the run could not be started on every worker"
-      else
-        say "the workers could not be set up"
-      fi
+      set_up_and_start
       ;;
   esac
   sleep "$POLL_SECONDS"

@@ -14,11 +14,7 @@ read_arguments "$@"
 take_no_flags
 need PROJECT ZONE TPU_NAME
 
-buckets=()
-for folder in "${WORKDIR:-}" "${DATA_DIR:-}"; do
-  bucket=$(bucket_of "$folder")
-  [[ -z $bucket || " ${buckets[*]-} " = *" $bucket "* ]] || buckets+=("$bucket")
-done
+list_buckets
 
 root=$(cd "$launch/.." && pwd)
 archive=$root/runs/$TPU_NAME.tar.gz

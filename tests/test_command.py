@@ -124,10 +124,11 @@ def test_a_program_ends_at_once_with_the_status_of_what_failed(monkeypatch):
     try:
         for status in (0, 1, 2):
             main.run_process(lambda argv, status=status: status)
+        main.run_process(lambda argv: [][0])
     finally:
         absl_logging.set_verbosity(before[0])
         logging.getLogger("asyncio").setLevel(before[1])
-    assert ends == [1, 2]
+    assert ends == [1, 2, main.ABORTED]  # a crash, which the launch scripts start again
 
 
 @pytest.mark.extended

@@ -13,8 +13,13 @@ def fit_batch(config: ConfigDict, source: Source) -> dict[str, int]:
 
     Returns:
       {"batch_size_asked": the value before} for the last line; {} if it was not lowered.
+
+    Raises:
+      UserError: if there is one image only.
     """
     asked, num_images = config.data.batch_size, len(source)
+    if num_images < 2:
+        raise UserError(f"{source.name!r} has one image: a pretraining needs at least two")
     while config.data.name == "folder" and config.data.batch_size > max(num_images, 2):
         config.data.batch_size = max(config.data.batch_size // 2, 2)
     if config.data.batch_size == asked:

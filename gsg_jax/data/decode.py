@@ -177,6 +177,8 @@ def _said_bits(image: Image.Image) -> int | None:
         (num_bits, *_) = image.tag_v2.get(_BITS_TAG) or (16,)
         largest = np.ravel(image.tag_v2.get(_MAX_SAMPLE_TAG) or 0)[0]
         num_bits = int(largest).bit_length() or num_bits
+        if num_bits > 16 and image.mode == "I":
+            raise ValueError(f"its pixels have {num_bits} bits: save it with 8 or 16")
         return None if num_bits == 16 and not largest else min(max(num_bits, 8), 16)
     return 16 if image.format == "PPM" else None  # Pillow has scaled it
 
@@ -230,7 +232,7 @@ def header_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
             image.load()
         width, height = image.size
         # Asked first, since getexif() decodes a whole PNG if the header has no EXIF data.
-        has_exif = "exif" in image.info or image.format == "AVIF"
+        has_exif = not {"exif", "xmp"}.isdisjoint(image.info) or image.format == "AVIF"
         if has_exif and image.getexif().get(_ORIENTATION_TAG, 1) >= 5:
             width, height = height, width
     return height, width, 3

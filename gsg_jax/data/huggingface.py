@@ -192,6 +192,13 @@ def _read(path: Path) -> Any:
     return datasets.load_dataset(str(path.resolve()))
 
 
+def _is_integer(kind: Any) -> bool:
+    """Whether a column holds one integer an image, and not a list of them."""
+    import datasets
+
+    return isinstance(kind, datasets.Value) and kind.dtype.startswith(("int", "uint"))
+
+
 def _labels(
     data: ConfigDict, splits: dict[str, Any], rows: Any
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -206,7 +213,7 @@ def _labels(
         return None, ()
     if of_classes:
         names = tuple(rows.features[column].names)
-    elif rows.features[column].dtype.startswith(("int", "uint")):
+    elif _is_integer(rows.features[column]):
         # Classes of all splits, so that a number means the same in each.
         labelled = (part[column] for part in splits.values() if column in part.features)
         known = (x for labels in labelled for x in labels if x is not None)

@@ -102,6 +102,8 @@ def in_memory(
         for i, pixels in zip(rows, decoded(rows), strict=True):
             if isinstance(pixels, BrokenImage):
                 left_out[i] = str(pixels)
+            elif pixels.shape != source.image_shape:  # its header says otherwise
+                left_out[i] = f"image {i} is {pixels.shape}, the others {source.image_shape}"
             else:
                 images[i] = pixels
 
@@ -164,14 +166,16 @@ def naming_memory(source: Source, i: int) -> Iterator[None]:
     except MemoryError as error:
         name = source.paths[i] if source.paths else f"image {i} of {source.name}"
         raise UserError(
-            f"not enough memory for {name}: make it smaller or remove it, or set a smaller "
-            "--config.data.num_threads or num_processes"
+            f"not enough memory for {name}: make it smaller or remove it, or decode fewer images "
+            "at once: a smaller --config.data.num_threads or num_processes of a training, fewer "
+            "processor cores (taskset) of an evaluation"
         ) from error
 
 
 def num_decode_threads() -> int:
-    """Returns how many threads decode when a source is opened: one per core, at most 32."""
-    return min(32, os.cpu_count() or 1)
+    """Returns how many threads decode when a source is opened: one per usable core, at most 32."""
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(32, len(usable))
 
 
 def fits(num_images: int, shape: tuple[int, int, int], memory_limit_mb: float) -> bool:

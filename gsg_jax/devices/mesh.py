@@ -45,10 +45,10 @@ def make_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
         )
     if remainder := batch_size % count:
         lower = batch_size - remainder
-        nearest = lower or count
+        nearest = f"{lower} or {lower + count}" if lower else count
         raise UserError(
             f"data.batch_size is {batch_size}, not divisible by the {count} devices: "
-            f"set --config.data.batch_size={nearest} or {lower + count}"
+            f"set --config.data.batch_size={nearest}"
         )
     return mesh_of(jax.devices(), fsdp)
 

@@ -206,6 +206,12 @@ def test_an_own_data_set_opens_by_its_name_and_must_give_images():
         "is float64 .2, 2, 3.: it must be uint8": ArraySource("x", np.zeros((1, 2, 2, 3))),
         "is uint8 .2, 2.: it must be uint8": ArraySource("x", np.zeros((1, 2, 2), np.uint8)),
         "has no images to train on": None,
+        "labels go from 0 to 2: they must be numbers of its 2 class_names": ArraySource(
+            "x", np.zeros((2, 2, 2, 3), np.uint8), np.array([2, 0]), ("a", "b")
+        ),
+        "its labels are float64 .1,.: they must be integers .2.": ArraySource(
+            "x", np.zeros((2, 2, 2, 3), np.uint8), np.zeros(1), ("a", "b")
+        ),
     }
     for number, (said, source) in enumerate(wrong.items()):
         gsg_jax.register_dataset(f"wrong{number}", lambda data, split, source=source: source)

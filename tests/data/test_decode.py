@@ -47,6 +47,22 @@ def test_exif_orientation_is_applied_on_request(orientation):
     np.testing.assert_array_equal(decode(encoded), pixels)
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_header_and_a_decoded_image_agree_on_an_orientation_in_xmp(orientation):
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    encoded = encode(Image.new("RGB", (5, 3)), "JPEG", xmp=xmp.encode())
+    height, width = (5, 3) if orientation == 6 else (3, 5)
+    assert decode(encoded, exif=True).shape == (height, width, 3)
+    assert header_shape(io.BytesIO(encoded)) == (height, width, 3)
+
+
+@pytest.mark.parametrize("largest", [255, 2**31 - 1])
+def test_integers_of_32_bits_are_refused_instead_of_becoming_black_or_white(largest):
+    ramp = np.linspace(0, largest, 12).astype(np.int32).reshape(3, 4)
+    with pytest.raises(ValueError, match="its pixels have 32 bits: save it with 8 or 16"):
+        decode(encode(Image.fromarray(ramp), "TIFF"))
+
+
 def test_every_kind_of_image_becomes_rgb():
     palette = Image.new("RGB", (2, 2), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
     for image, colour in (

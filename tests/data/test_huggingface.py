@@ -151,6 +151,8 @@ def test_labels_are_classes_or_whole_numbers_and_unknown_ones_are_minus_one(
     assert opened(tmp_path / "both").labels.tolist() == [0, 1, -1]
     assert len(lines_said) == 1 and "label are taken" in lines_said[0]
     make(datasets, files).add_column("label", [10**10, 1, 2]).save_to_disk(tmp_path / "ids")
+    make(datasets, files).add_column("label", [[1, 0], [1], []]).save_to_disk(tmp_path / "several")
+    assert opened(tmp_path / "several").labels is None
     with pytest.raises(UserError, match="go up to 10000000000: they must be below 1,000,000"):
         opened(tmp_path / "ids")
 

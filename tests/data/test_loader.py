@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gsg_jax.config.check_images import fit_batch
 from gsg_jax.console import UserError
 from gsg_jax.data import crops, loader
 from gsg_jax.data.crops import CropRecipe
@@ -18,6 +19,7 @@ from gsg_jax.data.reader import CROP_STREAM
 from gsg_jax.data.source import BrokenImage
 from gsg_jax.report.pictures import thumbnail
 from tests.runs import ROOT
+from tests.small import load
 
 
 def numbered(num_images, shape=(3, 2, 1)):
@@ -408,3 +410,9 @@ def test_evaluation_takes_up_at_any_image():
     batches = list(eval_batches(numbered(11), batch_size=4, first=5))
     assert numbers(batch["image"] for batch in batches) == [[5, 6, 7, 8], [9, 10, 0, 0]]
     assert [batch["num_valid"] for batch in batches] == [4, 2]
+
+
+def test_one_image_cannot_be_trained_on():
+    one = ArraySource("folder", np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="'folder' has one image: a pretraining needs at least two"):
+        fit_batch(load("simsiam", "folder"), one)

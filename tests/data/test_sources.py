@@ -15,7 +15,7 @@ from gsg_jax.data import folder as folders
 from gsg_jax.data import open as sources
 from gsg_jax.data.crops import CropRecipe
 from gsg_jax.data.loader import TrainLoader
-from gsg_jax.data.source import BrokenImage, Subset
+from gsg_jax.data.source import BrokenImage, Subset, in_memory
 from gsg_jax.data.summary import summary
 from gsg_jax.run.identity import identity
 from tests.runs import ROOT
@@ -191,6 +191,15 @@ def test_images_of_one_shape_are_held_in_memory_up_to_the_limit(tmp_path):
     assert read.image_shape == (512, 512, 3)
     for i in range(4):
         np.testing.assert_array_equal(read.image(i), held.image(i))
+
+
+def test_an_image_whose_header_lies_about_its_shape_is_left_out(capsys):
+    images = np.arange(3 * 2 * 4 * 3, dtype=np.uint8).reshape(3, 2, 4, 3)
+    source = sources.ArraySource("x", images, np.array([0, 1, 0]), ("a", "b"))
+    held = in_memory(source, lambda rows: [x.swapaxes(0, i == 1) for i, x in enumerate(images)])
+    np.testing.assert_array_equal(held.images, images[[0, 2]])
+    assert held.labels.tolist() == [0, 0]
+    assert "left out: image 1 is (4, 2, 3), the others (2, 4, 3)" in capsys.readouterr().err
 
 
 def test_many_files_are_checked_by_their_headers_and_not_held(

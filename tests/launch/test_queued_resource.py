@@ -91,19 +91,19 @@ CASES = {
     ),
     "lost, and started again in place": (
         *(ACTIVE, runs("none", "running", "lost", "running", "done"), {}),
-        *(0, "create setup run run log delete", ""),
+        *(0, "create setup run setup run log delete", ""),
     ),
     "stopped on one worker": (
         *(ACTIVE, runs("none", "running", "stopped done", "running", "done"), {}),
-        *(0, "create setup run run log delete", ""),
+        *(0, "create setup run setup run log delete", ""),
     ),
     "nothing is started while a worker still runs": (
         *(ACTIVE, runs("none", "crashed running", "crashed running", "crashed failed", "done"), {}),
-        *(0, "create setup run run log delete", ""),
+        *(0, "create setup run setup run log delete", ""),
     ),
     "crashes count as restarts": (
         *(ACTIVE, runs("none", "crashed"), {"MAX_RESTARTS": "3"}),
-        *(1, "create setup run run run run log delete", "MAX_RESTARTS=3"),
+        *(1, "create" + 4 * " setup run" + " log delete", "MAX_RESTARTS=3"),
     ),
     "an error to fix": (
         *(ACTIVE, runs("none", "running", "failed done"), {}),
@@ -140,6 +140,21 @@ def test_a_resource_that_cannot_be_created_ends_it_with_gclouds_own_words(desk):
     desk.answers({"queued-resources create": [("no quota\n", 1)]})
     status, out, _ = desk.call("queued_resource.sh", **VARIABLES)
     assert (status, out) == (1, "no quota\n") and verbs(desk) == ["create"]
+
+
+def test_requests_that_fail_after_the_first_are_repeated(desk):
+    desk.answers(
+        {
+            "queued-resources list": listed("", "SUSPENDED", "SUSPENDED", "", "", "ACTIVE"),
+            "queued-resources create": [("", 0), ("busy\n", 1), ("", 0)],
+            "queued-resources delete": [("busy\n", 1), ("", 0)],
+            "detached.sh state": runs("none", "done"),
+        }
+    )
+    status, _, err = desk.call("queued_resource.sh", **VARIABLES)
+    assert status == 0 and err.count("restart 1 of 20") == 1
+    again = ["create", "delete", "delete", "create", "create"]
+    assert verbs(desk) == [*again, "setup", "run", "log", "delete"]
 
 
 def test_checks_that_keep_failing_end_it(desk):
