@@ -32,7 +32,10 @@ EPOCHS = {"default": 2}
 # More factors, where the best of the four is the least or the greatest: until one is worse.
 MORE_FACTORS = {
     "cifar10_small": {"simclr": (0.25,), "barlow_twins": (16, 64, 256), "vicreg": (16, 64, 256)},
-    "default": {"vicreg": (16,)},
+    "default": {
+        **dict.fromkeys(("simsiam_gsg", "simclr", "moco_v2", "unigrad", "twist"), (0.25,)),
+        **{"byol": (8,), "vicreg": (16,), "dino": (8,)},
+    },
 }
 # The best of each row, in docs/results.md; other rows keep the values of their configs.
 TUNED = {
