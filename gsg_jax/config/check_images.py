@@ -32,7 +32,7 @@ def fit_batch(config: ConfigDict, source: Source) -> dict[str, int]:
 
 
 def check_images(config: ConfigDict, train: Source, test: Source | None) -> bool:
-    """Checks a run's config against its images; returns whether k-NN monitors the run.
+    """Checks a run's config against its images; returns whether the run is monitored.
 
     Raises:
       UserError: names the key, its value and the fix.
@@ -40,7 +40,7 @@ def check_images(config: ConfigDict, train: Source, test: Source | None) -> bool
     check_channels(config, train)
     _check_queue_fits(config, train)
     _check_probe(config, train)
-    is_monitored = bool(config.eval.knn_every_epochs and train.class_names)
+    is_monitored = bool(config.eval.knn_every_epochs)
     for source in (train, test) if is_monitored else ():
         check_patches(config, source)
     return is_monitored
@@ -67,8 +67,8 @@ def check_patches(config: ConfigDict, source: Source | None) -> None:
     if height % patch_size or width % patch_size:
         raise UserError(
             f"--config.model.patch_size={patch_size}: does not divide the {height} x {width} "
-            f"pixels of {source.name!r}, whose images k-NN embeds whole; take a patch size that "
-            'does, or set --config.data.crop="host", which cuts them to views.size, or '
+            f"pixels of {source.name!r}, whose images the monitor embeds whole; take a patch size "
+            'that does, or set --config.data.crop="host", which cuts them to views.size, or '
             "--config.eval.knn_every_epochs=0"
         )
 

@@ -11,7 +11,7 @@ from gsg_jax.evaluation.features import Embed, embed_source
 from gsg_jax.evaluation.few_label import few_label_figures, warn_of_small_classes
 from gsg_jax.evaluation.knn import cut_to_bank, knn_top1
 from gsg_jax.evaluation.logistic import linear_scores
-from gsg_jax.evaluation.ranks import lidar, rankme
+from gsg_jax.evaluation.ranks import MAX_RANKME_ROWS, lidar, rankme
 from gsg_jax.evaluation.scores import top_k_accuracy
 from gsg_jax.run.record import baseline_name
 
@@ -20,10 +20,11 @@ MAX_FEW_LABEL_SCORES = 2**20
 MAX_LIDAR_IMAGES = 1000  # the paper's
 
 
-class KnnMonitor:
+class Monitor:
     """Scores an embedding function by k-NN: `k` training images vote on each test image.
 
-    With labelled test images, logistic regression on a few labels scores it too.
+    With labelled test images, logistic regression on a few labels scores it too. Without any labels
+    RankMe and LiDAR are its only figures.
 
     Without a labelled test set, every training image is classified by the others. If the training
     set is larger than eval.max_bank, the bank has evenly spaced images of it. Images with unknown
@@ -31,14 +32,18 @@ class KnnMonitor:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source, test: Source | None):
-        """Keeps the two sources; `train` must have labels.
+        """Keeps the two sources.
 
         Raises:
-          UserError: if fewer than two images of the bank have a label.
+          UserError: if `train` has classes, but fewer than two images of the bank have a label.
         """
-        self._eval = config.eval
+        self._eval, self.has_labels = config.eval, bool(train.class_names)
         size = config.views.size if config.data.crop == "host" else None
         self._how = {"batch_size": config.eval.batch_size, "size": size}
+        if not self.has_labels:
+            self._bank = _spaced(train, min(config.eval.max_bank, MAX_RANKME_ROWS))
+            self.k, self._query, self._few_labels = 0, None, ()
+            return
         self._bank = known_images(_spaced(train, config.eval.max_bank))
         if len(self._bank) < 2:
             raise UserError(
@@ -69,11 +74,13 @@ class KnnMonitor:
             ranks out.
 
         Returns:
-          knn_top1; rankme with view_embed, and lidar with eval.lidar_views;
+          knn_top1 if there are labels; rankme with view_embed, and lidar with eval.lidar_views;
           online_linear_test_top1 if there are a probe and test images; few_label_<k> and its
           _error if is_whole and there are test images.
         """
         bank = embed_source(embed, self._bank, **self._how)
+        if not self.has_labels:
+            return self._ranks(bank, view_embed)
         query, query_labels = bank, self._bank.labels
         if self._query is not None:
             query = embed_source(embed, self._query, **self._how)
@@ -87,14 +94,7 @@ class KnnMonitor:
             temperature=self._eval.knn_temperature,
             leave_one_out=self._query is None,
         )
-        figures = {"knn_top1": top1}
-        if view_embed is not None:
-            figures["rankme"] = rankme(bank)
-        if view_embed is not None and (num_views := self._eval.lidar_views):
-            batch_size = max(self._eval.batch_size // num_views, 1)
-            how = self._how | {"batch_size": batch_size}
-            views = embed_source(view_embed, _spaced(self._bank, MAX_LIDAR_IMAGES), **how)
-            figures["lidar"] = lidar(views.reshape(len(views), num_views, -1))
+        figures = {"knn_top1": top1} | self._ranks(bank, view_embed)
         if probe is not None and self._query is not None:
             scores = linear_scores(query, **probe)
             figures["online_linear_test_top1"] = top_k_accuracy(scores, query_labels, 1)
@@ -102,6 +102,18 @@ class KnnMonitor:
             figures |= few_label_figures(
                 bank, self._bank.labels, query, query_labels, num_images=self._few_labels
             )
+        return figures
+
+    def _ranks(self, bank: np.ndarray, view_embed: Embed | None) -> dict[str, float]:
+        """RankMe, and LiDAR if it is asked for; {} without view_embed."""
+        if view_embed is None:
+            return {}
+        figures = {"rankme": rankme(bank)}
+        if num_views := self._eval.lidar_views:
+            batch_size = max(self._eval.batch_size // num_views, 1)
+            how = self._how | {"batch_size": batch_size}
+            views = embed_source(view_embed, _spaced(self._bank, MAX_LIDAR_IMAGES), **how)
+            figures["lidar"] = lidar(views.reshape(len(views), num_views, -1))
         return figures
 
     def baselines(self, encoders: dict[str, Embed]) -> dict[str, float]:

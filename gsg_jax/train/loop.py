@@ -21,7 +21,7 @@ from gsg_jax.data.summary import summary
 from gsg_jax.devices.hosts import is_writer
 from gsg_jax.devices.mesh import global_batch, make_mesh, sharded, wait_for_hosts, whole
 from gsg_jax.evaluation.features import Embed, backbone_embed, pixels
-from gsg_jax.evaluation.monitor import KnnMonitor
+from gsg_jax.evaluation.monitor import Monitor
 from gsg_jax.run.checkpoint import Checkpoints, state_digest
 from gsg_jax.run.files import read_figures, read_lines, write_atomically
 from gsg_jax.run.finished import write_finished
@@ -87,7 +87,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         if is_writer():
             left_out.add(*getattr(train, "left_out", ()))
         loader.when_skipped = left_out.add
-        monitor = KnnMonitor(config, train, test) if is_monitored else None
+        monitor = Monitor(config, train, test) if is_monitored else None
         before_save = lambda: keep_lock() or record()  # noqa: E731
         run = Pretraining(
             config, workdir, mesh, loader, monitor, train, num_steps, before_save, start
@@ -110,7 +110,7 @@ class Pretraining:
         workdir: pathlib.Path,
         mesh: jax.sharding.Mesh,
         loader: TrainLoader,
-        monitor: KnnMonitor | None,
+        monitor: Monitor | None,
         train: Source,
         num_steps: int,
         record: Callable[[], None],
@@ -183,7 +183,7 @@ class Pretraining:
     def _baselines(self, state: TrainState, first_step: int) -> dict[str, float]:
         """The figures to beat, measured once, before the first step."""
         path = self.workdir / "baselines.json"
-        if self.monitor is None:
+        if self.monitor is None or not self.monitor.has_labels:
             return {}
         is_there = first_step > 0 and path.exists()  # else it may be from a failed start
         wait_for_hosts("the baselines are looked for")

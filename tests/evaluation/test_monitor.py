@@ -6,7 +6,8 @@ import pytest
 import gsg_jax
 from gsg_jax.console import UserError
 from gsg_jax.data.source import ArraySource
-from gsg_jax.evaluation.monitor import KnnMonitor
+from gsg_jax.evaluation.monitor import Monitor
+from gsg_jax.evaluation.ranks import lidar, rankme
 
 
 def source(labels, seed):
@@ -25,7 +26,7 @@ def figures(train, test, **changes):
     changes = {f"eval.{key}": value for key, value in changes.items()}
     changes |= {"eval.knn_k": 7, "eval.batch_size": 8, "data.crop": "device"}
     config = gsg_jax.get_config("simsiam", changes)
-    monitor = KnnMonitor(config, train, test)
+    monitor = Monitor(config, train, test)
     return monitor.k, monitor.figures(pixels, is_whole=True)
 
 
@@ -63,3 +64,18 @@ def test_a_bank_of_limited_size_has_the_evenly_spaced_images():
     rows = [0, 9, 17, 26, 34, 43, 51, 60]  # 60 / 7 = 8.57 apart
     assert got == figures(cut(train, rows), test) != figures(train, test)
     assert figures(train, test, max_bank=61) == figures(train, test)
+
+
+def test_without_labels_the_ranks_are_the_only_figures():
+    images = np.random.default_rng(0).integers(0, 256, (13, 3, 5, 1)).astype(np.uint8)
+    config = gsg_jax.get_config("simsiam", {"eval.batch_size": 4, "eval.lidar_views": 2})
+    monitor = Monitor(config, ArraySource("made", images), None)
+    views = lambda batch: np.stack([pixels(batch), 2 * pixels(batch)], 1)  # noqa: E731
+    got = monitor.figures(pixels, is_whole=True, view_embed=views)
+    both = np.stack([pixels(images), 2 * pixels(images)], 1)
+    assert not monitor.has_labels and got.keys() == {"rankme", "lidar"}
+    np.testing.assert_allclose(got["rankme"], rankme(pixels(images)))
+    np.testing.assert_allclose(got["lidar"], lidar(both))
+    config.eval.max_bank = 5
+    some = Monitor(config, ArraySource("made", images), None).figures(pixels, view_embed=views)
+    np.testing.assert_allclose(some["rankme"], rankme(pixels(images[[0, 3, 6, 9, 12]])))

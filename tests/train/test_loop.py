@@ -62,7 +62,7 @@ SHORT = ("--config.run.num_steps=2",)
 VIT = ("--config.model.backbone=vit_micro", "--config.optim.name=adamw")
 
 
-def test_a_run_without_labels_has_no_monitor_and_saves_its_last_step(tmp_path):
+def test_a_run_without_labels_is_monitored_by_rankme_and_saves_its_last_step(tmp_path):
     folder = write_images(tmp_path / "images")
     flat_folder = tmp_path / "flat"
     flat_folder.mkdir()
@@ -70,6 +70,8 @@ def test_a_run_without_labels_has_no_monitor_and_saves_its_last_step(tmp_path):
         path.rename(flat_folder / f"{n}.png")
     last, _ = done(*tiny("simsiam", flat_folder, tmp_path / "run", *SHORT))
     assert not [key for key in last if key.startswith("knn")]
+    (line,) = [line for line in logged(tmp_path / "run") if line["step"] == 2]
+    assert 1 <= line["rankme"] and "knn_top1" not in line
     assert not (tmp_path / "run" / "baselines.json").exists()
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()  # one is due every 5 steps
 
@@ -145,7 +147,7 @@ def test_missing_baselines_are_an_error_after_the_first_step(images, tmp_path):
 
 def test_the_newest_checkpoints_and_the_best_by_k_nn_are_kept(images, tmp_path, monkeypatch):
     scores = iter([0.1, 0.4, 0.9, 0.2, 0.3, 0.2])
-    monkeypatch.setattr(train.KnnMonitor, "figures", lambda *_, **__: {"knn_top1": next(scores)})
+    monkeypatch.setattr(train.Monitor, "figures", lambda *_, **__: {"knn_top1": next(scores)})
     flags = ["--config.run.keep_checkpoints=1", "--config.run.checkpoint_every_steps=3"]
     flags += ["--config.eval.knn_pixels=false"]
     last, _ = done(*tiny("simsiam", images, tmp_path, *flags, "--config.run.num_steps=17"))
@@ -242,7 +244,7 @@ def test_a_run_ends_early_without_a_better_knn_and_goes_on_with_more_patience(
 ):
     """k-NN at steps 4, 8 and 12, there again as the last one, then 16 and 17; 2 steps an epoch."""
     scores = iter([0.1, 0.1, 0.5, 0.4, 0.5, 0.5, 0.6, 0.6])  # two baselines first
-    monkeypatch.setattr(train.KnnMonitor, "figures", lambda *_, **__: {"knn_top1": next(scores)})
+    monkeypatch.setattr(train.Monitor, "figures", lambda *_, **__: {"knn_top1": next(scores)})
     flags = tiny("simsiam", images, tmp_path, "--config.run.num_steps=17")
     patient = "--config.run.patience_epochs="
     last, err = done(*flags, patient + "4")

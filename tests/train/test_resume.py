@@ -203,7 +203,7 @@ def test_data_that_fail_in_the_monitor_cost_no_step(images, tmp_path, monkeypatc
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.KnnMonitor, "figures", figures)
+        patch.setattr(train.Monitor, "figures", figures)
         patch.setattr(train.Pretraining, "_baselines", baselines)
         assert refused(*flags) == "error: cannot decode cut.jpg: repair it"
         assert "knn_top1" not in logged(tmp_path)[-1] and logged(tmp_path)[-1]["step"] == 6
