@@ -34,9 +34,9 @@ from gsg_jax.main import FLAGS, HELP_FLAGS, run_process
 from gsg_jax.main import main as run_config
 
 COMMANDS = {
-    "search": "gsg_jax.search.__main__",
+    "search": "gsg_jax.search.command",
     "compare": "gsg_jax.report.compare",
-    "study": "gsg_jax.study.__main__",
+    "study": "gsg_jax.study.command",
     "doctor": "gsg_jax.doctor",
     "prepare": "gsg_jax.data.prepare",
 }
@@ -61,7 +61,7 @@ def main(argv: list[str], ask_cluster: bool = False) -> int:
     name, *flags = argv[1:]
     if name in COMMANDS:
         give_fake_devices_threads()
-        return importlib.import_module(COMMANDS[name]).main(flags, f"gsg-jax {name}")
+        return importlib.import_module(COMMANDS[name]).main(flags)
     if HELP_FLAGS & set(argv):
         print(f"{__doc__}\nFlags of a config:{FLAGS}\nConfigs: {', '.join(config_names())}")
         return 0

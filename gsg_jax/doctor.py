@@ -1,4 +1,4 @@
-"""`python -m gsg_jax.doctor`: is this machine ready for a run, and if not, what must be fixed?
+"""`gsg-jax doctor`: is this machine ready for a run, and if not, what must be fixed?
 
 Prints a table on standard error, and one JSON object of the findings as the last line of standard
 output. Exit status: 0 ready, 1 something would stop a run, 2 wrong usage. It needs no network.
@@ -13,7 +13,6 @@ import pathlib
 import platform
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,15 +27,15 @@ from rich.table import Table
 from gsg_jax.config.check import check_pretraining
 from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
-from gsg_jax.console import Parser, argument_path, last_line, protect_output, shown, standard_error
+from gsg_jax.console import Parser, argument_path, last_line, shown, standard_error
 from gsg_jax.data.tfds import prepared_names
 from gsg_jax.devices.compile_cache import cache_folder
 from gsg_jax.devices.hosts import PORT
-from gsg_jax.devices.mesh import give_fake_devices_threads, global_batch, make_mesh, replicated
+from gsg_jax.devices.mesh import global_batch, make_mesh, replicated
 from gsg_jax.train.build import build_experiment, jit_step
 from gsg_jax.train.state import init_state
 
-PROGRAM = "python -m gsg_jax.doctor"
+PROGRAM = "gsg-jax doctor"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
     *("array-record", "ml-collections", "numpy", "pillow"),
@@ -64,9 +63,9 @@ class Finding(NamedTuple):
     figures: dict[str, Any]
 
 
-def main(argv: list[str], program: str = PROGRAM) -> int:
+def main(argv: list[str]) -> int:
     """Runs every check; returns the exit status."""
-    arguments = parse(argv, program)
+    arguments = parse(argv)
     checks: dict[str, Callable[[], Finding]] = {
         "versions": check_versions,
         "devices": check_devices,
@@ -94,10 +93,10 @@ def main(argv: list[str], program: str = PROGRAM) -> int:
     return status if is_ready else 1
 
 
-def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Reads the flags."""
     parser = Parser(
-        prog=program,
+        prog=PROGRAM,
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
         allow_abbrev=False,
     )
@@ -265,9 +264,3 @@ def tiny_steps() -> Iterator[float]:
 def gib(num_bytes: int) -> str:
     """Returns bytes as GiB for people."""
     return f"{num_bytes / 2**30:,.1f} GiB"
-
-
-if __name__ == "__main__":
-    protect_output()
-    give_fake_devices_threads()
-    sys.exit(main(sys.argv[1:]))

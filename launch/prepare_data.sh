@@ -5,7 +5,7 @@
 #   NAME       the set, for example cifar10 or imagenet2012
 #   DATA_DIR   gs://BUCKET/PATH to copy to; the other scripts take the same variable
 #   TFDS_DIR   optional: a folder on this machine, by default ~/tensorflow_datasets
-# Flags go to gsg_jax.data.prepare. Files that the bucket already has are not copied again.
+# Flags go to `gsg-jax prepare`. Files that the bucket already has are not copied again.
 set -euo pipefail
 launch=$(cd "$(dirname "$0")" && pwd)
 . "$launch/commands.sh"
@@ -20,5 +20,5 @@ TFDS_DIR=${TFDS_DIR:-$HOME/tensorflow_datasets}
 
 python=$(cd "$launch/.." && pwd)/.venv/bin/python
 [ "$dry_run" = true ] || [ -x "$python" ] || refuse "no $python: run 'make setup' first"
-run "$python" -m gsg_jax.data.prepare "$NAME" "--data_dir=$TFDS_DIR" ${flags[@]+"${flags[@]}"}
+run "$python" -m gsg_jax prepare "$NAME" "--data_dir=$TFDS_DIR" ${flags[@]+"${flags[@]}"}
 run gcloud storage rsync --recursive "$TFDS_DIR/$NAME" "${DATA_DIR%/}/$NAME"

@@ -148,7 +148,7 @@ WRONG_INPUT = [
     (["--config.method.name=simsam"], 2, ["name=simsam", "did you mean simsiam?", "byol_gsg"]),
     (["--config.data.batch_size=15"], 1, ["is 15", "8 devices", "batch_size=8 or 16"]),
     (["--config.data.batch_size=16000"], 1, ["16000", EMBEDDED, "at most 10000"]),
-    (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg_jax.data.prepare"]),
+    (["--config.data.name=no_such_set"], 1, ["'no_such_set'", "gsg-jax prepare"]),
     (["--config.data.name=folder", "--config.data.dir=~nobody_of_this_name/x"], 2, ["~nobody_of"]),
     (["--workdir=~nobody_of_this_name/x"], 2, ["--workdir=~nobody_of_this_name/x"]),
     (["--flagfile=MISSING"], 2, ["MISSING"]),

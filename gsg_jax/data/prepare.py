@@ -1,6 +1,6 @@
 """Prepares an official TFDS set once, so that training reads it without TensorFlow.
 
-    python -m gsg_jax.data.prepare NAME --data_dir=DIR [--manual_dir=DIR]
+    gsg-jax prepare NAME --data_dir=DIR [--manual_dir=DIR]
 
 Only this needs TensorFlow (`pip install 'gsg_jax[prepare]'`).
 """
@@ -9,13 +9,12 @@ import difflib
 import importlib.util
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsg_jax.console import Parser, UserError, argument_path, exit_status, protect_output
+from gsg_jax.console import Parser, UserError, argument_path, exit_status
 
-PROGRAM = "python -m gsg_jax.data.prepare"
+PROGRAM = "gsg-jax prepare"
 
 
 def prepare(
@@ -71,20 +70,19 @@ def prepare(
     return Path(builder.data_dir)
 
 
-def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command line.
 
     Args:
-      arguments: those after the program's name; None for sys.argv.
-      program: its name.
+      argv: what follows the command's name.
 
     Returns:
       Exit status: 0, or 1 after one line on standard error. Wrong usage exits with 2 at once.
     """
     parser = Parser(
-        prog=program,
+        prog=PROGRAM,
         description="Prepares an image set once, as ArrayRecord, for training without TensorFlow.",
-        epilog=f"Example: {program} cifar10 --data_dir=tfds",
+        epilog=f"Example: {PROGRAM} cifar10 --data_dir=tfds",
     )
     add = parser.add_argument
     add("name", metavar="NAME", help="of an official TFDS set")
@@ -101,15 +99,10 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         type=argument_path,
         help="folder of archives fetched by hand (imagenet2012)",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
 
     def run() -> int:
         print(prepare(options.name, options.data_dir, options.manual_dir))
         return 0
 
     return exit_status(run)
-
-
-if __name__ == "__main__":
-    protect_output()
-    sys.exit(main())

@@ -250,7 +250,7 @@ def _records(builder: Any, name: str, split: str, *, skip_decoding: list[str]) -
         raise UserError(
             f"{name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
             "which needs TensorFlow to be read: prepare it again as array_record "
-            f"(python -m gsg_jax.data.prepare {name} --data_dir=OTHER_DIR)"
+            f"(gsg-jax prepare {name} --data_dir=OTHER_DIR)"
         )
     try:
         size = builder.info.splits[split].num_examples
@@ -289,7 +289,7 @@ def _builder(name: str, data_dir: str) -> Any:
         hint = f" Prepared there: {', '.join(close)}." if close else ""
         raise UserError(
             f"no data set {name!r} in {', '.join(looked)}.{hint} Prepare it with "
-            f"`python -m gsg_jax.data.prepare {name} --data_dir={looked[0]}` "
+            f"`gsg-jax prepare {name} --data_dir={looked[0]}` "
             "(needs pip install 'gsg_jax[prepare]')"
         ) from error
     except ValueError as error:

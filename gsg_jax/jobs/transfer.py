@@ -99,7 +99,7 @@ def transfer_figures(
                 unfit[name] = str(error)
     if missing:
         say(
-            f"not on this machine: {', '.join(missing)} (python -m gsg_jax.data.prepare NAME, then "
+            f"not on this machine: {', '.join(missing)} (gsg-jax prepare NAME, then "
             "--config.transfer.dir=DIR)"
         )
     return {**figures, "transfer_missing": missing, "transfer_unfit": unfit}

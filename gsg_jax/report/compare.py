@@ -1,4 +1,4 @@
-"""`python -m gsg_jax.report.compare DIR DIR ...`: runs side by side, on a terminal and in a page.
+"""`gsg-jax compare DIR DIR ...`: runs side by side, on a terminal and in a page.
 
 The last line of standard output is one JSON object of the runs' last figures. Exit status: 0 done,
 1 failed with one clear line, 2 wrong usage.
@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import pathlib
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ from gsg_jax.console import (
     argument_path,
     exit_status,
     last_line,
-    protect_output,
     say,
     shown,
     standard_error,
@@ -38,7 +36,7 @@ from gsg_jax.run.metrics import TIMED
 from gsg_jax.run.record import Missing, RunRecord, read_run_record
 from gsg_jax.train.timer import mean_views_per_second
 
-PROGRAM = "python -m gsg_jax.report.compare"
+PROGRAM = "gsg-jax compare"
 # Figures that come first if a run has them.
 FIRST = (
     *("step", "knn_top1", "knn_top1_untrained", "knn_top1_pixels", "knn_k", "loss"),
@@ -70,9 +68,9 @@ class Comparison(NamedTuple):
     missing: list[Missing]
 
 
-def main(argv: list[str], program: str = PROGRAM) -> int:
+def main(argv: list[str]) -> int:
     """Compares the runs of a command line; returns the exit status."""
-    arguments = parse(argv, program)
+    arguments = parse(argv)
     return exit_status(lambda: _compare(arguments))
 
 
@@ -90,12 +88,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return last_line(last | {"differences": comparison.differences})
 
 
-def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 if it is wrong."""
     parser = Parser(
-        prog=program,
+        prog=PROGRAM,
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
-        epilog=f"example: {program} runs/simsiam_gsg-default runs/simsiam-default",
+        epilog=f"example: {PROGRAM} runs/simsiam_gsg-default runs/simsiam-default",
     )
     parser.add_argument("workdirs", nargs="+", type=argument_path, metavar="DIR", help="of runs")
     parser.add_argument(
@@ -268,8 +266,3 @@ def _as_json(value: float | None) -> float | None:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-if __name__ == "__main__":
-    protect_output()
-    sys.exit(main(sys.argv[1:]))

@@ -161,7 +161,7 @@ def test_tfds_sub_splits_configs_and_versions_are_understood(tfds_dir):
     [
         ({"name": "photo"}, "Prepared there: photos"),
         ({"name": "grey"}, "{tfds_dir}"),
-        ({"name": "imagenet2012"}, "gsg_jax.data.prepare imagenet2012 --data_dir="),
+        ({"name": "imagenet2012"}, "gsg-jax prepare imagenet2012 --data_dir="),
         ({"name": "photos:9.9.9"}, "photos:9.9.9"),
         ({"dir": "~nosuchuser/sets", "name": "photos"}, "--config.data.dir=~nosuchuser/sets"),
         ({"name": "photos/large"}, "photos/large"),

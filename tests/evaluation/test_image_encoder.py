@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import gsg_jax
-from gsg_jax.search import __main__ as search
+from gsg_jax.search import command as search
 from tests.small import save_untrained, small_config
 
 SIZE = 12

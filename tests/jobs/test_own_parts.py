@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gsg_jax.report import compare
-from gsg_jax.search.__main__ import main
+from gsg_jax.search.command import main
 from gsg_jax.train import loop as train
 from tests.own import OWN_BACKBONE, OWN_DATASET, OWN_METHOD, forgotten
 from tests.runs import assert_same, done, job, refused, stop_after, tiny

@@ -142,7 +142,7 @@ def test_prepared_data_goes_to_the_bucket_after_it_is_whole(desk):
     assert desk.call("prepare_data.sh", "--manual_dir=/m n", **variables)[0] == 0
     assert desk.calls == [
         [
-            *("python", "-m", "gsg_jax.data.prepare", "cifar10"),
+            *("python", "-m", "gsg_jax", "prepare", "cifar10"),
             *("--data_dir=/data/my sets", "--manual_dir=/m n"),
         ],
         [
@@ -150,6 +150,6 @@ def test_prepared_data_goes_to_the_bucket_after_it_is_whole(desk):
             *("/data/my sets/cifar10", "gs://lab-data/tfds/cifar10"),
         ],
     ]
-    desk.answers({"gsg_jax.data.prepare": [("", 1)]})
+    desk.answers({"gsg_jax prepare": [("", 1)]})
     assert desk.call("prepare_data.sh", **variables)[0] == 1
     assert len(desk.calls) == 3  # nothing was copied

@@ -17,7 +17,7 @@ from gsg_jax.config.load import resolve
 from gsg_jax.config.recipes import pretraining
 from gsg_jax.console import UserError
 from gsg_jax.data.open import open_source
-from gsg_jax.search import __main__ as search
+from gsg_jax.search import command as search
 from gsg_jax.search.contact_sheet import COLUMNS, TILE
 from tests.runs import done, figures, hashes, job, tiny
 from tests.search.test_contact_sheet import middle, read

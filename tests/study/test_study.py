@@ -14,8 +14,8 @@ import pytest
 
 from gsg_jax.config.load import load_config, override, setting_of
 from gsg_jax.study import Cell, Study, running
-from gsg_jax.study.__main__ import main
 from gsg_jax.study.cells import STUDY_FOLDER, load_study
+from gsg_jax.study.command import main
 from gsg_jax.study.results import results_of
 from gsg_jax.study.running import claim
 from tests.runs import ROOT, wait_until

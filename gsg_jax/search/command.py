@@ -1,4 +1,4 @@
-"""`python -m gsg_jax.search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
+"""`gsg-jax search DIR --image=my.jpg`: searches a folder of images by a pretrained run.
 
 Each mode prints a table on standard error, writes a contact sheet and, unless standard output is a
 terminal, prints one JSON object there. Exit status: 0 done, 1 failed with one clear line, 2 wrong
@@ -7,14 +7,12 @@ usage. Images are only read; everything but a --sheet elsewhere is written to DI
 
 import argparse
 import hashlib
-import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ml_collections
 import numpy as np
-from absl import logging as absl_logging
 
 from gsg_jax.config.evaluations import evaluation
 from gsg_jax.config.own import run_plugin
@@ -24,13 +22,11 @@ from gsg_jax.console import (
     exit_status,
     given_path,
     last_line,
-    protect_output,
     say,
     standard_error,
 )
 from gsg_jax.data.decode import read_photo
 from gsg_jax.devices.compile_cache import use_compile_cache
-from gsg_jax.devices.mesh import give_fake_devices_threads
 from gsg_jax.evaluation.encoder import check_checkpoint, open_encoder, read_run
 from gsg_jax.evaluation.image_encoder import BATCH_SIZE, run_preparation
 from gsg_jax.search.contact_sheet import FORMATS, MOST_IMAGES, write_sheet
@@ -38,11 +34,11 @@ from gsg_jax.search.images import Listing, list_folder, list_training_images
 from gsg_jax.search.index import Index, Prepared, check_writable, update_index
 from gsg_jax.search.results import find_duplicates, find_outliers, find_similar
 
-PROGRAM = "python -m gsg_jax.search"
+PROGRAM = "gsg-jax search"
 EXAMPLES = """examples:
-  PROGRAM runs/photos --image=cat.jpg
-  PROGRAM runs/photos --duplicates --folder=other/photos
-  PROGRAM runs/photos --outliers --show=50
+  gsg-jax search runs/photos --image=cat.jpg
+  gsg-jax search runs/photos --duplicates --folder=other/photos
+  gsg-jax search runs/photos --outliers --show=50
 """
 LARGEST_K = 1000
 LONGEST_STEM = 50  # characters of the query's name in the sheet's: file names have a limit
@@ -56,13 +52,13 @@ MODES = {
 }
 
 
-def main(argv: list[str], program: str = PROGRAM) -> int:
-    """Searches as the flags of `program` say; returns the exit status."""
-    return exit_status(lambda: _main(argv, program))
+def main(argv: list[str]) -> int:
+    """Searches as the flags say; returns the exit status."""
+    return exit_status(lambda: _main(argv))
 
 
-def _main(argv: list[str], program: str) -> int:
-    arguments = parse(argv, program)
+def _main(argv: list[str]) -> int:
+    arguments = parse(argv)
     figures = search(arguments)
     return last_line(figures) if arguments.json or not sys.stdout.isatty() else 0
 
@@ -72,13 +68,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists the flags")
 
 
-def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Reads the flags: workdir, mode, image (a list), folder, k, threshold, show and sheet.
 
     Raises:
       UsageError: if one is unknown, out of range, or not for the mode.
     """
-    arguments = _flags(program).parse_args(argv)
+    arguments = _flags().parse_args(argv)
     for path in arguments.plugin:
         run_plugin(path)
     modes = [mode for mode in MODES if getattr(arguments, mode)]
@@ -99,11 +95,11 @@ def parse(argv: list[str], program: str = PROGRAM) -> argparse.Namespace:
     return arguments
 
 
-def _flags(program: str) -> argparse.ArgumentParser:
+def _flags() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog=program,
+        prog=PROGRAM,
         description=__doc__.splitlines()[0].split(": ", 1)[1].capitalize(),
-        epilog=EXAMPLES.replace("PROGRAM", program),
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -265,11 +261,3 @@ def _sheet_name(arguments: argparse.Namespace, index_name: str) -> str:
     more = len(arguments.image) - 1
     stem = arguments.image[0].stem[:LONGEST_STEM]
     return stem + (f"-and-{more}-more.png" if more else ".png")
-
-
-if __name__ == "__main__":
-    protect_output()
-    give_fake_devices_threads()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs a traceback for every error
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.exit(main(sys.argv[1:]))

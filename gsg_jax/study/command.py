@@ -8,7 +8,6 @@ import argparse
 import pathlib
 import re
 import shlex
-import sys
 from typing import Any
 
 from gsg_jax.config.load import setting_of
@@ -17,7 +16,6 @@ from gsg_jax.console import (
     argument_path,
     exit_status,
     last_line,
-    protect_output,
     say,
 )
 from gsg_jax.run.lock import not_writable
@@ -30,9 +28,9 @@ PROGRAM = "gsg-jax study"
 _SETTING = re.compile(r"--config\.[^=]+=")
 
 
-def main(argv: list[str], program: str = PROGRAM) -> int:
+def main(argv: list[str]) -> int:
     """Runs a study by its command line; returns the exit status."""
-    arguments = parse(argv, program)
+    arguments = parse(argv)
     return exit_status(lambda: _main(arguments, argv))
 
 
@@ -55,10 +53,10 @@ def _main(arguments: argparse.Namespace, argv: list[str]) -> int:
     return 1 if failed else status
 
 
-def parse(argv: list[str], program: str) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 if it is wrong."""
     parser = Parser(
-        prog=program,
+        prog=PROGRAM,
         description="Runs the cells of a study by several seeds, and judges its claims.",
         epilog="--config.KEY=VALUE changes a key in every cell. "
         f"Example: {PROGRAM} --study=gain --images=cifar10 --workdir=runs/gain",
@@ -164,8 +162,3 @@ def _seeds(text: str) -> tuple[int, ...]:
     if min(seeds, default=-1) < 0 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text}: takes whole numbers, each once, such as 0,1,2")
     return seeds
-
-
-if __name__ == "__main__":
-    protect_output()
-    sys.exit(main(sys.argv[1:]))
