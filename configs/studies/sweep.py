@@ -38,7 +38,7 @@ MORE_FACTORS = {
         **{"byol": (8,), "vicreg": (16,), "dino": (8, 16)},
     },
 }
-# The best of each row, in docs/results.md; other rows keep the values of their configs.
+# The best of each row (docs/results.md, docs/methods.md); other rows keep their configs' values.
 TUNED = {
     "cifar10_small": {
         "simsiam": {"views.crop_area": (0.4, 1.0)},
@@ -50,6 +50,14 @@ TUNED = {
         "barlow_twins": {"optim.learning_rate": 0.05},
         "vicreg": {"optim.learning_rate": 0.256},
         "unigrad": {"views.crop_area": (0.4, 1.0)},
+    },
+    "default": {
+        row: {"optim.learning_rate": rate}
+        for row, rate in {
+            **{"simsiam": 0.8, "simsiam_gsg": 0.2, "byol": 1.6, "byol_gsg": 0.8, "simclr": 0.2},
+            **{"moco_v2": 0.1, "barlow_twins": 0.000781, "vicreg": 0.016, "unigrad": 0.2},
+            **{"dino": 0.32, "twist": 0.2, "simdino": 0.8, "directpred_guided": 0.2},
+        }.items()
     },
 }
 # {row: (its config, what it changes in it)}: every method, and those with guided sources besides.
