@@ -38,11 +38,14 @@ def embed_splits(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> di
             f"{', '.join(map(file_stem, splits))}; give each split its own --workdir"
         )
     run = read_run(config)
-    is_default = splits == evaluation("features").splits
-    if is_default and open_source(run.data, "test") is None:
-        say(f"{run.data.name!r} has no test split: its training images are embedded")
-        splits = ("train",)
-    sources = {split: open_split(run, split) for split in splits}
+    sources = {}
+    if splits == evaluation("features").splits:  # the default: train and, if there is one, test
+        if (test := open_source(run.data, "test")) is not None:
+            sources["test"] = test
+        else:
+            say(f"{run.data.name!r} has no test split: its training images are embedded")
+            splits = ("train",)
+    sources = {split: sources.get(split) or open_split(run, split) for split in splits}
     encoder = open_encoder(config, run, sources[splits[0]])
     written = {}
     for split, source in sources.items():
