@@ -45,7 +45,8 @@ With several hosts, the same command on each; Cloud TPU, SLURM and Open MPI set 
   --host_timeout=SECONDS        to wait for a missing host, at the start (300) and later (60 at
                                 most)
 """
-ABORTED = 134  # the status of a crash, as of a process that JAX aborts since another host is lost
+ABORTED = 134  # the status of a process that JAX aborts because another host is lost
+CRASHED = 70  # that of a program's own error, in BSD's sysexits.h
 _GRACE_SECONDS = 3
 
 
@@ -106,9 +107,10 @@ def run_process(program: Callable[[list[str]], int]) -> None:
         status = program(sys.argv)
     except Exception as error:
         say_everywhere(*"".join(traceback.format_exception(error)).splitlines())
+        status = CRASHED
         if are_several():
             say_everywhere("error: see above; if another host is lost, the same command resumes")
-        status = ABORTED
+            status = ABORTED
     sys.stdout.flush()
     if status and are_several():
         # When host 0 ends, the others do; hosts that fail alike report it first.

@@ -169,10 +169,13 @@ while :; do
   if ! run_state=$(state_of_run); then
     failures=$((failures + 1))
     if [ "$failures" -ge "$max_failures" ]; then
-      failures=0
       if delete >&2; then
+        failures=0
         started=false
         count_restart "the workers could not be reached $max_failures times in a row" gone
+      elif [ "$failures" -ge $((2 * max_failures)) ]; then
+        say "$TPU_NAME can neither be reached nor deleted: delete it by hand, because it costs money"
+        exit 1
       fi
     fi
     sleep "$POLL_SECONDS"

@@ -128,7 +128,7 @@ def test_a_program_ends_at_once_with_the_status_of_what_failed(monkeypatch):
     finally:
         absl_logging.set_verbosity(before[0])
         logging.getLogger("asyncio").setLevel(before[1])
-    assert ends == [1, 2, main.ABORTED]  # a crash, which the launch scripts start again
+    assert ends == [1, 2, main.CRASHED]  # a crash, which the launch scripts start again
 
 
 @pytest.mark.extended

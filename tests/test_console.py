@@ -56,6 +56,13 @@ def last_frame(text):
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").split("\n")[-3:-1]
 
 
+@pytest.mark.parametrize("of", [plain, terminal])
+@pytest.mark.parametrize("name", ["knn_top1", "rankme"])
+def test_a_score_is_shown_in_a_line_of_its_own_or_at_the_end(clock, of, name):
+    shown = show(of(200), clock, VALUES | {name: 12.5})
+    assert {"knn_top1": "k-NN top-1 12.5000", "rankme": "RankMe 12.5"}[name] in shown
+
+
 def test_plain_lines_hold_every_figure_and_the_time_left_without_the_compiling(clock):
     line = (
         "step    3/1003  epoch   1.50  loss -0.9123  std 0.95  rank  12.3  "

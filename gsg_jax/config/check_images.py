@@ -40,10 +40,13 @@ def check_images(config: ConfigDict, train: Source, test: Source | None) -> bool
     check_channels(config, train)
     _check_queue_fits(config, train)
     _check_probe(config, train)
-    is_monitored = bool(config.eval.knn_every_epochs)
-    for source in (train, test) if is_monitored else ():
+    if not config.eval.knn_every_epochs:
+        return False
+    if not train.class_names:  # RankMe alone, which nobody has asked for
+        return fits_patches(config, train)
+    for source in (train, test):
         check_patches(config, source)
-    return is_monitored
+    return True
 
 
 def check_channels(config: ConfigDict, source: Source) -> None:
@@ -58,19 +61,23 @@ def check_channels(config: ConfigDict, source: Source) -> None:
 
 def check_patches(config: ConfigDict, source: Source | None) -> None:
     """Raises UserError if images that are embedded whole cannot be cut into patches."""
-    patch_size = config.model.patch_size
-    if config.model.backbone not in VITS or config.data.crop == "host":
-        return
-    if source is None or source.image_shape is None:
-        return
-    height, width = source.image_shape[:2]
-    if height % patch_size or width % patch_size:
+    if not fits_patches(config, source):
+        height, width = source.image_shape[:2]
         raise UserError(
-            f"--config.model.patch_size={patch_size}: does not divide the {height} x {width} "
-            f"pixels of {source.name!r}, whose images the monitor embeds whole; take a patch size "
-            'that does, or set --config.data.crop="host", which cuts them to views.size, or '
+            f"--config.model.patch_size={config.model.patch_size}: does not divide the {height} x "
+            f"{width} pixels of {source.name!r}, whose images the monitor embeds whole; take a "
+            'patch size that does, or set --config.data.crop="host", which cuts them to views.size, or '
             "--config.eval.knn_every_epochs=0"
         )
+
+
+def fits_patches(config: ConfigDict, source: Source | None) -> bool:
+    """Whether images, if they are embedded whole, can be cut into the backbone's patches."""
+    if config.model.backbone not in VITS or config.data.crop == "host":
+        return True
+    if source is None or source.image_shape is None:
+        return True
+    return not any(side % config.model.patch_size for side in source.image_shape[:2])
 
 
 def _check_queue_fits(config: ConfigDict, source: Source) -> None:

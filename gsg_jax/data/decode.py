@@ -252,6 +252,8 @@ def _convert(image: Image.Image, mode: str, num_bits: int | None) -> Image.Image
     if image.mode.startswith("I"):
         # convert() clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.int64)
+        if values.max(initial=0) >= 2**16:
+            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
         if num_bits is None:
             num_bits = 12 if image.mode.startswith("I;16") else 16
         image = Image.fromarray(_eight_bits(values, num_bits))

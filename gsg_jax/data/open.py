@@ -72,14 +72,15 @@ def _checked(name: str, split: str, source: Source | None) -> Source | None:
         raise UserError(
             f"--config.data.name={name}: image(0) is {kind}: it must be uint8 [H, W, C]"
         )
-    if (labels := getattr(source, "labels", None)) is not None:
-        _check_labels(name, np.asarray(labels), len(source), len(source.class_names))
+    # Other sources may have to read every record for their labels.
+    if isinstance(source, ArraySource) and source.labels is not None:
+        _check_labels(name, np.asarray(source.labels), len(source), len(source.class_names))
     return source
 
 
 def _check_labels(name: str, labels: np.ndarray, num_images: int, num_classes: int) -> None:
     """Raises UserError unless there is one class, or -1, for each image."""
-    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
+    if labels.shape != (num_images,) or labels.dtype.kind not in "iub":
         raise UserError(
             f"--config.data.name={name}: its labels are {labels.dtype} {labels.shape}: they must "
             f"be integers [{num_images}], or None"

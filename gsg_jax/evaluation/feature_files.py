@@ -106,8 +106,12 @@ def _open_rows(path: pathlib.Path, num_done: int, shape: tuple[int, int]) -> np.
     path.unlink(missing_ok=True)  # perhaps a link to elsewhere
     rows = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):  # or else a full disk ends the job by SIGBUS, at some row
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            path.unlink()  # it has taken what room there was
+            raise OSError(error.errno, error.strerror, str(path)) from error
     return rows
 
 

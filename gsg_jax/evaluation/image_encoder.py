@@ -169,7 +169,10 @@ class _Images:
         image, channels = self._images[i], self._prepare.channels
         if isinstance(image, Path):
             return self._prepare(read_photo(image, channels))
-        return self._prepare(image_pixels(image, channels=channels, exif=True))
+        try:
+            return self._prepare(image_pixels(image, channels=channels, exif=True))
+        except DECODE_ERRORS as error:
+            raise UserError(f"image {i} (mode {image.mode}) cannot be used: {error}") from error
 
 
 def _listed(images: Any) -> list[Path | Image.Image]:

@@ -46,9 +46,8 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
         with stop_signals() as stop_requested:
             write_report(report, workdir, stop_requested)
         query = "--image=a.jpg" if config.data.name == "folder" else "--duplicates"
-        evaluation = "evaluate_all" if "test" in read_object(workdir / IDENTITY) else "knn"
         words = {"folder": workdir, "workdir": shlex.quote(str(workdir)), "query": query}
-        words["evaluation"] = evaluation
+        words["evaluation"] = "evaluate_all" if _has_labelled_test(workdir) else "knn"
         lines = NEXT.format(**words).splitlines()
         say(*(lines if "knn_top1" in figures else lines[:-1]))  # without labels nothing to evaluate
     except (ReportStopped, KeyboardInterrupt):
@@ -61,3 +60,9 @@ def pretrain_and_report(config: ml_collections.ConfigDict, workdir: pathlib.Path
             f"--config=report --config.pretrained={workdir}"
         )
     return figures
+
+
+def _has_labelled_test(workdir: pathlib.Path) -> bool:
+    """Whether the run has test images of its training images' classes."""
+    images = read_object(workdir / IDENTITY) if (workdir / IDENTITY).is_file() else {}
+    return "test" in images and images["test"]["classes"] == images["train"]["classes"]

@@ -75,8 +75,7 @@ class RunDisplay:
         wait = f"data wait {timing['data_wait_share']:3.0%}"
         if self._bar:
             self._bar.show(f"{speed:>14}  {wait}", "  ".join(_figures(values)))
-            if "knn_top1" in values:
-                scores = "  ".join(_scores(values))
+            if scores := "  ".join(_scores(values)):
                 self.note(f"step {step}, epoch {values['epoch']:.2f}: {scores}")
             return
         width = len(str(self._num_steps))

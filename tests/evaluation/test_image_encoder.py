@@ -159,6 +159,7 @@ def test_an_encoder_tells_what_it_is(encoder, runs):
         (np.zeros((2, 8, 8, 2), np.uint8), "an array of uint8 and shape (8, 8, 2)"),
         (np.zeros((2, 0, 8, 3), np.uint8), "an array of uint8 and shape (0, 8, 3)"),
         ([Image.new("F", (4, 4))], "image 0 holds floats"),
+        ([Image.new("I", (4, 4), 2**20)], "image 0 (mode I) cannot be used: its pixels have more"),
         ([None], "image 0 is an array of object and shape ()"),
         (7, "the images are of type int: give a folder, an array, or a list"),
     ],

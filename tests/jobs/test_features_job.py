@@ -1,7 +1,9 @@
 """The features job: the same embeddings whatever the batches, the devices and the interruptions."""
 
+import errno
 import io
 import json
+import os
 import pathlib
 import shutil
 
@@ -236,4 +238,16 @@ def test_an_image_is_named_by_its_place_in_the_split_and_rows_have_their_room_on
     chosen = Subset(known_images(source), np.array([3, 1]))
     np.testing.assert_array_equal(feature_files.ids_of(chosen), [5, 2])
     rows = feature_files._open_rows(tmp_path / "rows", 0, (300, 50))
-    assert (tmp_path / "rows").stat().st_blocks * 512 >= rows.nbytes == 4 * 300 * 50
+    assert rows.nbytes == 4 * 300 * 50
+    if hasattr(os, "posix_fallocate"):
+        assert (tmp_path / "rows").stat().st_blocks * 512 >= rows.nbytes
+
+
+def test_a_full_disk_ends_it_in_one_line_and_is_given_back_its_room(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space left") as error:
+        feature_files._open_rows(tmp_path / "rows", 0, (300, 50))
+    assert error.value.filename == str(tmp_path / "rows") and not any(tmp_path.iterdir())

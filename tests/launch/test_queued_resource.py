@@ -157,6 +157,18 @@ def test_requests_that_fail_after_the_first_are_repeated(desk):
     assert verbs(desk) == [*again, "setup", "run", "log", "delete"]
 
 
+def test_a_resource_that_can_neither_be_reached_nor_deleted_ends_it(desk):
+    desk.answers(
+        {
+            "queued-resources list": listed("ACTIVE"),
+            "queued-resources delete": [("", 1)],
+            "detached.sh state": [LOST],
+        }
+    )
+    status, _, err = desk.call("queued_resource.sh", **VARIABLES)
+    assert status == 1 and verbs(desk) == 11 * ["delete"] and "delete it by hand" in err
+
+
 def test_checks_that_keep_failing_end_it(desk):
     status, _, err = start(desk, [("", 1)], runs("none"))
     assert status == 1 and verbs(desk) == [] and len(desk.calls) == 10

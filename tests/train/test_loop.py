@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gsg_jax.config.check_images import check_images
 from gsg_jax.config.command_line import parse_flags
 from gsg_jax.config.load import resolve
+from gsg_jax.console import UserError
+from gsg_jax.data.open import ArraySource
+from gsg_jax.jobs.pretrain import _has_labelled_test
+from gsg_jax.run.identity import identity
 from gsg_jax.run.workdir import IMPORTED
 from gsg_jax.train import loop as train
 from tests.runs import done, hashes, job, logged, refused, tiny, warnings, write_images
-from tests.small import save_untrained
+from tests.small import load, save_untrained
 
 
 def poison(monkeypatch, bad_step, name="loss"):
@@ -265,3 +270,24 @@ def test_ranks_are_logged_beside_the_knn(images, tmp_path):
     line = logged(tmp_path)[-1]
     assert 1 <= line["rankme"] <= 4 and 1 <= line["lidar"] <= 4  # 4 channels
     assert f"RankMe {line['rankme']:.1f}  LiDAR {line['lidar']:.1f}" in err
+
+
+def test_images_without_labels_that_cannot_be_cut_into_patches_are_not_monitored():
+    config = load("simsiam", "folder")
+    config.model.update({"backbone": "vit_micro", "patch_size": 7})
+    config.data.crop = "device"
+    fitting, other = (np.zeros((4, side, 28, 3), np.uint8) for side in (28, 30))
+    assert check_images(config, ArraySource("x", fitting), ArraySource("x", other))
+    assert not check_images(config, ArraySource("x", other), None)
+    with pytest.raises(UserError, match="does not divide the 30 x 28 pixels of 'x'"):
+        check_images(config, ArraySource("x", other, np.zeros(4, int), ("a",)), None)
+
+
+def test_what_to_do_next_is_by_the_test_images_of_the_run(tmp_path):
+    labelled = ArraySource("x", np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "b"))
+    unlabelled = ArraySource("x", labelled.images)
+    assert not _has_labelled_test(tmp_path)
+    for test, wanted in ((labelled, True), (unlabelled, False), (None, False)):
+        now = identity({"train": labelled, "test": test}, "")
+        (tmp_path / "identity.json").write_text(json.dumps(now))
+        assert _has_labelled_test(tmp_path) == wanted
