@@ -66,8 +66,8 @@ def check_patches(config: ConfigDict, source: Source | None) -> None:
         raise UserError(
             f"--config.model.patch_size={config.model.patch_size}: does not divide the {height} x "
             f"{width} pixels of {source.name!r}, whose images the monitor embeds whole; take a "
-            'patch size that does, or set --config.data.crop="host", which cuts them to views.size, or '
-            "--config.eval.knn_every_epochs=0"
+            'patch size that does, or set --config.data.crop="host", which cuts them to '
+            "views.size, or --config.eval.knn_every_epochs=0"
         )
 
 
