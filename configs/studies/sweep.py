@@ -35,7 +35,8 @@ MORE_FACTORS = {
     "default": {
         **dict.fromkeys(("simsiam_gsg", "simclr", "unigrad", "twist"), (0.25,)),
         **{"directpred_guided": (0.25,), "moco_v2": (0.25, 0.125)},
-        **{"byol": (8,), "vicreg": (16,), "dino": (8, 16)},
+        **{"barlow_twins": (16, 64, 256), "vicreg": (16, 64)},
+        **{"byol": (8,), "dino": (8, 16)},
     },
 }
 # The best of each row (docs/results.md, docs/methods.md); other rows keep their configs' values.
