@@ -5,10 +5,14 @@ import pytest
 from tests.runs import call, hashes, job, refused
 
 DEVICES = "2 images cannot be shared by 8 devices"
+ONE_PAIR = (
+    "--config.optim.backbone_learning_rates=(0.1,)",
+    "--config.optim.head_learning_rates=(1.0,)",
+)
 REFUSALS = {
     "evaluate_all": [
         (["--config.transfer.sets=('dtdd',)"], "take from food101"),
-        (["--config.finetune_labels=(0.5,0.01)", "--config.data.batch_size=8"], DEVICES),
+        ([*ONE_PAIR, "--config.finetune_labels=(0.5,0.01)", "--config.data.batch_size=8"], DEVICES),
         (["--config.parts=('knn','linear')"], "take from knn, few_label, probe"),
         (["--config.parts=(1,2)"], "--config.parts=(1, 2): take from knn, few_label"),
         (["--config.parts=(('knn',),None)"], "--config.parts=(('knn',), None): take from knn"),
