@@ -7,10 +7,12 @@ for as many epochs. Each has the best values of the study `sweep`, if it was swe
 row is compared with its plain one: `simsiam_gsg` and `byol_gsg` see four views of an image where
 the others see two, so the study `gain` has the fairer question for them.
 
-`methods:default` does the same on the embedded images, in two epochs.
+`methods:default` does the same on the embedded images, in two epochs. With the flag
+`--config.eval.inspect_gradients=true` the runs log the parts of their gradients too.
 
 18 cells, 3 seeds. A seed of `cifar10_small` takes as long as 21 trainings of `simsiam`. Cells that
-`gain` and `contrastive` have too are the same runs. Not yet run.
+`gain` and `contrastive` have too are the same runs, the only ones run so far; those of `default`
+are all run (docs/methods.md).
 """
 
 from gsg_jax.configs.studies.sweep import EPOCHS, ROWS, tuned
