@@ -10,8 +10,9 @@ method, so differences of a few tenths of a point between two values mean nothin
 
 `--cells='simsiam_*'` sweeps some of the methods, `--cells='*_rate*'` the rates alone.
 
-151 cells, one seed. Run: those of SimSiam and BYOL, plain and guided, SimCLR, MoCo v2, Barlow
-Twins, VICReg and UniGrad.
+153 cells, one seed. Run: those of SimSiam and BYOL, plain and guided, SimCLR, MoCo v2, Barlow
+Twins, VICReg, UniGrad, plain and guided, LeJEPA, VISReg, and SimDINO, plain and guided, at all
+rates but the highest. Of `default` all rates are run.
 """
 
 from typing import Any
@@ -31,7 +32,10 @@ AT_ITS_RATE = {
 EPOCHS = {"default": 2}
 # More factors, where the best of the four is the least or the greatest: until one is worse.
 MORE_FACTORS = {
-    "cifar10_small": {"simclr": (0.25,), "barlow_twins": (16, 64, 256), "vicreg": (16, 64, 256)},
+    "cifar10_small": {
+        **{"simclr": (0.25,), "barlow_twins": (16, 64, 256), "vicreg": (16, 64, 256)},
+        **{"simdino": (8,), "simdino_guided": (8,)},
+    },
     "default": {
         **dict.fromkeys(("simsiam_gsg", "simclr", "unigrad", "twist"), (0.25,)),
         **{"directpred_guided": (0.25,), "moco_v2": (0.25, 0.125)},
@@ -51,6 +55,8 @@ TUNED = {
         "barlow_twins": {"optim.learning_rate": 0.05},
         "vicreg": {"optim.learning_rate": 0.256},
         "unigrad": {"views.crop_area": (0.4, 1.0)},
+        "unigrad_guided": {"views.crop_area": (0.4, 1.0)},
+        "visreg": {"optim.learning_rate": 0.8},
     },
     "default": {
         row: {"optim.learning_rate": rate}
