@@ -17,8 +17,7 @@ from gsg_jax.config import recipes
 def get_config(recipe: str = "default") -> ConfigDict:
     """Returns the config of a recipe, one of gsg_jax.config.recipes.RECIPES."""
     config = recipes.pretraining(recipe)
-    config.method.name = "simdino"
-    config.method.update({"coding_epsilon": 0.05})
+    config.method.update({"name": "simdino", "coding_epsilon": 0.05})
     if recipe.startswith("imagenet"):
         config.method.update({"ema_decay": 0.996, "ema_schedule": "cosine"})
     config.model.update({"projector_end": "none", "projector_width": 256})
