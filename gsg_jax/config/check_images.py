@@ -43,7 +43,7 @@ def check_images(config: ConfigDict, train: Source, test: Source | None) -> bool
     if not config.eval.knn_every_epochs:
         return False
     if not train.class_names:  # RankMe alone, which nobody has asked for
-        return fits_patches(config, train)
+        return _fits_patches(config, train)
     for source in (train, test):
         check_patches(config, source)
     return True
@@ -61,7 +61,7 @@ def check_channels(config: ConfigDict, source: Source) -> None:
 
 def check_patches(config: ConfigDict, source: Source | None) -> None:
     """Raises UserError if images that are embedded whole cannot be cut into patches."""
-    if not fits_patches(config, source):
+    if not _fits_patches(config, source):
         height, width = source.image_shape[:2]
         raise UserError(
             f"--config.model.patch_size={config.model.patch_size}: does not divide the {height} x "
@@ -71,7 +71,7 @@ def check_patches(config: ConfigDict, source: Source | None) -> None:
         )
 
 
-def fits_patches(config: ConfigDict, source: Source | None) -> bool:
+def _fits_patches(config: ConfigDict, source: Source | None) -> bool:
     """Whether images, if they are embedded whole, can be cut into the backbone's patches."""
     if config.model.backbone not in VITS or config.data.crop == "host":
         return True

@@ -130,11 +130,7 @@ _VIEWS = {
 }
 
 _EVAL = {
-    "knn_every_epochs": Key(
-        10,
-        "epochs between two scores: k-NN and RankMe; 0: none",
-        (0, 1e9),
-    ),
+    "knn_every_epochs": Key(10, "epochs between two scores: k-NN and RankMe; 0: none", (0, 1e9)),
     "knn_k": Key(200, "neighbours", (1, 1e9)),
     "knn_temperature": Key(0.2, "of the neighbours' weights", (0.02, 1e3)),
     "knn_pixels": Key(False, "score raw pixels before training; for small images"),

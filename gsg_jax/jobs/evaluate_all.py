@@ -19,13 +19,7 @@ from gsg_jax.evaluation.labelled import Labelled, check_finite, open_test, open_
 from gsg_jax.evaluation.scores import shares_with_intervals
 from gsg_jax.jobs.features import features_in_file
 from gsg_jax.jobs.few_label import score_by_few_labels
-from gsg_jax.jobs.finetune import (
-    check_tunable,
-    drawn_part,
-    none_held_out,
-    official_part,
-    tune,
-)
+from gsg_jax.jobs.finetune import check_tunable, drawn_part, none_held_out, official_part, tune
 from gsg_jax.jobs.knn import score_by_knn
 from gsg_jax.jobs.linear import score_by_lbfgs, score_by_probe
 from gsg_jax.jobs.transfer import check_sets, transfer_figures
@@ -72,6 +66,11 @@ def _without_parts(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("pretrained", "parts")}
 
 
+def _prefix(share: float) -> str:
+    """What the figures of fine-tuning on a share of the labels begin with."""
+    return f"finetune_{100 * share:g}pct"
+
+
 class Evaluation:
     """All evaluations of one checkpoint and the file that keeps them."""
 
@@ -89,8 +88,8 @@ class Evaluation:
             part = official_part(self.run_config, share)
             part = part or drawn_part(self.train, share, config.run.seed)
             if lack := none_held_out(part, config):  # the other evaluations are still made
-                say(f"warning: finetune_{100 * share:g}pct is left out: {lack}")
-                self.untunable[f"finetune_{100 * share:g}pct"] = lack
+                say(f"warning: {_prefix(share)} is left out: {lack}")
+                self.untunable[_prefix(share)] = lack
                 continue
             check_tunable(self.encoder, part, config)
             self.labelled_parts[share] = part
@@ -143,7 +142,7 @@ class Evaluation:
         figures = {}
         settings = ml_collections.ConfigDict(_without_parts(self.config.to_dict()))
         for share, train in self.labelled_parts.items():
-            prefix = f"finetune_{100 * share:g}pct"
+            prefix = _prefix(share)
             folder = self.workdir / "finetune" / prefix
             with claimed_for_evaluation(folder, settings, self.encoder.digest, self.identity):
                 figures |= tune(self.encoder, train, self.test, self.config, folder, prefix)

@@ -24,7 +24,7 @@ from gsg_jax.run.record import RunRecord, read_run_record
 from gsg_jax.study.cells import Run
 
 LOOK_AGAIN_SECONDS = 5.0  # at runs that other processes have claimed
-# Keys in which a record may differ: they change no score.
+# Keys in which a record may differ: they change no score by more than rounding.
 FREE = (*FOLDERS, "eval.knn_pixels", "eval.inspect_gradients")
 
 
