@@ -124,6 +124,8 @@ class Processes:
             pipe.send(calls)
             answer = pipe.recv()
         except (EOFError, OSError) as error:
+            if self._is_closed:  # close() waits for it: of two that wait, one misses the end
+                raise
             process.join(_EXIT_SECONDS)
             status = process.exitcode or 0
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else "ended"
