@@ -57,6 +57,10 @@ TUNED = {
         "unigrad": {"views.crop_area": (0.4, 1.0)},
         "unigrad_guided": {"views.crop_area": (0.4, 1.0)},
         "visreg": {"optim.learning_rate": 0.8},
+        "simdino": {"optim.learning_rate": 3.2},
+        "simdino_guided": {"optim.learning_rate": 3.2},
+        "directpred": {"views.crop_area": (0.4, 1.0)},
+        "directpred_guided": {"views.crop_area": (0.4, 1.0)},
     },
     "default": {
         row: {"optim.learning_rate": rate}
