@@ -10,7 +10,7 @@ method, so differences of a few tenths of a point between two values mean nothin
 
 `--cells='simsiam_*'` sweeps some of the methods, `--cells='*_rate*'` the rates alone.
 
-155 cells, one seed. Run: those of SimSiam and BYOL, plain and guided, SimCLR, MoCo v2, Barlow
+157 cells, one seed. Run: those of SimSiam and BYOL, plain and guided, SimCLR, MoCo v2, Barlow
 Twins, VICReg, UniGrad, plain and guided, LeJEPA, VISReg, and SimDINO, plain and guided, at all
 rates but the highest. Of `default` all rates are run.
 """
@@ -34,7 +34,7 @@ EPOCHS = {"default": 2}
 MORE_FACTORS = {
     "cifar10_small": {
         **{"simclr": (0.25,), "barlow_twins": (16, 64, 256), "vicreg": (16, 64, 256)},
-        **dict.fromkeys(("simdino", "simdino_guided"), (8, 16)),
+        **dict.fromkeys(("simdino", "simdino_guided", "dino"), (8, 16)),
     },
     "default": {
         **dict.fromkeys(("simsiam_gsg", "simclr", "unigrad", "twist"), (0.25,)),
