@@ -10,9 +10,9 @@ the others see two, so the study `gain` has the fairer question for them.
 `methods:default` does the same on the embedded images, in two epochs. With the flag
 `--config.eval.inspect_gradients=true` the runs log the parts of their gradients too.
 
-18 cells, 3 seeds. A seed of `cifar10_small` takes as long as 21 trainings of `simsiam`. Cells that
-`gain` and `contrastive` have too are the same runs, the only ones run so far; those of `default`
-are all run (docs/methods.md).
+18 cells, 3 seeds, all of them run, as are those of `default` (docs/methods.md). A seed of
+`cifar10_small` takes as long as 21 trainings of `simsiam`. Cells that `gain` and `contrastive` have
+too are the same runs.
 """
 
 from gsg_jax.configs.studies.sweep import EPOCHS, ROWS, tuned

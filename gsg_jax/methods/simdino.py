@@ -41,8 +41,7 @@ def simdino_loss(
     chex.assert_axis_dimension_gteq(z, 0, 2)
     u, t = normalize(p[:num_global]), normalize(z)
     targets = positives(t, p.shape[0], outputs.mix, outputs.picks)  # [V, B, D]
-    is_global = jnp.arange(p.shape[0]) < num_global
-    num_targets = jnp.where(is_global, num_global - 1, num_global)  # of each view, [V]
+    num_targets = num_global - (jnp.arange(len(p)) < num_global)  # of each view, [V]: not its own
 
     f = (u + t) / 2
     f = f.swapaxes(1, 2) if batch_size < width else f  # the smaller matrix, of equal determinant
